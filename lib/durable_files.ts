@@ -1,0 +1,200 @@
+/**
+ * Files that are whole or not there: written under another name, synced, then named.
+ * @module
+ */
+import { fileError, TelemetryError } from "./errors.ts";
+import { folderOf, isGranted, partialOf } from "./layout.ts";
+
+/**
+ * Makes the names in a folder durable (`fsync` of the folder). Windows has no such thing and needs none.
+ *
+ * @throws {TelemetryError} when the operating system refuses
+ */
+export function syncFolder(folder: string): void {
+  if (Deno.build.os === "windows") return;
+  try {
+    using handle = Deno.openSync(folder);
+    handle.syncSync();
+  } catch (error) {
+    throw fileError(error, `cannot sync ${folder}`);
+  }
+}
+
+/**
+ * Makes the content of a file durable (`fsync`).
+ *
+ * @throws {TelemetryError} when the operating system refuses
+ */
+export function syncFile(path: string): void {
+  try {
+    using file = Deno.openSync(path, { read: true, write: true });
+    file.syncSync();
+  } catch (error) {
+    throw fileError(error, `cannot sync ${path}`);
+  }
+}
+
+/**
+ * Gives what a root process has just made to the owner of `{base}`: else root's cron makes today's log, and
+ * the agents can no longer append to it. Does nothing for links, for other users, and on Windows.
+ *
+ * @param path what was made
+ * @param base whose owner it gets
+ */
+export function giveToOwnerOf(base: string, path: string): void {
+  try {
+    const owner = Deno.statSync(base);
+    const made = Deno.lstatSync(path);
+    if (made.isSymlink || owner.uid === null || (made.uid === owner.uid && made.gid === owner.gid)) return;
+    Deno.chownSync(path, owner.uid, owner.gid);
+  } catch { /* only root may give files away, and only root has to */ }
+}
+
+/**
+ * Makes a folder and those above it; what was made gets the owner of `{base}`.
+ *
+ * @returns whether it had to be made
+ * @throws {TelemetryError} `in_the_way`, `permission`, `disk_full` …
+ */
+export function makeFolder(base: string, folder: string): boolean {
+  try {
+    if (Deno.statSync(folder).isDirectory) return false;
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw fileError(error, `cannot look at ${folder}`);
+    try {
+      Deno.mkdirSync(folder, { recursive: true });
+    } catch (failed) {
+      throw fileError(failed, `cannot make the folder ${folder}`);
+    }
+    if (folder !== base) giveToOwnerOf(base, folder);
+    // The folder above {base} is the user's: it may not be ours to read.
+    const above = folderOf(folder);
+    if (isGranted({ name: "read", path: above })) syncFolder(above);
+    return true;
+  }
+  throw new TelemetryError("in_the_way", `${folder} is a file, but a folder is needed there`, {
+    hint: "move that file away and run it again",
+  });
+}
+
+/** Whether anything stands at a path, a dangling link included. */
+export function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw fileError(error, `cannot look at ${path}`);
+  }
+}
+
+/**
+ * Gives a finished and synced partial its name without ever replacing a file: link, then unlink, since `rename`
+ * overwrites. Where the file system has no links, a rename to a name that was free a moment ago.
+ *
+ * @returns false when the name is taken; the partial is then still there
+ * @throws {TelemetryError} when the operating system refuses
+ */
+export function nameForGood(partial: string, path: string): boolean {
+  try {
+    Deno.linkSync(partial, path);
+    Deno.removeSync(partial);
+  } catch (error) {
+    if (exists(path)) return false;
+    try {
+      Deno.renameSync(partial, path);
+    } catch {
+      throw fileError(error, `cannot name ${path}`);
+    }
+  }
+  syncFolder(folderOf(path));
+  return true;
+}
+
+/** How {@linkcode writeWhole} treats a file that is there already. */
+export interface WriteWholeOptions {
+  /** Whether it may be replaced. */
+  replace: boolean;
+}
+
+/**
+ * Writes a whole file or nothing, also when killed, when the disk is full, and when two do it at once.
+ *
+ * @param base its owner gets the file
+ * @param path where
+ * @param content what
+ * @param options whether a file that is there may be replaced
+ * @returns whether it was written: false when it is there and may not be replaced
+ * @throws {TelemetryError} when the operating system refuses; what was there is still there
+ */
+export function writeWhole(base: string, path: string, content: Uint8Array, options: WriteWholeOptions): boolean {
+  const partial = partialOf(path);
+  using file = claimPartial(partial);
+  try {
+    if (!options.replace && exists(path)) {
+      Deno.removeSync(partial);
+      return false;
+    }
+    file.truncateSync(0);
+    for (let written = 0; written < content.length;) written += file.writeSync(content.subarray(written));
+    file.syncSync();
+    giveToOwnerOf(base, partial);
+    if (!options.replace) return nameForGood(partial, path);
+    Deno.renameSync(partial, path);
+  } catch (error) {
+    removeIfThere(partial);
+    throw fileError(error, `cannot write ${path}`);
+  }
+  syncFolder(folderOf(path));
+  return true;
+}
+
+/** How long to wait for another process that writes the same partial, in milliseconds. */
+const CLAIM_TIMEOUT_MS = 10_000;
+
+/**
+ * Opens a partial that nobody else writes: its exclusive lock is held until it is closed, and dies with its owner,
+ * so that what a killed process left is simply used again.
+ */
+function claimPartial(partial: string): Deno.FsFile {
+  const deadline = performance.now() + CLAIM_TIMEOUT_MS;
+  for (;;) {
+    let file: Deno.FsFile;
+    try {
+      file = Deno.openSync(partial, { read: true, write: true, create: true });
+    } catch (error) {
+      throw fileError(error, `cannot write ${partial}`);
+    }
+    // The lock may be on a file that its former owner has named or removed in the meantime.
+    if (file.tryLockSync(true) && isFileAt(file, partial)) return file;
+    file.close();
+    if (performance.now() > deadline) {
+      throw new TelemetryError(
+        "locked",
+        `another process has been writing ${partial} for ${CLAIM_TIMEOUT_MS / 1000} s`,
+        {
+          hint: "wait for it to end, or end it, and run this again",
+        },
+      );
+    }
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
+  }
+}
+
+/** Whether an open file still is the one at a path. */
+export function isFileAt(file: Deno.FsFile, path: string): boolean {
+  const open = file.statSync();
+  try {
+    const there = Deno.statSync(path);
+    return there.ino === open.ino && there.dev === open.dev;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+function removeIfThere(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch { /* it was not there, or stays as a partial, which is never taken for a file */ }
+}

@@ -1,0 +1,271 @@
+/**
+ * SQLite as the contract wants it opened, and its errors told apart. The only module that knows the binding.
+ *
+ * Rows are read with `get` and `all`: the binding's `iterate` ends without an error at a damaged page.
+ * @module
+ */
+import { backup, DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlite";
+import { type ErrorCode, messageOf, TelemetryError } from "./errors.ts";
+
+/** What can be bound to a parameter. Booleans and undefined cannot. */
+export type SqlValue = SQLInputValue;
+/** A row by column name. */
+export type Row = Record<string, SqlValue>;
+
+/** How {@linkcode Connection.open} opens. */
+export interface OpenOptions {
+  /** Never writes, and fails when there is no file. @default false */
+  readOnly?: boolean;
+  /** How long SQLite itself waits for a lock, in milliseconds. @default 5000 (contract, "Pragmas") */
+  busyTimeoutMs?: number;
+}
+
+/** The pragmas of every writing connection (contract, "Pragmas"); the busy timeout is set on opening. */
+const PRAGMAS = "PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=1000";
+
+/** The waits between the tries of a write that finds the database locked, in milliseconds (contract, "Pragmas"). */
+export const LOCK_RETRY_DELAYS_MS: readonly number[] = [100, 200];
+
+/**
+ * A connection whose errors are {@linkcode TelemetryError}s. Foreign keys are not enforced: the contract's
+ * other programs do not enforce them either, so orphans are real.
+ *
+ * @example
+ * ```ts
+ * import { Connection } from "./sqlite.ts";
+ *
+ * using db = Connection.open(":memory:");
+ * console.log(db.get("SELECT 1 AS one")?.["one"]); // 1
+ * ```
+ */
+export class Connection implements Disposable {
+  /** The file. */
+  readonly path: string;
+  readonly #db: DatabaseSync;
+
+  private constructor(path: string, db: DatabaseSync) {
+    this.path = path;
+    this.#db = db;
+  }
+
+  /**
+   * @param path a file, which is made when it is not there (unless `readOnly`), or `:memory:`
+   * @throws {TelemetryError} `permission`, `not_a_database`, `locked`, `io` …
+   */
+  static open(path: string, options: OpenOptions = {}): Connection {
+    const { readOnly = false, busyTimeoutMs = 5000 } = options;
+    return attempt(path, () => {
+      const db = new DatabaseSync(path, { readOnly, timeout: busyTimeoutMs, enableForeignKeyConstraints: false });
+      if (!readOnly) db.exec(PRAGMAS);
+      return new Connection(path, db);
+    });
+  }
+
+  /** Runs statements that give no rows. */
+  exec(sql: string): void {
+    attempt(this.path, () => this.#db.exec(sql));
+  }
+
+  /** A statement to run many times. */
+  prepare(sql: string): Statement {
+    return attempt(this.path, () => new Statement(this.path, this.#db.prepare(sql)));
+  }
+
+  /** The first row, if any. */
+  get(sql: string, ...values: SqlValue[]): Row | undefined {
+    return this.prepare(sql).get(...values);
+  }
+
+  /** All rows. */
+  all(sql: string, ...values: SqlValue[]): Row[] {
+    return this.prepare(sql).all(...values);
+  }
+
+  /** Runs one statement; the number of rows it changed. */
+  run(sql: string, ...values: SqlValue[]): number {
+    return this.prepare(sql).run(...values);
+  }
+
+  /**
+   * Runs `work` in one transaction that holds the write lock from its start: all of it happens, or nothing.
+   *
+   * @throws {TelemetryError} `locked` when another process has the lock for longer than the timeouts
+   */
+  transaction<T>(work: () => T): T {
+    retryLocked(() => this.run("BEGIN IMMEDIATE"));
+    try {
+      const result = work();
+      this.run("COMMIT");
+      return result;
+    } catch (error) {
+      this.rollback();
+      throw error;
+    }
+  }
+
+  /** Ends a transaction without its changes; does nothing where SQLite has ended it already. */
+  rollback(): void {
+    try {
+      this.#db.exec("ROLLBACK");
+    } catch { /* a full disk or an I/O error has rolled it back */ }
+  }
+
+  /** The content as the bytes of a database file. */
+  serialize(): Uint8Array {
+    return attempt(this.path, () => this.#db.serialize());
+  }
+
+  /**
+   * Copies one consistent snapshot to a file with SQLite's online backup. Writers go on meanwhile: the read
+   * transaction that is opened first holds none up in WAL mode, and keeps their commits from starting the copy anew.
+   *
+   * @param path the copy; what was there is replaced
+   * @throws {TelemetryError} `disk_full`, `damaged` …
+   */
+  async copyTo(path: string): Promise<void> {
+    this.run("BEGIN");
+    try {
+      this.get("SELECT count(*) FROM sqlite_schema");
+      await backup(this.#db, path, { rate: 1000 });
+    } catch (error) {
+      throw sqliteError(error, path);
+    } finally {
+      this.rollback();
+    }
+  }
+
+  /**
+   * What SQLite's own check finds wrong; nothing when the file is sound. It proves the structure, not that the
+   * contract's tables are there: a file of 0 bytes passes.
+   *
+   * @param depth `quick` leaves out that indexes and tables agree
+   * @throws {TelemetryError} when the check itself could not be made (`locked`, `io`, `permission`)
+   */
+  check(depth: "quick" | "full"): string[] {
+    try {
+      const rows = this.all(depth === "quick" ? "PRAGMA quick_check" : "PRAGMA integrity_check");
+      const found = rows.map((row) => String(Object.values(row)[0]));
+      return found.length === 1 && found[0] === "ok" ? [] : found;
+    } catch (error) {
+      if (error instanceof TelemetryError && error.code === "damaged") return [messageOf(error.cause)];
+      throw error;
+    }
+  }
+
+  /** Closes the file. Closing twice does nothing. */
+  close(): void {
+    if (this.#db.isOpen) this.#db.close();
+  }
+
+  /** Closes the file. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** A prepared statement of a {@linkcode Connection}. */
+export class Statement {
+  readonly #path: string;
+  readonly #statement: StatementSync;
+
+  /** Made by {@linkcode Connection.prepare}. */
+  constructor(path: string, statement: StatementSync) {
+    this.#path = path;
+    this.#statement = statement;
+  }
+
+  /** Runs it; the number of rows it changed. */
+  run(...values: SqlValue[]): number {
+    return attempt(this.#path, () => Number(this.#statement.run(...values).changes));
+  }
+
+  /** The first row, if any. */
+  get(...values: SqlValue[]): Row | undefined {
+    return attempt(this.#path, () => this.#statement.get(...values));
+  }
+
+  /** All rows. */
+  all(...values: SqlValue[]): Row[] {
+    return attempt(this.#path, () => this.#statement.all(...values));
+  }
+}
+
+/**
+ * Tries a write again when the database is locked (contract, "Pragmas"). Blocks the thread meanwhile.
+ *
+ * @throws {TelemetryError} `locked` when the last try failed too; any other error at once
+ */
+export function retryLocked<T>(write: () => T): T {
+  for (const delayMs of LOCK_RETRY_DELAYS_MS) {
+    try {
+      return write();
+    } catch (error) {
+      if (!(error instanceof TelemetryError) || error.code !== "locked") throw error;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, delayMs);
+    }
+  }
+  return write();
+}
+
+function attempt<T>(path: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw sqliteError(error, path);
+  }
+}
+
+/** SQLite's primary result codes that mean something to a caller (SQLite documentation, "Result and Error Codes"). */
+const CODES: Record<number, ErrorCode> = {
+  3: "permission",
+  5: "locked",
+  6: "locked",
+  8: "permission",
+  11: "damaged",
+  13: "disk_full",
+  14: "permission",
+  19: "invalid_record",
+  20: "invalid_record",
+  26: "not_a_database",
+};
+
+/** The same by text, for what the binding throws without a code: `exec`, opening, `backup`. */
+const TEXTS: [RegExp, ErrorCode][] = [
+  [/is locked/, "locked"],
+  [/malformed/, "damaged"],
+  [/not a database/, "not_a_database"],
+  [/is full/, "disk_full"],
+  [/readonly database|unable to open/, "permission"],
+  [/constraint failed|cannot be bound|out of range|BigInt value is too large/, "invalid_record"],
+];
+
+const MEANINGS: Partial<Record<ErrorCode, string>> = {
+  locked: "is locked by another process",
+  damaged: "is damaged",
+  not_a_database: "is not a SQLite database",
+  permission: "cannot be opened for this",
+};
+
+const HINTS: Partial<Record<ErrorCode, string>> = {
+  locked: "wait until the other program is done, or stop it, and run this again",
+  damaged: "run recover_database: it rebuilds the database from the log and from what can still be read",
+  not_a_database: "move that file away; if a database was there, run recover_database",
+  disk_full: "free some space on that disk and run it again",
+  permission: "run it as the user who owns the file, and see that its folder can be written",
+};
+
+function sqliteError(thrown: unknown, path: string): TelemetryError {
+  if (thrown instanceof TelemetryError) return thrown;
+  const text = messageOf(thrown);
+  const errcode = (thrown as { errcode?: unknown }).errcode;
+  const code: ErrorCode = thrown instanceof Deno.errors.NotCapable
+    ? "permission"
+    : typeof errcode === "number"
+    ? CODES[errcode & 0xff] ?? "io"
+    : TEXTS.find(([pattern]) => pattern.test(text))?.[1] ?? "io";
+  const meaning = MEANINGS[code];
+  return new TelemetryError(code, meaning ? `${path} ${meaning} (${text})` : `${path}: ${text}`, {
+    cause: thrown,
+    hint: HINTS[code],
+  });
+}

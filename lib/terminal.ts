@@ -1,0 +1,252 @@
+/**
+ * What the six scripts share: flags, help, permissions, report lines, exit codes. The only module that prints or
+ * exits; for scripts alone.
+ * @module
+ */
+import { parseArgs } from "node:util";
+import { messageOf, TelemetryError } from "./errors.ts";
+import {
+  BASE_VARIABLES,
+  candidateFolders,
+  defaultFolders,
+  firstRefused,
+  homeOf,
+  isFolder,
+  isGranted,
+  type Layout,
+  LAYOUT_VARIABLES,
+  locate,
+  othersWithData,
+  readEnv,
+} from "./layout.ts";
+
+/** A flag of a script. */
+export interface Flag {
+  /** What it does, for `--help`; with its default, if it has one. */
+  about: string;
+  /** What its value stands for, as `DIR`; without it the flag takes none. */
+  value?: string;
+}
+
+/** What `--help` says of a script. */
+export interface Command {
+  /** The script's name, without `.ts`. */
+  name: string;
+  /** What it does, in a line. */
+  summary: string;
+  /** Its own flags, beside those that every script has. */
+  flags?: Record<string, Flag>;
+  /** The arguments of an example. */
+  example: string;
+}
+
+/** What a script did, for `--json`. */
+export type Result = Record<string, unknown>;
+
+const SHARED_FLAGS: Record<string, Flag> = {
+  base: { value: "DIR", about: "the folder of the store (default: the first that is set or exists, see below)" },
+  json: { about: "print one JSON object on stdout instead of text" },
+  quiet: { about: "print warnings and errors alone" },
+  help: { about: "print this and exit" },
+};
+
+/** The operator's side of a running script. */
+export interface Terminal {
+  /** The value of each flag that was given: text, or true. */
+  readonly flags: Readonly<Record<string, string | boolean | undefined>>;
+  /**
+   * Where the store is. Warns when another folder holds data too.
+   * @throws {TelemetryError} `permission` when Deno does not let the script see or change it
+   */
+  locate(): Layout;
+  /** A line of the report: stdout, unless `--quiet` or `--json`. */
+  say(line: string): void;
+  /** A warning: stderr, always. */
+  warn(line: string): void;
+}
+
+/**
+ * Runs a script: reads its flags, does its task, reports, and exits with 0 (done), 1 (failed) or 2 (wrong usage).
+ *
+ * @param command what `--help` says
+ * @param task does the work; what it returns is what `--json` prints
+ */
+export async function runCommand(command: Command, task: (terminal: Terminal) => Result | Promise<Result>) {
+  let json = Deno.args.includes("--json");
+  try {
+    const flags = parseFlags(command);
+    json = flags["json"] === true;
+    if (flags["help"]) {
+      print(Deno.stdout, helpOf(command));
+      Deno.exit(0);
+    }
+    const silent = json || flags["quiet"] === true;
+    const warn = (line: string) => print(Deno.stderr, `${paint("warning:", 33)} ${line}`);
+    const result = await task({
+      flags,
+      locate: () => locateForScript(flags["base"] as string | undefined, warn),
+      say: (line) => silent || print(Deno.stdout, line),
+      warn,
+    });
+    if (json) print(Deno.stdout, JSON.stringify({ ok: true, ...result }));
+  } catch (error) {
+    Deno.exit(reportFailure(command, error, json));
+  }
+  Deno.exit(0);
+}
+
+function parseFlags(command: Command): Terminal["flags"] {
+  const options = Object.fromEntries(
+    Object.entries({ ...command.flags, ...SHARED_FLAGS })
+      .map(([name, flag]) => [name, { type: flag.value ? "string" as const : "boolean" as const }]),
+  );
+  try {
+    const { values } = parseArgs({ args: Deno.args, options, strict: true, allowPositionals: false });
+    if (values["base"] === "") throw new Error("--base needs a folder");
+    return values as Terminal["flags"];
+  } catch (error) {
+    throw new TelemetryError("usage", messageOf(error), { hint: `see ${command.name} --help` });
+  }
+}
+
+/** Prints what went wrong and what to do about it; the exit code. */
+function reportFailure(command: Command, thrown: unknown, json: boolean): number {
+  const foreseen = thrown instanceof TelemetryError;
+  const message = messageOf(thrown);
+  const hint = foreseen ? hintOf(thrown) : "this is a defect of the toolkit: please report it with the lines below";
+  print(Deno.stderr, `${paint(`${command.name}:`, 31)} ${message}`);
+  if (hint) print(Deno.stderr, `  -> ${hint}`);
+  if (!foreseen && thrown instanceof Error) print(Deno.stderr, thrown.stack ?? "");
+  if (json) {
+    const error = { code: foreseen ? thrown.code : "unexpected", message, hint: hint ?? null };
+    print(Deno.stdout, JSON.stringify({ ok: false, error }));
+  }
+  return foreseen && thrown.code === "usage" ? 2 : 1;
+}
+
+/** What to do about a failure. What Deno refused in the midst of the work needs more permissions, not other rights. */
+function hintOf(error: TelemetryError): string | undefined {
+  if (!(error.cause instanceof Deno.errors.NotCapable)) return error.hint;
+  return `Deno was not allowed to: ${error.cause.message.replace(/, run again.*/, "")}; see --help for the permissions`;
+}
+
+/** Writes a line at once. A reader that has gone (`| head`) is no error. */
+function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): void {
+  const bytes = new TextEncoder().encode(`${line}\n`);
+  try {
+    for (let written = 0; written < bytes.length;) written += to.writeSync(bytes.subarray(written));
+  } catch (error) {
+    if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
+  }
+}
+
+/** Colours a word on a terminal; `NO_COLOR` is obeyed. */
+function paint(word: string, colour: number): string {
+  return Deno.stderr.isTerminal() && !Deno.noColor ? `\x1b[${colour}m${word}\x1b[0m` : word;
+}
+
+/** Finds the store, and sees first that Deno lets the script use it: else the whole command that would do. */
+function locateForScript(base: string | undefined, warn: Terminal["warn"]): Layout {
+  const env = base ? [] : LAYOUT_VARIABLES.filter((name) => !["HOME", "USERPROFILE"].includes(name) || name === HOME);
+  const platform = Deno.build.os;
+  if (env.some((variable) => !isGranted({ name: "env", variable }))) {
+    throw missingPermission("Deno does not let this script read the variables that say where the store is", {
+      folders: [...candidateFolders(platform, undefined), HOME_STORE],
+    });
+  }
+  const candidates = candidateFolders(platform, homeOf(readEnv, platform));
+  const layout = locate(base, {
+    env: readEnv,
+    exists: (folder) => {
+      if (isGranted({ name: "read", path: folder })) return isFolder(folder);
+      throw missingPermission(`Deno does not let this script see whether ${folder} exists`, { folders: candidates });
+    },
+  });
+  requireAccess(layout, base === undefined);
+  for (const other of base ? [] : othersWithData(layout)) {
+    warn(`using ${layout.base} (${layout.choice.source}), but ${other} holds data too: choose with --base DIR`);
+  }
+  return layout;
+}
+
+const HOME = Deno.build.os === "windows" ? "USERPROFILE" : "HOME";
+/** The store in the user's home folder, as a shell understands it. */
+const HOME_STORE = Deno.build.os === "windows" ? "%USERPROFILE%\\.telemetry" : "$HOME/.telemetry";
+
+function requireAccess({ choice, base, raw, db }: Layout, byEnvironment: boolean): void {
+  const platform = Deno.build.os;
+  const folders = choice.source === "default" ? defaultFolders(platform, homeOf(readEnv, platform)) : [base, db, raw];
+  const refused = firstRefused(folders);
+  if (refused === undefined) return;
+  const inside = (path: string) => path !== base && path.startsWith(base);
+  throw missingPermission(`Deno does not let this script use ${refused}`, {
+    folders: byEnvironment && choice.source === "default"
+      ? candidateFolders(platform, homeOf(readEnv, platform))
+      : folders.filter((path) => !inside(path)),
+    env: byEnvironment,
+  });
+}
+
+/** What Deno has to grant. */
+interface Access {
+  /** Folders to read and write. */
+  folders: string[];
+  /** Whether the variables that say where the store is are read. @default true */
+  env?: boolean;
+}
+
+/** The error for a permission that is missing, with the whole command, ready to paste. */
+function missingPermission(message: string, access: Access): TelemetryError {
+  const again = Deno.build.standalone
+    ? "the permissions of this program are built in: use the script with deno run, or compile it with other ones"
+    : `run: deno run ${permissionFlags(access)} ${[scriptPath(), ...Deno.args].map(quoted).join(" ")}`;
+  return new TelemetryError("permission", message, { hint: again });
+}
+
+function permissionFlags({ folders, env = true }: Access): string {
+  const list = folders.map((folder) => folder === HOME_STORE ? folder : quoted(folder)).join(",");
+  const flags = [`--allow-read=${list}`, `--allow-write=${list}`];
+  if (env) flags.unshift(`--allow-env=${LAYOUT_VARIABLES.join(",")}`);
+  return flags.join(" ");
+}
+
+/** The script as it was named to Deno: a URL, or a path. */
+function scriptPath(): string {
+  const url = new URL(Deno.mainModule);
+  if (url.protocol !== "file:") return url.href;
+  const path = decodeURIComponent(url.pathname);
+  return Deno.build.os === "windows" ? path.slice(1) : path;
+}
+
+/** An argument as a shell takes it. */
+function quoted(argument: string): string {
+  if (/^[\w@%+=:,./~-]+$/.test(argument)) return argument;
+  return Deno.build.os === "windows" ? `"${argument}"` : `'${argument.replaceAll("'", `'\\''`)}'`;
+}
+
+function helpOf({ name, summary, flags, example }: Command): string {
+  const all = Object.entries({ ...flags, ...SHARED_FLAGS })
+    .map(([flag, { value, about }]) => ({ usage: `--${flag}${value ? ` ${value}` : ""}`, about }));
+  const width = Math.max(...all.map(({ usage }) => usage.length));
+  const folders = [...candidateFolders(Deno.build.os, undefined), HOME_STORE];
+  const script = `scripts/${name}.ts`;
+  return `${name}: ${summary}
+
+usage: ${name} ${all.map(({ usage }) => `[${usage}]`).join(" ")}
+
+options:
+${all.map(({ usage, about }) => `  ${usage.padEnd(width)}  ${about}`).join("\n")}
+
+where the store is (the first that applies):
+  --base DIR, ${BASE_VARIABLES.map((variable) => `$${variable}`).join(", ")},
+  the first of these folders that exists: ${folders.join(", ")}
+
+example, with all permissions it needs:
+  deno run ${permissionFlags({ folders: ["/srv/telemetry"], env: false })} ${script} --base /srv/telemetry${
+    example && ` ${example}`
+  }
+without --base:
+  deno run ${permissionFlags({ folders })} ${script}${example && ` ${example}`}
+
+exit codes: 0 done, 1 failed, 2 wrong usage`;
+}
