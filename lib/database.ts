@@ -2,11 +2,12 @@
  * The database file of a `{base}`: made, or brought to schema v3, without ever risking what is in it.
  * @module
  */
-import { exists, giveToOwnerOf, makeFolder, nameForGood, syncFile, writeWhole } from "./durable_files.ts";
-import { fileError, messageOf, TelemetryError } from "./errors.ts";
-import { fileName, type Layout, parseFileName, partialOf, pathIn } from "./layout.ts";
+import { exists, makeFolder, removeIfThere, writeWhole } from "./durable_files.ts";
+import { fileError, TelemetryError } from "./errors.ts";
+import { type Layout, sidecarsOf } from "./layout.ts";
 import { SCHEMA_VERSION } from "./records.ts";
 import { applySchema, emptyDatabase, inspect, type Inspection, newerSchema, schemaSql } from "./schema.ts";
+import { requireSound, takeSnapshot } from "./snapshot.ts";
 import { Connection, retryLocked } from "./sqlite.ts";
 
 /** What {@linkcode setUpDatabase} did. */
@@ -47,6 +48,7 @@ export async function setUpDatabase(layout: Layout): Promise<DatabaseSetup> {
 export function describeSetup({ outcome, before, copy }: DatabaseSetup, { database }: Layout): string[] {
   if (before === undefined) return [`database ${database} made, schema v${SCHEMA_VERSION}`];
   if (outcome === "unchanged") return [`database ${database} has schema v${SCHEMA_VERSION}: nothing to do`];
+  if (before.missing.length === 0) return [`database ${database}, schema v${SCHEMA_VERSION}, put into WAL mode`];
   const lied = before.recorded !== null && before.recorded !== before.version
     ? ` (though it says v${before.recorded})`
     : "";
@@ -67,13 +69,28 @@ export function createDatabase({ base, db, database }: Layout): boolean {
   if (!exists(db)) {
     throw new TelemetryError("no_storage", `the folder ${db} is missing`, { hint: "run setup_storage first" });
   }
+  const { wal, journal } = sidecarsOf(database);
+  const orphan = [wal, journal].find((path) => sizeOf(path) > 0);
   if (exists(database)) return false;
+  if (orphan !== undefined) throw orphaned(database, orphan);
   using memory = Connection.open(":memory:");
   memory.transaction(() => applySchema(memory));
   const image = memory.serialize();
   // Header bytes 18 and 19: the file is in WAL mode (SQLite's file format, "File format version numbers").
   image.fill(2, 18, 20);
   return writeWhole(base, database, image, { replace: false });
+}
+
+/** A new database beside another one's journal would be read with that one's pages in it. */
+function orphaned(database: string, sidecar: string): TelemetryError {
+  return new TelemetryError("damaged", `${database} is gone, but ${sidecar} of it is still there`, {
+    hint: "put the database back; if it is lost, move that file away and run recover_database",
+  });
+}
+
+/** The size of a file, 0 when there is none. */
+function sizeOf(path: string): number {
+  return exists(path) ? Deno.statSync(path).size : 0;
 }
 
 async function upgradeDatabase(layout: Layout): Promise<DatabaseSetup> {
@@ -106,74 +123,43 @@ function refuseWhatIsNoDatabase(database: string): void {
   if (stat.size === 0) throw emptyDatabase(database);
 }
 
-/** Inspects without changing a byte of the file, if SQLite can: a journal left by a kill must be rolled back by a writer first. */
+/**
+ * Inspects without changing a byte. Where the WAL has content that is with `readOnly`, since another connection would
+ * put it into the file when it is closed; everywhere else without, since `readOnly` leaves an empty WAL behind.
+ */
 function look(database: string): Inspection {
-  try {
-    using db = Connection.open(database, { readOnly: true });
-    return retryLocked(() => inspect(db));
-  } catch (error) {
-    if (!(error instanceof TelemetryError) || error.code !== "permission") throw error;
-    using db = Connection.open(database);
-    return inspect(db);
-  }
+  using db = Connection.open(database, { readOnly: sizeOf(sidecarsOf(database).wal) > 0 });
+  return retryLocked(() => inspect(db));
 }
 
 /** Copies and upgrades while no other program can write. The copy's path, or undefined when another was quicker. */
 async function upgradeUnderLock(db: Connection, layout: Layout): Promise<string | undefined> {
   retryLocked(() => db.run("BEGIN IMMEDIATE"));
+  let copy: string | undefined;
   try {
-    if (inspect(db).missing.length === 0) return undefined;
-    const copy = await keepCopy(layout);
+    if (inspect(db).missing.length === 0) {
+      db.rollback();
+      return undefined;
+    }
+    // A write that changes nothing: in a file that may only be read, BEGIN IMMEDIATE itself does not fail.
+    db.exec(`PRAGMA user_version=${db.get("PRAGMA user_version")!["user_version"]}`);
+    copy = await takeSnapshot(layout, layout.backups, "before_v3");
     applySchema(db);
     db.run("COMMIT");
     return copy;
   } catch (error) {
     db.rollback();
+    if (copy !== undefined && isUnchanged(db)) removeIfThere(copy);
     throw error;
   }
 }
 
-/** Copies the database to `backups/`, proven sound. To be called with the write lock held: then none else does. */
-async function keepCopy({ base, database, backups }: Layout): Promise<string> {
-  makeFolder(base, backups);
-  removeOldPartials(backups);
-  const partial = partialOf(pathIn(backups, fileName("before_v3", new Date())));
+/** Whether an upgrade that failed left nothing: then its copy is of no use, and would be made again with each try. */
+function isUnchanged(db: Connection): boolean {
   try {
-    using source = Connection.open(database, { readOnly: true });
-    await source.copyTo(partial);
-    requireSoundFile(partial, database);
-    syncFile(partial);
-    giveToOwnerOf(base, partial);
-    for (let at = Date.now();; at += 1000) {
-      const path = pathIn(backups, fileName("before_v3", new Date(at)));
-      if (nameForGood(partial, path)) return path;
-    }
-  } catch (error) {
-    removeOldPartials(backups);
-    throw error;
-  }
-}
-
-/** A damaged database is copied without complaint: checking the copy tells of both. */
-function requireSoundFile(copy: string, database: string): void {
-  using db = Connection.open(copy);
-  requireSound(db, database);
-}
-
-function requireSound(db: Connection, database: string): void {
-  const [problem] = db.check("quick");
-  if (problem === undefined) return;
-  throw new TelemetryError("damaged", `${database} is damaged (${messageOf(problem)}): nothing was changed`, {
-    hint: "run recover_database: it rebuilds the database from the log and from what can still be read",
-  });
-}
-
-function removeOldPartials(backups: string): void {
-  const sidecars = /\.partial(-wal|-shm|-journal)?$/;
-  for (const { name } of Deno.readDirSync(backups)) {
-    const whole = name.replace(sidecars, "");
-    if (whole === name || parseFileName(whole)?.kind !== "before_v3") continue;
-    Deno.removeSync(pathIn(backups, name));
+    return inspect(db).missing.length > 0;
+  } catch {
+    return false;
   }
 }
 

@@ -3,7 +3,7 @@
  * @module
  */
 import { fileError, TelemetryError } from "./errors.ts";
-import { folderOf, isGranted, partialOf } from "./layout.ts";
+import { folderOf, isGranted, partialOf, pathIn, sidecarsOf } from "./layout.ts";
 
 /**
  * Makes the names in a folder durable (`fsync` of the folder). Windows has no such thing and needs none.
@@ -129,13 +129,14 @@ export interface WriteWholeOptions {
  */
 export function writeWhole(base: string, path: string, content: Uint8Array, options: WriteWholeOptions): boolean {
   const partial = partialOf(path);
+  // Also for those who may not write here: there is nothing to do.
+  if (!options.replace && exists(path) && !exists(partial)) return false;
   using file = claimPartial(partial);
   try {
     if (!options.replace && exists(path)) {
       Deno.removeSync(partial);
       return false;
     }
-    file.truncateSync(0);
     for (let written = 0; written < content.length;) written += file.writeSync(content.subarray(written));
     file.syncSync();
     giveToOwnerOf(base, partial);
@@ -153,10 +154,13 @@ export function writeWhole(base: string, path: string, content: Uint8Array, opti
 const CLAIM_TIMEOUT_MS = 10_000;
 
 /**
- * Opens a partial that nobody else writes: its exclusive lock is held until it is closed, and dies with its owner,
- * so that what a killed process left is simply used again.
+ * Opens an empty partial that nobody else writes: its exclusive lock is held until it is closed, and dies with its
+ * owner, so that what a killed process left is simply used again.
+ *
+ * @param partial its path; it is made when it is not there
+ * @throws {TelemetryError} `locked` when another process writes it for too long, or what the operating system says
  */
-function claimPartial(partial: string): Deno.FsFile {
+export function claimPartial(partial: string): Deno.FsFile {
   const deadline = performance.now() + CLAIM_TIMEOUT_MS;
   for (;;) {
     let file: Deno.FsFile;
@@ -166,7 +170,14 @@ function claimPartial(partial: string): Deno.FsFile {
       throw fileError(error, `cannot write ${partial}`);
     }
     // The lock may be on a file that its former owner has named or removed in the meantime.
-    if (file.tryLockSync(true) && isFileAt(file, partial)) return file;
+    if (file.tryLockSync(true) && isFileAt(file, partial)) {
+      if ((file.statSync().nlink ?? 1) === 1) {
+        file.truncateSync(0);
+        return file;
+      }
+      // Killed between giving it its name and taking this one away: it is a finished file, not to be written into.
+      removeIfThere(partial);
+    }
     file.close();
     if (performance.now() > deadline) {
       throw new TelemetryError(
@@ -178,6 +189,24 @@ function claimPartial(partial: string): Deno.FsFile {
       );
     }
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
+  }
+}
+
+/**
+ * Removes the partials that killed processes left in a folder, with what SQLite keeps beside them.
+ *
+ * @param folder where
+ * @param isOurs whether a name, without `.partial`, is of the kind that may be removed
+ */
+export function removeAbandoned(folder: string, isOurs: (name: string) => boolean): void {
+  for (const { name } of Deno.readDirSync(folder)) {
+    if (!name.endsWith(".partial") || !isOurs(name.slice(0, -".partial".length))) continue;
+    const path = pathIn(folder, name);
+    try {
+      using file = Deno.openSync(path, { read: true, write: true });
+      if (!file.tryLockSync(true) || !isFileAt(file, path)) continue;
+      removePartial(path);
+    } catch { /* another user's, or just named: not ours to remove */ }
   }
 }
 
@@ -193,8 +222,14 @@ export function isFileAt(file: Deno.FsFile, path: string): boolean {
   }
 }
 
-function removeIfThere(path: string): void {
+/** Removes a partial, with what SQLite keeps beside it. */
+export function removePartial(partial: string): void {
+  for (const path of [...Object.values(sidecarsOf(partial)), partial]) removeIfThere(path);
+}
+
+/** Removes a file that nobody needs. Where that fails, it stays. */
+export function removeIfThere(path: string): void {
   try {
     Deno.removeSync(path);
-  } catch { /* it was not there, or stays as a partial, which is never taken for a file */ }
+  } catch { /* it was not there, or cannot be removed */ }
 }

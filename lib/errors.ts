@@ -114,4 +114,7 @@ function isDiskFull(thrown: unknown): boolean {
 const FILE_HINTS: Partial<Record<ErrorCode, string>> = {
   disk_full: "free some space on that disk and run it again",
   in_the_way: "move what stands there out of the way and run it again",
+  permission: "run it as the user who owns that folder, or give that folder to this user",
+  no_storage: "see whether that path, or the link that it is, leads where it should",
+  io: "see whether the disk is full or failing, and run it again",
 };

@@ -215,9 +215,22 @@ export function isGranted(permission: Deno.PermissionDescriptor): boolean {
   return Deno.permissions.querySync(permission).state === "granted";
 }
 
-/** The first folder that Deno does not let us read and write, if any. */
+/**
+ * The first folder that Deno does not let us read and write, if any. Behind a link, Deno wants the real folder granted
+ * as well as the link.
+ */
 export function firstRefused(folders: string[]): string | undefined {
-  return folders.find((path) => !isGranted({ name: "read", path }) || !isGranted({ name: "write", path }));
+  const refused = (path: string) => !isGranted({ name: "read", path }) || !isGranted({ name: "write", path });
+  return folders.find(refused) ?? folders.map(realPath).find(refused);
+}
+
+/** Where a path leads when all links are followed; the path itself when that cannot be told. */
+export function realPath(path: string): string {
+  try {
+    return isGranted({ name: "read", path }) ? Deno.realPathSync(path) : path;
+  } catch {
+    return path;
+  }
 }
 
 /**
@@ -235,7 +248,8 @@ export function requireGranted(folders: string[]): void {
 
 /** The other folders that could have been `{base}` and hold data: a database, or a log with something in it. */
 export function othersWithData(layout: Layout): string[] {
-  return layout.choice.others.filter((base) => holdsData(layoutOf(base)));
+  const base = realPath(layout.base);
+  return layout.choice.others.filter((other) => realPath(other) !== base && holdsData(layoutOf(other)));
 }
 
 /** Whether a `{base}` holds a database, or a log. Folders that cannot be read count as empty. */
@@ -281,7 +295,7 @@ const STAMPED: Record<Exclude<FileKind, "log" | "daily_backup">, [before: string
 /**
  * The contract's name of a file. Times in names are local; a log's day is the UTC day.
  *
- * @param kind what the file is for; a `daily_backup` is named by its day alone, see {@linkcode collidedName}
+ * @param kind what the file is for; a `daily_backup` is named by its day alone, see {@linkcode fileNames}
  * @param at the time that goes into the name
  *
  * @example
@@ -298,9 +312,20 @@ export function fileName(kind: FileKind, at: Date): string {
   return `${before}${localStamp(at)}${after}`;
 }
 
-/** The name of a `daily_backup` when the day's own name is taken. */
-export function collidedName(at: Date): string {
-  return `telemetry.backup.${localStamp(at)}.sqlite`;
+/**
+ * The names to try for a new file, one after the other, until one is free: the contract's, then those of the next
+ * seconds. A day's first backup has the day alone in its name.
+ *
+ * @param kind what the file is for
+ * @param at the time that goes into the name
+ */
+export function* fileNames(kind: FileKind, at: Date): Generator<string, never> {
+  if (kind === "daily_backup") yield fileName(kind, at);
+  for (let time = at.getTime();; time += 1000) {
+    yield kind === "daily_backup"
+      ? `telemetry.backup.${localStamp(new Date(time))}.sqlite`
+      : fileName(kind, new Date(time));
+  }
 }
 
 /** `YYYYMMDD_HHMMSS` in local time. */
@@ -340,6 +365,11 @@ function parsed(kind: FileKind, stamp: string): ParsedFileName | null {
   const exists = time.getMonth() + 1 === part(4, 6) && time.getDate() === part(6, 8) && part(9, 11) < 24 &&
     part(11, 13) < 60 && part(13, 15) < 60;
   return exists ? { kind, time, gzipped: false } : null;
+}
+
+/** The files that SQLite keeps beside a database: they belong to it, and to no other. */
+export function sidecarsOf(database: string): { wal: string; shm: string; journal: string } {
+  return { wal: `${database}-wal`, shm: `${database}-shm`, journal: `${database}-journal` };
 }
 
 /** The path of a contract file in a folder of the layout. */

@@ -78,6 +78,8 @@ const TABLES: Record<TableName, Record<string, string>> = {
   },
 };
 
+const TABLE_NAMES = Object.keys(TABLES) as TableName[];
+
 /** Every index with its table and column. */
 const INDEXES: Record<string, [table: TableName, column: string]> = {
   idx_runs_agent: ["agent_runs", "agent_name"],
@@ -116,7 +118,7 @@ const MIGRATION_SQL = `INSERT OR IGNORE INTO schema_migrations (version, descrip
  * ```
  */
 export function schemaSql(): string {
-  const tables = (Object.keys(TABLES) as TableName[]).map(tableSql);
+  const tables = TABLE_NAMES.map(tableSql);
   const statements = [...tables, ...Object.keys(INDEXES).map(indexSql), MIGRATION_SQL];
   return `-- Local Telemetry Toolkit: SQLite schema v${SCHEMA_VERSION}\nPRAGMA journal_mode=WAL;\n\n` +
     statements.map((statement) => `${statement};\n`).join("\n");
@@ -143,6 +145,19 @@ export interface Inspection {
 export function inspect(db: Connection): Inspection {
   const names = namesIn(db);
   if (names.size === 0) throw emptyDatabase(db.path);
+  const view = db.get(
+    "SELECT name FROM sqlite_schema WHERE type='view' AND lower(name) IN (?, ?, ?, ?)",
+    ...TABLE_NAMES,
+  );
+  if (view) {
+    throw new TelemetryError(
+      "in_the_way",
+      `${db.path} has a view ${view["name"]}, but a table of that name is needed`,
+      {
+        hint: "drop or rename that view and run this again",
+      },
+    );
+  }
   const runColumns = columnsOf(db, "agent_runs");
   if (runColumns.size === 0) {
     throw new TelemetryError("not_a_database", `${db.path} is not a telemetry database: it has no table agent_runs`, {
@@ -213,7 +228,7 @@ export function newerSchema(path: string, version: number): TelemetryError {
  * @throws {TelemetryError} `newer_schema`, `not_a_database`, or what SQLite says
  */
 export function applySchema(db: Connection): void {
-  for (const table of Object.keys(TABLES) as TableName[]) {
+  for (const table of TABLE_NAMES) {
     db.exec(tableSql(table));
     const there = columnsOf(db, table);
     for (const [column, declaration] of Object.entries(TABLES[table])) {
@@ -239,6 +254,14 @@ function proveInsert(db: Connection): void {
   const run: Partial<RunRecord> = { run_id: crypto.randomUUID(), agent_name: "setup", start_time: "" };
   db.exec("SAVEPOINT proof");
   const values = RUN_COLUMNS.map((column) => run[column] ?? null);
-  db.run(`INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")})`, ...values);
+  try {
+    db.run(`INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")})`, ...values);
+  } catch (error) {
+    if (!(error instanceof TelemetryError) || error.code !== "invalid_record") throw error;
+    throw new TelemetryError("invalid_record", `after the upgrade the database would refuse runs: ${error.message}`, {
+      hint: "a column, index or trigger that was added to agent_runs does that: change it and run this again",
+      cause: error,
+    });
+  }
   db.exec("ROLLBACK TO proof; RELEASE proof");
 }

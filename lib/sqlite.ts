@@ -21,7 +21,7 @@ export interface OpenOptions {
 }
 
 /** The pragmas of every writing connection (contract, "Pragmas"); the busy timeout is set on opening. */
-const PRAGMAS = "PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=1000";
+const PRAGMAS = ["PRAGMA synchronous=NORMAL", "PRAGMA wal_autocheckpoint=1000"];
 
 /** The waits between the tries of a write that finds the database locked, in milliseconds (contract, "Pragmas"). */
 export const LOCK_RETRY_DELAYS_MS: readonly number[] = [100, 200];
@@ -56,7 +56,8 @@ export class Connection implements Disposable {
     const { readOnly = false, busyTimeoutMs = 5000 } = options;
     return attempt(path, () => {
       const db = new DatabaseSync(path, { readOnly, timeout: busyTimeoutMs, enableForeignKeyConstraints: false });
-      if (!readOnly) db.exec(PRAGMAS);
+      // Prepared, because errors of `exec` carry no code.
+      if (!readOnly) { for (const pragma of PRAGMAS) db.prepare(pragma).run(); }
       return new Connection(path, db);
     });
   }
@@ -120,13 +121,17 @@ export class Connection implements Disposable {
    * transaction that is opened first holds none up in WAL mode, and keeps their commits from starting the copy anew.
    *
    * @param path the copy; what was there is replaced
+   * @param onProgress told how many pages are copied, of how many
    * @throws {TelemetryError} `disk_full`, `damaged` …
    */
-  async copyTo(path: string): Promise<void> {
+  async copyTo(path: string, onProgress?: (done: number, total: number) => void): Promise<void> {
     this.run("BEGIN");
     try {
       this.get("SELECT count(*) FROM sqlite_schema");
-      await backup(this.#db, path, { rate: 1000 });
+      await backup(this.#db, path, {
+        rate: 1000,
+        progress: ({ totalPages, remainingPages }) => onProgress?.(totalPages - remainingPages, totalPages),
+      });
     } catch (error) {
       throw sqliteError(error, path);
     } finally {
@@ -227,6 +232,8 @@ const CODES: Record<number, ErrorCode> = {
   19: "invalid_record",
   20: "invalid_record",
   26: "not_a_database",
+  // The -shm file could not be made larger (SQLITE_IOERR_SHMSIZE): how a full disk shows first in WAL mode.
+  4874: "disk_full",
 };
 
 /** The same by text, for what the binding throws without a code: `exec`, opening, `backup`. */
@@ -252,6 +259,8 @@ const HINTS: Partial<Record<ErrorCode, string>> = {
   not_a_database: "move that file away; if a database was there, run recover_database",
   disk_full: "free some space on that disk and run it again",
   permission: "run it as the user who owns the file, and see that its folder can be written",
+  invalid_record: "see which rule of the table refuses it",
+  io: "see whether the disk is full or failing, and run it again",
 };
 
 function sqliteError(thrown: unknown, path: string): TelemetryError {
@@ -261,7 +270,7 @@ function sqliteError(thrown: unknown, path: string): TelemetryError {
   const code: ErrorCode = thrown instanceof Deno.errors.NotCapable
     ? "permission"
     : typeof errcode === "number"
-    ? CODES[errcode & 0xff] ?? "io"
+    ? CODES[errcode] ?? CODES[errcode & 0xff] ?? "io"
     : TEXTS.find(([pattern]) => pattern.test(text))?.[1] ?? "io";
   const meaning = MEANINGS[code];
   return new TelemetryError(code, meaning ? `${path} ${meaning} (${text})` : `${path}: ${text}`, {

@@ -2,7 +2,7 @@
  * The folders of `{base}`: making them, and proving that the log can be written.
  * @module
  */
-import { makeFolder, writeWhole } from "./durable_files.ts";
+import { makeFolder, removeIfThere, writeWhole } from "./durable_files.ts";
 import { fileError, messageOf, TelemetryError } from "./errors.ts";
 import { defaultFolders, homeOf, type Layout, layoutOf, pathIn, readEnv, requireGranted } from "./layout.ts";
 
@@ -53,6 +53,8 @@ function makeFolders(layout: Layout): string[] {
   const { base, raw, db, reports, exports, config, logs } = layout;
   requireGranted([base, raw, db]);
   const created = [base, raw, db, reports, exports, config, logs].filter((folder) => makeFolder(base, folder));
+  // Only now does it show whether one of them is behind a link.
+  requireGranted([base, raw, db]);
   if (writeWhole(base, layout.readme, new TextEncoder().encode(README), { replace: false })) {
     created.push(layout.readme);
   }
@@ -71,9 +73,10 @@ export function proveWritable({ raw }: Layout): void {
   try {
     Deno.writeTextFileSync(proof, text, { createNew: true });
     read = Deno.readTextFileSync(proof);
-    Deno.removeSync(proof);
   } catch (error) {
     throw fileError(error, `the log's folder ${raw} cannot be written`);
+  } finally {
+    removeIfThere(proof);
   }
   if (read !== text) throw new TelemetryError("io", `${raw} gave back other bytes than were written`);
 }

@@ -4,7 +4,7 @@
  * @module
  */
 import { parseArgs } from "node:util";
-import { messageOf, TelemetryError } from "./errors.ts";
+import { fileError, messageOf, TelemetryError } from "./errors.ts";
 import {
   BASE_VARIABLES,
   candidateFolders,
@@ -17,7 +17,9 @@ import {
   LAYOUT_VARIABLES,
   locate,
   othersWithData,
+  pathIn,
   readEnv,
+  realPath,
 } from "./layout.ts";
 
 /** A flag of a script. */
@@ -90,7 +92,7 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
     });
     if (json) print(Deno.stdout, JSON.stringify({ ok: true, ...result }));
   } catch (error) {
-    Deno.exit(reportFailure(command, error, json));
+    Deno.exit(reportFailure(command, isFromSystem(error) ? fileError(error, "this failed") : error, json));
   }
   Deno.exit(0);
 }
@@ -107,6 +109,11 @@ function parseFlags(command: Command): Terminal["flags"] {
   } catch (error) {
     throw new TelemetryError("usage", messageOf(error), { hint: `see ${command.name} --help` });
   }
+}
+
+/** Whether the operating system or Deno's permissions refused something that the task did not expect. */
+function isFromSystem(error: unknown): boolean {
+  return Object.values(Deno.errors).some((type) => error instanceof type);
 }
 
 /** Prints what went wrong and what to do about it; the exit code. */
@@ -171,18 +178,21 @@ function locateForScript(base: string | undefined, warn: Terminal["warn"]): Layo
 
 const HOME = Deno.build.os === "windows" ? "USERPROFILE" : "HOME";
 /** The store in the user's home folder, as a shell understands it. */
-const HOME_STORE = Deno.build.os === "windows" ? "%USERPROFILE%\\.telemetry" : "$HOME/.telemetry";
+const HOME_STORE = Deno.build.os === "windows" ? "%USERPROFILE%\\.telemetry" : '"$HOME/.telemetry"';
 
 function requireAccess({ choice, base, raw, db }: Layout, byEnvironment: boolean): void {
   const platform = Deno.build.os;
-  const folders = choice.source === "default" ? defaultFolders(platform, homeOf(readEnv, platform)) : [base, db, raw];
+  const folders = choice.source === "default"
+    ? [...defaultFolders(platform, homeOf(readEnv, platform)), ...choice.raw ? [choice.raw] : []]
+    : [base, db, raw];
   const refused = firstRefused(folders);
   if (refused === undefined) return;
-  const inside = (path: string) => path !== base && path.startsWith(base);
+  const inBase = (path: string) => path.startsWith(pathIn(base, "x").slice(0, -1));
+  const outer = choice.source === "default"
+    ? candidateFolders(platform, homeOf(readEnv, platform)).concat(choice.raw ?? [])
+    : folders.filter((path) => !inBase(path));
   throw missingPermission(`Deno does not let this script use ${refused}`, {
-    folders: byEnvironment && choice.source === "default"
-      ? candidateFolders(platform, homeOf(readEnv, platform))
-      : folders.filter((path) => !inside(path)),
+    folders: [...new Set([...outer, ...outer.map(realPath)])],
     env: byEnvironment,
   });
 }
@@ -205,7 +215,9 @@ function missingPermission(message: string, access: Access): TelemetryError {
 
 function permissionFlags({ folders, env = true }: Access): string {
   const list = folders.map((folder) => folder === HOME_STORE ? folder : quoted(folder)).join(",");
-  const flags = [`--allow-read=${list}`, `--allow-write=${list}`];
+  // A comma ends a path in these flags, and nothing escapes it.
+  const paths = folders.some((folder) => folder.includes(",")) ? "" : `=${list}`;
+  const flags = [`--allow-read${paths}`, `--allow-write${paths}`];
   if (env) flags.unshift(`--allow-env=${LAYOUT_VARIABLES.join(",")}`);
   return flags.join(" ");
 }

@@ -1,4 +1,5 @@
 /** What the tests share: temporary folders, the scripts as processes, other programs, older databases. */
+import { createHash } from "node:crypto";
 import { DatabaseSync } from "node:sqlite";
 import { fileURLToPath } from "node:url";
 
@@ -26,12 +27,20 @@ export class TempFolder implements Disposable {
 export const NEEDS = {
   python: ["no python3", () => runs("python3", "-c", "import sqlite3")],
   sqlite3: ["no sqlite3 program", () => runs("sqlite3", "-version")],
-  strace: ["no strace", () => runs("strace", "-V")],
+  strace: ["no strace that may trace", () => runs("strace", "-f", "-o", "/dev/null", "true")],
   root: ["not root", () => Deno.build.os === "linux" && Deno.uid() === 0],
   unix: ["not on Windows", () => Deno.build.os !== "windows"],
   linux: ["Linux only", () => Deno.build.os === "linux"],
   sample: ["no ../shared/sample", () => isThere(`${SAMPLE}/facts.json`)],
+  nobody: ["not root, or another user cannot run this Deno on this clone", canRunAsNobody],
+  noDefaultStore: ["a default store exists here", () => !DEFAULT_STORES.some(isThere)],
+  mount: ["no tmpfs can be mounted", canMount],
 } as const satisfies Record<string, readonly [string, () => boolean]>;
+
+/** The default stores that a script run without `--base` finds; a test never makes one. */
+const DEFAULT_STORES = ["/agent-metrics", "/opt/telemetry", "/data/telemetry"];
+/** A user that owns nothing; root's tests run scripts as this one. */
+export const NOBODY = 65534;
 
 const found = new Map<string, boolean>();
 
@@ -59,6 +68,20 @@ function runs(program: string, ...args: string[]): boolean {
   }
 }
 
+function canRunAsNobody(): boolean {
+  if (Deno.build.os !== "linux" || Deno.uid() !== 0) return false;
+  const read = `Deno.readTextFileSync(${JSON.stringify(`${ROOT}scripts/setup_storage.ts`)})`;
+  const options = { args: ["eval", read], uid: NOBODY, gid: NOBODY, clearEnv: true, env: { DENO_DIR: "/nonexistent" } };
+  return new Deno.Command(Deno.execPath(), { ...options, stdout: "null", stderr: "null" }).outputSync().success;
+}
+
+function canMount(): boolean {
+  if (Deno.build.os !== "linux" || Deno.uid() !== 0) return false;
+  using temp = new TempFolder();
+  const mounted = runs("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", temp.path);
+  return mounted && runs("umount", temp.path);
+}
+
 function isThere(path: string): boolean {
   try {
     Deno.statSync(path);
@@ -81,6 +104,7 @@ export interface RunOptions {
   cwd?: string;
   /** Runs it as this user (root only). */
   uid?: number;
+  stdin?: "null" | "piped";
 }
 
 /** Runs a program to its end. */
@@ -91,7 +115,11 @@ export async function run(program: string, args: string[], options: RunOptions =
 }
 
 /** A program to start by `output()` or `spawn()`, without a terminal. */
-export function command(program: string, args: string[], { env = {}, cwd, uid }: RunOptions = {}): Deno.Command {
+export function command(
+  program: string,
+  args: string[],
+  { env = {}, cwd, uid, stdin = "null" }: RunOptions = {},
+): Deno.Command {
   const kept: Record<string, string> = {};
   for (const name of ["PATH", "DENO_DIR", "HOME", "SYSTEMROOT", "TMPDIR", "TEMP"]) {
     const value = Deno.env.get(name);
@@ -101,12 +129,46 @@ export function command(program: string, args: string[], { env = {}, cwd, uid }:
     args,
     clearEnv: true,
     env: { ...kept, NO_COLOR: "1", ...env },
-    stdin: "null",
+    stdin,
     stdout: "piped",
     stderr: "piped",
     ...(cwd === undefined ? {} : { cwd }),
     ...(uid === undefined ? {} : { uid, gid: uid }),
   });
+}
+
+/** A program that says in a line that it has begun, and ends with its block at the latest. */
+export class Holder implements AsyncDisposable {
+  readonly #process: Deno.ChildProcess;
+  #ended: Promise<unknown> | undefined;
+
+  private constructor(process: Deno.ChildProcess) {
+    this.#process = process;
+  }
+
+  /** Starts it, and waits for its line. */
+  static async start(program: string, args: string[]): Promise<Holder> {
+    const process = command(program, args).spawn();
+    const reader = process.stdout.getReader();
+    const { value } = await reader.read();
+    reader.releaseLock();
+    if (value === undefined) throw new Error(new TextDecoder().decode((await process.output()).stderr));
+    return new Holder(process);
+  }
+
+  /** Kills it, and waits until it is gone. */
+  async kill(): Promise<void> {
+    if (this.#ended === undefined) {
+      try {
+        this.#process.kill("SIGKILL");
+      } catch { /* it has ended by itself */ }
+    }
+    await (this.#ended ??= this.#process.output());
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.kill();
+  }
 }
 
 /** Runs a script on a `{base}` with the permissions that its help asks for, and no others. */
@@ -120,12 +182,84 @@ export function scriptArgs(name: string, base: string): string[] {
   return ["run", "--no-prompt", "--quiet", ...access, `${ROOT}scripts/${name}.ts`, "--base", base];
 }
 
+/** The path of this Deno's folder first, for commands that say `deno`. */
+export function pathWithDeno(): string {
+  const execPath = Deno.execPath();
+  return `${execPath.slice(0, execPath.lastIndexOf("/"))}:${Deno.env.get("PATH") ?? ""}`;
+}
+
+/** Everything below a folder, by relative path: `folder`, where a link leads, or a file's size and hash. */
+export function treeOf(folder: string, below = ""): Record<string, string> {
+  const tree: Record<string, string> = {};
+  for (const { name, isDirectory, isSymlink } of [...Deno.readDirSync(`${folder}/${below}`)].sort(byName)) {
+    const path = `${folder}/${below}${name}`;
+    if (isSymlink) tree[below + name] = `-> ${Deno.readLinkSync(path)}`;
+    else if (isDirectory) Object.assign(tree, { [below + name]: "folder" }, treeOf(folder, `${below}${name}/`));
+    else {
+      const bytes = Deno.readFileSync(path);
+      tree[below + name] = `${bytes.length} ${createHash("sha256").update(bytes).digest("hex")}`;
+    }
+  }
+  return tree;
+}
+
+const byName = (a: Deno.DirEntry, b: Deno.DirEntry) => a.name < b.name ? -1 : 1;
+
+/** A column as SQLite describes it. */
+export type Column = [name: string, type: string, notNull: number, defaultValue: string | null, key: number];
+
+/** What {@linkcode readDatabase} reads. */
+export interface DatabaseContent {
+  journal: string;
+  check: string;
+  tables: Record<string, {
+    columns: Column[];
+    /** The columns of each index by its name, those aside that SQLite makes itself. */
+    indexes: Record<string, string[]>;
+    references: [from: string, table: string, to: string][];
+    rows: Record<string, unknown>[];
+  }>;
+  /** The SQL of everything that has some, by name. */
+  sql: Record<string, string>;
+}
+
+/** The whole of a database, as Python's `sqlite3` reads it: not through the code that is tested. */
+export async function readDatabase(path: string): Promise<DatabaseContent> {
+  return JSON.parse(await python(READ_DATABASE, path));
+}
+
+const READ_DATABASE = `
+import json, sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+def all(sql, *values):
+    return db.execute(sql, values).fetchall()
+def table(name):
+    columns = [row[1:] for row in all("PRAGMA table_info('%s')" % name)]
+    indexes = {row[1]: [column[2] for column in all("PRAGMA index_info('%s')" % row[1])]
+               for row in all("PRAGMA index_list('%s')" % name) if row[3] == "c"}
+    references = [[row[3], row[2], row[4]] for row in all("PRAGMA foreign_key_list('%s')" % name)]
+    names = [column[0] for column in columns]
+    rows = [dict(zip(names, row)) for row in all("SELECT * FROM %s ORDER BY rowid" % name)]
+    return {"columns": columns, "indexes": indexes, "references": references, "rows": rows}
+names = [row[0] for row in all("SELECT name FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite%' ORDER BY 1")]
+print(json.dumps({
+    "journal": all("PRAGMA journal_mode")[0][0],
+    "check": all("PRAGMA integrity_check")[0][0],
+    "tables": {name: table(name) for name in names},
+    "sql": dict(all("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY 1")),
+}))
+db.close()
+`;
+
 /** Runs a Python program; its standard output. Fails with its standard error. */
 export async function python(program: string, ...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await run("python3", ["-c", program, ...args]);
+  // Started without the launcher that `python3` may be: it takes longer than most of our programs.
+  interpreter ??= (await run("python3", ["-c", "import sys; print(sys.executable)"])).stdout.trim();
+  const { code, stdout, stderr } = await run(interpreter, ["-c", program, ...args]);
   if (code !== 0) throw new Error(stderr);
   return stdout;
 }
+let interpreter: string | undefined;
 
 /** The older databases in the field (contract, "Databases in the field"), and one of a later product. */
 export type OldKind = "v1" | "v2" | "v2_recovered" | "v2_recovered_commits" | "says3_is2" | "v7";

@@ -607,17 +607,17 @@ Deno.test({
 
 // The environment
 
-const VARIABLES = ["METRICS_API_URL", "METRICS_API_TOKEN", "METRICS_API_ENABLED", "TELEMETRY_TEST_MODE"];
-
-/** What {@linkcode apiFromEnvironment} makes of these variables and no others. */
+/**
+ * What {@linkcode apiFromEnvironment} makes of these variables and no others. The real environment belongs to the
+ * process, and so to the test files that run beside this one: only this file's view of it is replaced.
+ */
 function fromEnvironment(values: Record<string, string>): ApiClient | undefined {
-  const before = VARIABLES.map((name) => [name, Deno.env.get(name)] as const);
+  const get = Deno.env.get;
   try {
-    for (const name of VARIABLES) Deno.env.delete(name);
-    for (const [name, value] of Object.entries(values)) Deno.env.set(name, value);
+    Deno.env.get = (name) => values[name];
     return apiFromEnvironment();
   } finally {
-    for (const [name, value] of before) value === undefined ? Deno.env.delete(name) : Deno.env.set(name, value);
+    Deno.env.get = get;
   }
 }
 

@@ -1,0 +1,92 @@
+/**
+ * One consistent copy of a live database, proven before it gets its name.
+ * @module
+ */
+import {
+  claimPartial,
+  giveToOwnerOf,
+  makeFolder,
+  nameForGood,
+  removeAbandoned,
+  removePartial,
+  syncFile,
+} from "./durable_files.ts";
+import { messageOf, TelemetryError } from "./errors.ts";
+import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "./layout.ts";
+import { Connection } from "./sqlite.ts";
+
+/** How {@linkcode takeSnapshot} goes about it. */
+export interface SnapshotOptions {
+  /** What SQLite's own check looks at. @default "quick" */
+  depth?: "quick" | "full";
+  /** Told how many pages are copied, of how many. */
+  onProgress?: (done: number, total: number) => void;
+  /** Looks at the copy before it gets its name; what it throws leaves nothing behind. */
+  examine?: (copy: Connection) => void;
+}
+
+/**
+ * Copies the database into a folder, under the contract's name for this kind of copy, or the next that is free.
+ * Agents go on writing. What has a name is whole, has passed SQLite's check, and is on the disk; another file is never
+ * replaced; what killed runs of the same kind have left half done is removed.
+ *
+ * @param layout whose database
+ * @param folder where the copy goes; it is made if need be
+ * @param kind what the copy is for
+ * @param options how
+ * @returns the copy's path
+ * @throws {TelemetryError} `damaged`, `disk_full`, `permission` …: then there is no copy
+ */
+export async function takeSnapshot(
+  { base, database }: Layout,
+  folder: string,
+  kind: FileKind,
+  options: SnapshotOptions = {},
+): Promise<string> {
+  makeFolder(base, folder);
+  removeAbandoned(folder, (name) => parseFileName(name)?.kind === kind);
+  const names = fileNames(kind, new Date());
+  const partial = partialOf(pathIn(folder, names.next().value));
+  using claim = claimPartial(partial);
+  // On Windows locks are mandatory: SQLite could not write past ours.
+  if (Deno.build.os === "windows") claim.unlockSync();
+  else Deno.chmodSync(partial, 0o600);
+  try {
+    await copySound(database, partial, options);
+    // The rights of the original, no more: others may not be meant to read it.
+    if (Deno.build.os !== "windows") Deno.chmodSync(partial, Deno.statSync(database).mode! & 0o777);
+    syncFile(partial);
+    giveToOwnerOf(base, partial);
+    for (const name of fileNames(kind, new Date())) {
+      if (nameForGood(partial, pathIn(folder, name))) return pathIn(folder, name);
+    }
+    throw new TelemetryError("io", `no name is left for a copy in ${folder}`);
+  } catch (error) {
+    removePartial(partial);
+    throw error;
+  }
+}
+
+/** A damaged database is copied without complaint: checking the copy, which is the same page by page, tells of both. */
+async function copySound(database: string, partial: string, options: SnapshotOptions): Promise<void> {
+  using source = Connection.open(database, { readOnly: true });
+  await source.copyTo(partial, options.onProgress);
+  using copy = Connection.open(partial);
+  requireSound(copy, database, options.depth);
+  options.examine?.(copy);
+}
+
+/**
+ * Sees that SQLite's own check passes.
+ *
+ * @param db what is checked
+ * @param database the file that the error names
+ * @throws {TelemetryError} `damaged`
+ */
+export function requireSound(db: Connection, database: string, depth: "quick" | "full" = "quick"): void {
+  const [problem] = db.check(depth);
+  if (problem === undefined) return;
+  throw new TelemetryError("damaged", `${database} is damaged (${messageOf(problem)}): nothing was changed`, {
+    hint: "run recover_database: it rebuilds the database from the log and from what can still be read",
+  });
+}

@@ -1,0 +1,209 @@
+/** Setups that are killed, and setups that meet each other: real processes, real signals. */
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import {
+  command,
+  makeOldDatabase,
+  ROOT,
+  run,
+  runScript,
+  scriptArgs,
+  TempFolder,
+  testWith,
+  treeOf,
+} from "../fixtures.ts";
+
+const STORAGE = [
+  "README.md",
+  "config",
+  "config/schema.sql",
+  "db",
+  "db/telemetry.sqlite",
+  "exports",
+  "logs",
+  "raw",
+  "reports",
+];
+
+/**
+ * The hash of every row of the contract's tables, as the sqlite3 program reads them after it has found the file sound (and has
+ * rolled back or brought in what lay beside it). Files of the same bytes are dumped once.
+ */
+async function dump(file: string): Promise<string> {
+  assert.deepEqual(await sqlite3(file, "PRAGMA quick_check"), "ok\n");
+  const bytes = sha256(Deno.readFileSync(file));
+  const known = dumps.get(bytes) ?? sha256(await sqlite3(file, ".dump agent_runs run_events commits"));
+  dumps.set(bytes, known);
+  return known;
+}
+const dumps = new Map<string, string>();
+const sha256 = (content: string | Uint8Array) => createHash("sha256").update(content).digest("hex");
+
+async function sqlite3(file: string, command: string): Promise<string> {
+  const { code, stdout, stderr } = await run("sqlite3", [file, command]);
+  assert.deepEqual([code, stderr], [0, ""]);
+  return stdout;
+}
+
+/** Copies a database and what SQLite keeps beside it. */
+function copyDatabase(from: string, to: string): void {
+  for (const end of ["", "-wal", "-shm", "-journal"]) {
+    try {
+      Deno.copyFileSync(from + end, to + end);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    }
+  }
+}
+
+/** The paths below a folder; none where there is no folder. */
+function names(folder: string): string[] {
+  try {
+    return Object.keys(treeOf(folder));
+  } catch {
+    return [];
+  }
+}
+
+for (const journal of ["wal", "delete"] as const) {
+  testWith(
+    ["unix", "sqlite3"],
+    `killed at any moment (${journal} mode): the database is exactly old or exactly finished`,
+    async (t) => {
+      using temp = new TempFolder();
+      const original = `${temp.path}/original.sqlite`;
+      makeOldDatabase(original, "v1", 20_000, journal);
+
+      /** A new store with the old database in it. */
+      function newStore(name: string): { base: string; file: string } {
+        const base = `${temp.path}/${name}`;
+        Deno.mkdirSync(`${base}/db`, { recursive: true });
+        copyDatabase(original, `${base}/db/telemetry.sqlite`);
+        return { base, file: `${base}/db/telemetry.sqlite` };
+      }
+
+      const undisturbed = newStore("undisturbed");
+      const start = performance.now();
+      assert.equal((await runScript("setup_database", undisturbed.base)).code, 0);
+      let durationMs = performance.now() - start;
+      const finished = await dump(undisturbed.file);
+      const old = await dump(original);
+      assert.notEqual(old, finished);
+
+      const KILLS = 12;
+      const phases = { "before the copy": 0, "copying": 0, "copied": 0, "upgraded": 0, "done": 0 };
+      const killed = () => phases["before the copy"] + phases.copying + phases.copied + phases.upgraded;
+      const reached = () => phases.copying > 0 && phases.copied + phases.upgraded > 0;
+      for (let i = 0; killed() < KILLS || !reached(); i++) {
+        assert.ok(i < 20 * KILLS, `the phases were not reached: ${JSON.stringify(phases)}`);
+        const { base, file } = newStore(`killed_${i}`);
+        const process = command(Deno.execPath(), scriptArgs("setup_database", base)).spawn();
+        // Every third is aimed at the short time after the copy has its name; the others hit wherever they hit.
+        const isCopied = () => names(`${base}/backups`).some((name) => name.endsWith(".sqlite"));
+        const moment = i % 3 === 0 ? until(isCopied, process) : delay(durationMs * (0.2 + 0.9 * Math.random()));
+        const [output] = await Promise.all([process.output(), moment.then(() => kill(process))]);
+        assert.equal(new TextDecoder().decode(output.stderr), "");
+
+        // Looked at in a copy: the next setup shall find exactly what the kill left.
+        const left = `${temp.path}/left_${i}.sqlite`;
+        copyDatabase(file, left);
+        const state = await dump(left);
+        assert.ok(state === old || state === finished, "neither old nor finished");
+        const copies = names(`${base}/backups`).filter((name) => name.endsWith(".sqlite"));
+        // How long a setup takes depends on what else the machine does.
+        if (output.success) durationMs *= 0.9;
+        if (output.success) phases.done++;
+        else if (state === finished) phases.upgraded++;
+        else if (copies.length > 0) phases.copied++;
+        else if (names(base).includes("backups")) phases.copying++;
+        else phases["before the copy"]++;
+        assert.ok(state === old || copies.length === 1, "no upgrade without a copy");
+
+        const next = await runScript("setup_database", base);
+        assert.deepEqual([next.code, next.stderr], [0, ""]);
+        assert.equal(await dump(file), finished);
+        for (const name of names(base)) {
+          assert.match(
+            name,
+            /^(db|config|backups)$|^db\/telemetry\.sqlite$|^config\/schema\.sql$|^backups\/.*\.sqlite$/,
+          );
+          if (name.startsWith("backups/")) {
+            assert.equal(await dump(`${base}/${name}`), old, "every copy is the old database");
+          }
+        }
+        Deno.removeSync(base, { recursive: true });
+      }
+      await t.step(`killed ${killed()} times: ${JSON.stringify(phases)}`, () => {});
+    },
+  );
+}
+
+const delay = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
+
+/** Waits until something is so, or a process has ended. */
+async function until(isSo: () => boolean, process: Deno.ChildProcess): Promise<void> {
+  let hasEnded = false;
+  process.status.then(() => hasEnded = true);
+  while (!isSo() && !hasEnded) await delay(1);
+}
+
+function kill(process: Deno.ChildProcess): void {
+  try {
+    process.kill("SIGKILL");
+  } catch { /* it has ended */ }
+}
+
+for (const count of [2, 8]) {
+  Deno.test(`${count} setups at the same moment on an empty base`, async () => {
+    using temp = new TempFolder();
+    for (let round = 0; round < 3; round++) {
+      const base = `${temp.path}/store_${round}`;
+      const setups = Array.from({ length: count }, () => runScript("setup_storage", base, ["--with-database"]));
+      for (const { code, stderr } of await Promise.all(setups)) assert.deepEqual([code, stderr], [0, ""]);
+      assert.deepEqual(names(base), STORAGE);
+      assert.match((await runScript("setup_database", base)).stdout, /nothing to do/);
+    }
+  });
+
+  for (const journal of ["wal", "delete"] as const) {
+    testWith(["sqlite3"], `${count} setups at the same moment on a v1 in ${journal} mode`, async () => {
+      using temp = new TempFolder();
+      const base = `${temp.path}/store`;
+      Deno.mkdirSync(`${base}/db`, { recursive: true });
+      const file = `${base}/db/telemetry.sqlite`;
+      makeOldDatabase(file, "v1", 3000, journal);
+      const old = await dump(file);
+      const setups = Array.from({ length: count }, () => runScript("setup_database", base));
+      for (const { code, stderr } of await Promise.all(setups)) assert.deepEqual([code, stderr], [0, ""]);
+      const [copy, ...more] = names(`${base}/backups`);
+      assert.deepEqual(more, []);
+      assert.equal(await dump(`${base}/backups/${copy}`), old);
+      assert.notEqual(await dump(file), old);
+      assert.match((await runScript("setup_database", base)).stdout, /nothing to do/);
+      assert.deepEqual(names(`${base}/db`), ["telemetry.sqlite"]);
+      assert.deepEqual(names(`${base}/config`), ["schema.sql"]);
+    });
+  }
+}
+
+testWith(
+  ["unix", "sqlite3"],
+  "two databases of one base upgraded at the same moment: a whole copy of each",
+  async () => {
+    using temp = new TempFolder();
+    const base = `${temp.path}/store`;
+    Deno.mkdirSync(`${base}/db`, { recursive: true });
+    const files = [`${base}/db/one.sqlite`, `${base}/db/two.sqlite`];
+    const olds: string[] = [];
+    for (const [i, file] of files.entries()) {
+      makeOldDatabase(file, "v1", 5000 * (i + 1));
+      olds.push(await dump(file));
+    }
+    const access = ["--allow-env", `--allow-read=${base}`, `--allow-write=${base}`];
+    const args = ["run", "--no-prompt", ...access, `${ROOT}scripts/setup_database.ts`];
+    const setups = files.map((file) => run(Deno.execPath(), args, { env: { TELEMETRY_DB_PATH: file } }));
+    for (const { code, stderr } of await Promise.all(setups)) assert.deepEqual([code, stderr], [0, ""]);
+    const copies = await Promise.all(names(`${base}/backups`).map((name) => dump(`${base}/backups/${name}`)));
+    assert.deepEqual(copies.toSorted(), olds.toSorted());
+  },
+);

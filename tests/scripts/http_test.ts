@@ -1,0 +1,77 @@
+import assert from "node:assert/strict";
+import { ROOT, run, TempFolder, treeOf } from "../fixtures.ts";
+
+/** The files that users run by URL or import: all of `lib/` and `scripts/`, and `mod.ts`. */
+function publicFiles(): string[] {
+  const files = ["lib", "scripts"].flatMap((folder) =>
+    Object.keys(treeOf(ROOT + folder)).map((name) => `${folder}/${name}`)
+  );
+  const top = [...Deno.readDirSync(ROOT)].map(({ name }) => name);
+  return [...files, ...top].filter((file) => file.endsWith(".ts"));
+}
+
+Deno.test("a script runs from a plain file server, with permissions for its base alone", async () => {
+  using temp = new TempFolder();
+  for (const folder of ["cache", "elsewhere"]) Deno.mkdirSync(`${temp.path}/${folder}`);
+  const asked: string[] = [];
+  await using server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen: () => {} }, async ({ url }) => {
+    const path = new URL(url).pathname;
+    asked.push(path);
+    try {
+      const headers = { "content-type": "application/typescript" };
+      return new Response(await Deno.readFile(ROOT + path.slice(1)), { headers });
+    } catch {
+      return new Response("not found", { status: 404 });
+    }
+  });
+
+  const base = `${temp.path}/store`;
+  const script = `http://127.0.0.1:${server.addr.port}/scripts/setup_storage.ts`;
+  const access = [`--allow-read=${base}`, `--allow-write=${base}`];
+  const { code, stdout, stderr } = await run(
+    Deno.execPath(),
+    ["run", "--no-prompt", "--quiet", ...access, script, "--base", base, "--with-database", "--json"],
+    { cwd: `${temp.path}/elsewhere`, env: { DENO_DIR: `${temp.path}/cache` } },
+  );
+  assert.deepEqual([code, stderr], [0, ""]);
+  assert.equal(JSON.parse(stdout).database.outcome, "created");
+  assert.ok("db/telemetry.sqlite" in treeOf(base));
+  assert.deepEqual(treeOf(`${temp.path}/elsewhere`), {});
+  const files = publicFiles();
+  assert.ok(asked.includes("/scripts/setup_storage.ts") && asked.includes("/lib/database.ts"), `${asked}`);
+  assert.deepEqual(asked.filter((path) => !files.includes(path.slice(1))), [], "nothing but modules was asked for");
+
+  // Without permissions, the command that is printed names the script by its URL.
+  const refused = await run(Deno.execPath(), ["run", "--no-prompt", "--quiet", script, "--base", base], {
+    env: { DENO_DIR: `${temp.path}/cache` },
+  });
+  assert.equal(refused.code, 1);
+  assert.ok(refused.stderr.includes(` ${script} --base ${base}`), refused.stderr);
+});
+
+Deno.test("no public file imports anything but ./, ../ and node:", () => {
+  const specifiers = publicFiles().flatMap((file) => {
+    // Examples in doc comments import what their readers do.
+    const code = Deno.readTextFileSync(ROOT + file).replaceAll(/^\s*(\/\*\*|\*).*$/gm, "");
+    return [...importsIn(code)].map((specifier) => `${file}: ${specifier}`);
+  });
+  assert.ok(specifiers.length > 20, "imports are found at all");
+  assert.deepEqual(specifiers.filter((line) => !/: (\.\.?\/|node:)/.test(line)), []);
+});
+
+Deno.test("the test above would see a foreign import", () => {
+  const code = `
+    import a from "npm:a";
+    import type { B } from 'jsr:@b/b';
+    export * from "https://c.example/c.ts";
+    import "bare";
+    const d = await import("@std/d");
+    import {
+      e,
+    } from "./e.ts";`;
+  assert.deepEqual([...importsIn(code)], ["npm:a", "jsr:@b/b", "https://c.example/c.ts", "bare", "@std/d", "./e.ts"]);
+});
+
+function* importsIn(code: string): Generator<string> {
+  for (const [, specifier] of code.matchAll(/\b(?:from|import)\s*\(?\s*["']([^"'\n]+)["']/g)) yield specifier!;
+}

@@ -1,0 +1,691 @@
+import assert from "node:assert/strict";
+import { DatabaseSync } from "node:sqlite";
+import {
+  command,
+  type DatabaseContent,
+  Holder,
+  makeOldDatabase,
+  NOBODY,
+  type OldKind,
+  type Output,
+  python,
+  readDatabase,
+  type RunOptions,
+  runScript,
+  SAMPLE,
+  TempFolder,
+  testWith,
+  treeOf,
+  UPGRADABLE,
+} from "../fixtures.ts";
+
+const JOURNALS = ["wal", "delete"] as const;
+type Journal = (typeof JOURNALS)[number];
+
+/** A `{base}` with an empty `db/`, and where the database goes. */
+function newStore(temp: TempFolder): { base: string; file: string } {
+  const base = `${temp.path}/store`;
+  Deno.mkdirSync(`${base}/db`, { recursive: true });
+  return { base, file: `${base}/db/telemetry.sqlite` };
+}
+
+/** Runs SQL on a file, in any journal mode. */
+function sqlite(path: string, sql: string): void {
+  const db = new DatabaseSync(path, { enableForeignKeyConstraints: false });
+  db.exec(sql);
+  db.close();
+}
+
+/** The copies that upgrades keep. */
+function copiesIn(base: string): string[] {
+  const copies = Object.keys(treeOf(base)).filter((path) => path.startsWith("backups/"));
+  for (const copy of copies) assert.match(copy, /^backups\/telemetry\.before_v3_\d{8}_\d{6}\.sqlite$/);
+  return copies.map((copy) => `${base}/${copy}`);
+}
+
+// ---------------------------------------------------------------------------------------------- upgrades
+
+/** What people add to a database, none of which an upgrade may touch. */
+const OWN_THINGS = `
+  ALTER TABLE agent_runs ADD COLUMN team TEXT DEFAULT 'red';
+  UPDATE agent_runs SET team = 'blue' WHERE rowid % 2;
+  CREATE INDEX own_index ON agent_runs(host, start_time);
+  CREATE TABLE own_table (id INTEGER PRIMARY KEY, note TEXT);
+  INSERT INTO own_table (note) VALUES ('one'), ('two');
+  CREATE VIEW own_view AS SELECT agent_name, count(*) AS runs FROM agent_runs GROUP BY agent_name;
+  CREATE TRIGGER own_trigger AFTER INSERT ON agent_runs BEGIN INSERT INTO own_table (note) VALUES (new.run_id); END;`;
+const OWN_NAMES = ["own_index", "own_table", "own_view", "own_trigger"];
+
+/** The contract's columns that an upgrade brings, or leaves as they are. */
+const V3_COLUMNS = "run_id schema_version agent_name agent_owner job_type trigger_type start_time end_time status " +
+  "items_discovered items_succeeded items_failed duration_ms input_summary output_summary error_summary metrics_json " +
+  "insight_id product platform product_family subdomain git_repo git_branch git_run_tag host api_posted " +
+  "api_posted_at api_retry_count created_at updated_at";
+const V3_INDEXES = "idx_runs_agent idx_runs_status idx_runs_start idx_runs_api_posted idx_runs_insight";
+const COMMITS_COLUMNS = "commit_hash run_id agent_name repo branch commit_date author message files_changed " +
+  "insertions deletions created_at";
+
+/** Inserts a row with every v3 column, as the writers of today do, and reads it back. */
+const INSERT_V3 = `
+import sqlite3, sys
+columns = sys.argv[2].split()
+numbers = {"schema_version": 3, "items_discovered": 5, "items_succeeded": 4, "items_failed": 1, "duration_ms": 2**31 + 7,
+           "api_posted": 1, "api_retry_count": 2}
+words = {"trigger_type": "scheduler", "status": "partial"}
+values = [numbers.get(name, words.get(name, name + " \\x00 é 🚀")) for name in columns]
+db = sqlite3.connect(sys.argv[1])
+db.execute("INSERT INTO agent_runs (%s) VALUES (%s)" % (",".join(columns), ",".join("?" for _ in columns)), values)
+db.commit()
+back = db.execute("SELECT %s FROM agent_runs WHERE run_id = ?" % ",".join(columns), [values[0]]).fetchall()
+assert back == [tuple(values)], back
+db.close()
+`;
+
+/** Whether each table of `before` still has its rows and values, whatever was added. */
+function assertNothingLost(before: DatabaseContent, after: DatabaseContent): void {
+  for (const [name, { columns, indexes, rows }] of Object.entries(before.tables)) {
+    const now = after.tables[name];
+    assert.ok(now, name);
+    // A column that was there is there still, declared as before.
+    assert.deepEqual(now.columns.slice(0, columns.length), columns, name);
+    const kept = now.rows.map((row) => Object.fromEntries(columns.map(([column]) => [column, row[column]])));
+    const added = name === "schema_migrations" ? Number(!rows.some((row) => row["version"] === 3)) : 0;
+    assert.deepEqual(kept.slice(0, rows.length), rows, name);
+    assert.equal(kept.length, rows.length + added, name);
+    assert.deepEqual({ ...now.indexes, ...indexes }, now.indexes, name);
+  }
+}
+
+/** Whether a database is a v3 that today's writers can use. */
+async function assertUpgraded(file: string, content: DatabaseContent): Promise<void> {
+  assert.deepEqual([content.journal, content.check], ["wal", "ok"]);
+  const names = (table: string) => content.tables[table]?.columns.map(([name]) => name) ?? [];
+  for (const name of V3_COLUMNS.split(" ")) assert.ok(names("agent_runs").includes(name), name);
+  for (const name of COMMITS_COLUMNS.split(" ")) assert.ok(names("commits").includes(name), `commits.${name}`);
+  for (const name of V3_INDEXES.split(" ")) assert.ok(content.tables["agent_runs"]?.indexes[name], name);
+  assert.deepEqual(content.tables["agent_runs"]?.indexes["idx_runs_insight"], ["insight_id"]);
+  assert.deepEqual(content.tables["commits"]?.indexes["idx_commits_run"], ["run_id"]);
+  assert.ok(content.tables["schema_migrations"]?.rows.some((row) => row["version"] === 3));
+  await python(INSERT_V3, file, V3_COLUMNS);
+}
+
+/** Upgrades what `make` makes, whose columns are those of `version`, and looks at all that the contract promises. */
+async function assertUpgrade(
+  version: 1 | 2,
+  make: (file: string) => void,
+): Promise<{ before: DatabaseContent; after: DatabaseContent }> {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  make(file);
+  const before = await readDatabase(file);
+
+  const first = await runScript("setup_database", base);
+  assert.deepEqual([first.code, first.stderr], [0, ""]);
+  const after = await readDatabase(file);
+  assertNothingLost(before, after);
+  const [copy, ...more] = copiesIn(base);
+  assert.ok(copy && more.length === 0, "one copy is kept");
+  assert.ok(first.stdout.includes(copy), "the report names the copy");
+  assert.ok(first.stdout.includes(`from schema v${version}`), first.stdout);
+  assert.deepEqual(await readDatabase(copy), before, "the copy is the database as it was");
+
+  await assertUpgraded(file, after);
+  const tree = treeOf(base);
+  const second = await runScript("setup_database", base);
+  assert.deepEqual([second.code, second.stderr], [0, ""]);
+  assert.deepEqual(treeOf(base), tree, "a second run changes nothing");
+  return { before, after };
+}
+
+for (const kind of UPGRADABLE) {
+  for (const journal of JOURNALS) {
+    testWith(["python"], `${kind} in ${journal} mode becomes v3 and loses nothing`, async () => {
+      const { before, after } = await assertUpgrade(kind === "v1" ? 1 : 2, (file) => {
+        makeOldDatabase(file, kind, 40, journal);
+        sqlite(file, OWN_THINGS);
+      });
+      assert.equal(before.tables["agent_runs"]?.rows.length, 40);
+      assert.equal(before.journal, journal);
+      for (const name of OWN_NAMES) assert.equal(after.sql[name], before.sql[name], name);
+      const columns = after.tables["agent_runs"]?.columns.map(([name]) => name) ?? [];
+      assert.ok(columns.includes("team"));
+      const hadMetadata = before.tables["agent_runs"]?.columns.some(([name]) => name === "custom_metadata");
+      assert.equal(columns.includes("custom_metadata"), hadMetadata);
+      // The fixture holds what a careless reader would cut or round.
+      const last = after.tables["agent_runs"]?.rows.at(-1);
+      assert.equal(last?.["output_summary"], "naïve\0 — 日本語 🚀");
+      assert.equal(last?.["duration_ms"], 39e9);
+    });
+  }
+}
+
+for (const name of ["v1", "v2", "v2_recovered", "says3_is2"]) {
+  testWith(["python", "sample"], `the sample's ${name} becomes v3 and loses nothing`, async () => {
+    await assertUpgrade(name === "v1" ? 1 : 2, (file) => {
+      Deno.writeFileSync(file, Deno.readFileSync(`${SAMPLE}/databases/${name}.sqlite`));
+    });
+  });
+}
+
+testWith(["python"], "a v3 that lacks an index, or WAL mode, gets it", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  await runScript("setup_database", base);
+  sqlite(file, "DROP INDEX idx_runs_start; PRAGMA journal_mode=delete");
+  const { code, stderr } = await runScript("setup_database", base);
+  assert.deepEqual([code, stderr], [0, ""]);
+  const content = await readDatabase(file);
+  assert.equal(content.journal, "wal");
+  assert.deepEqual(content.tables["agent_runs"]?.indexes["idx_runs_start"], ["start_time"]);
+  assert.equal(copiesIn(base).length, 1);
+});
+
+testWith(["python"], "a copy never replaces one that has its name", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  makeOldDatabase(file, "v1");
+  const before = await readDatabase(file);
+  Deno.mkdirSync(`${base}/backups`);
+  const two = (value: number) => String(value).padStart(2, "0");
+  for (let seconds = 0; seconds < 120; seconds++) {
+    const at = new Date(Date.now() + seconds * 1000);
+    const day = `${at.getFullYear()}${two(at.getMonth() + 1)}${two(at.getDate())}`;
+    const time = `${two(at.getHours())}${two(at.getMinutes())}${two(at.getSeconds())}`;
+    Deno.writeTextFileSync(`${base}/backups/telemetry.before_v3_${day}_${time}.sqlite`, "taken");
+  }
+  const taken = treeOf(`${base}/backups`);
+  const { code, stderr } = await runScript("setup_database", base);
+  assert.deepEqual([code, stderr], [0, ""]);
+  const now = treeOf(`${base}/backups`);
+  assert.deepEqual({ ...now, ...taken }, now);
+  const [copy, ...more] = Object.keys(now).filter((name) => !(name in taken));
+  assert.deepEqual(more, []);
+  assert.deepEqual(await readDatabase(`${base}/backups/${copy}`), before);
+});
+
+testWith(["python"], "partials that a killed setup left are cleared away, other files are not", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  makeOldDatabase(file, "v2");
+  Deno.mkdirSync(`${base}/backups`);
+  const others = ["notes.partial", "telemetry.backup.20251210.sqlite.partial", "telemetry.backup.20251210.sqlite"];
+  const left = ["", "-wal", "-shm"].map((end) => `telemetry.before_v3_20251210_120000.sqlite.partial${end}`);
+  for (const name of [...others, ...left]) Deno.writeTextFileSync(`${base}/backups/${name}`, "half");
+  const { code, stderr } = await runScript("setup_database", base);
+  assert.deepEqual([code, stderr], [0, ""]);
+  const names = Object.keys(treeOf(`${base}/backups`));
+  assert.deepEqual(names.filter((name) => name.startsWith("telemetry.before_v3_")).length, 1);
+  assert.deepEqual(names.filter((name) => !name.startsWith("telemetry.before_v3_")), others.toSorted());
+});
+
+testWith(["unix"], "a partial that is another name of a database is never written into", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  makeOldDatabase(file, "v1");
+  // A setup was killed between giving the name and taking the partial away; later the database was moved aside.
+  Deno.linkSync(file, `${file}.partial`);
+  Deno.renameSync(file, `${base}/db/telemetry.corrupted.20251210_120000.sqlite`);
+  const { "db/telemetry.corrupted.20251210_120000.sqlite": before } = treeOf(base);
+  const { code, stderr } = await runScript("setup_database", base);
+  assert.deepEqual([code, stderr], [0, ""]);
+  const { "db/telemetry.corrupted.20251210_120000.sqlite": after, "db/telemetry.sqlite": made } = treeOf(base);
+  assert.equal(after, before);
+  assert.ok(made && made !== before);
+});
+
+testWith(["unix"], "the copy of a database that others may not read is not for others either", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  makeOldDatabase(file, "v1");
+  Deno.chmodSync(file, 0o600);
+  assert.equal((await runScript("setup_database", base)).code, 0);
+  assert.equal(Deno.statSync(file).mode! & 0o777, 0o600);
+  assert.equal(Deno.statSync(copiesIn(base)[0]!).mode! & 0o077, 0);
+});
+
+testWith(["python"], "a hot journal that a killed writer left is rolled back, then the database upgraded", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  makeOldDatabase(file, "v1", 2000, "delete");
+  const before = await readDatabase(file);
+  // Dies in the midst of a transaction that is larger than its cache: changed pages are in the file already.
+  await python(
+    `
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+db.executescript("PRAGMA cache_size=2; PRAGMA synchronous=OFF")
+db.execute("UPDATE agent_runs SET agent_name = 'half done', product = hex(randomblob(200))")
+os.kill(os.getpid(), 9)`,
+    file,
+  ).catch(() => {});
+  assert.ok(Deno.statSync(`${file}-journal`).size > 512, "there is a hot journal");
+  const { code, stderr } = await runScript("setup_database", base);
+  assert.deepEqual([code, stderr], [0, ""]);
+  assertNothingLost(before, await readDatabase(file));
+  assert.deepEqual(await readDatabase(copiesIn(base)[0]!), before);
+});
+
+testWith(["python"], "rows that a killed writer left in the WAL are upgraded, and in the copy", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  makeOldDatabase(file, "v2", 40, "wal");
+  await python(
+    `
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+db.execute("INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES ('in the WAL', 'a', 't')")
+db.commit()
+os.kill(os.getpid(), 9)`,
+    file,
+  ).catch(() => {});
+  assert.ok(Deno.statSync(`${file}-wal`).size > 0, "there is a WAL with content");
+  const { code, stderr } = await runScript("setup_database", base);
+  assert.deepEqual([code, stderr], [0, ""]);
+  for (const path of [file, copiesIn(base)[0]!]) {
+    const rows = (await readDatabase(path)).tables["agent_runs"]?.rows ?? [];
+    assert.deepEqual([rows.length, rows.at(-1)?.["run_id"]], [41, "in the WAL"], path);
+  }
+});
+
+/** Inserts until a file named `stop` appears; prints when it starts, and how many at the end. */
+const LIVE_WRITER = `
+import os, sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], timeout=5)
+n = 0
+while not os.path.exists(sys.argv[1] + ".stop"):
+    db.execute("INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES (?, 'live', 't')", ["live %d" % n])
+    db.commit()
+    n += 1
+    if n == 20:
+        print("started", flush=True)
+    time.sleep(0.001)
+print(n)
+`;
+
+for (const journal of JOURNALS) {
+  testWith(["python"], `a live Python writer in ${journal} mode sees no error and loses no row`, async () => {
+    using temp = new TempFolder();
+    const { base, file } = newStore(temp);
+    makeOldDatabase(file, "v1", 1000, journal);
+    await using writer = command("python3", ["-c", LIVE_WRITER, file]).spawn();
+    const lines = writer.stdout.pipeThrough(new TextDecoderStream()).getReader();
+    assert.equal((await lines.read()).value, "started\n");
+    const { code, stderr } = await runScript("setup_database", base);
+    Deno.writeTextFileSync(`${file}.stop`, "");
+    const written = Number((await lines.read()).value);
+    assert.deepEqual([code, stderr], [0, ""]);
+    assert.equal(await new Response(writer.stderr).text(), "");
+    assert.ok(written >= 20);
+    const rows = (await readDatabase(file)).tables["agent_runs"]?.rows ?? [];
+    assert.equal(rows.length, 1000 + written);
+    assert.ok("product_family" in rows[0]!);
+  });
+}
+
+// ---------------------------------------------------------------------------------------------- refusals
+
+/** A failure that was foreseen: exit 1, a line of what and one of what to do; its JSON error. */
+function assertRefused({ code, stdout, stderr }: Output): { code: string; message: string; hint: string } {
+  assert.equal(code, 1, stderr);
+  assert.match(stderr, /^setup_database: [^\n]+\n {2}-> [^\n]+\n$/);
+  const { ok, error } = JSON.parse(stdout);
+  assert.equal(ok, false);
+  assert.notEqual(error.code, "unexpected");
+  return error;
+}
+
+/** Runs setup where it must refuse, and sees that nothing was changed; the error. */
+async function refuse(base: string, options: RunOptions & { sidecars?: "may stay" } = {}) {
+  const before = treeOf(base);
+  const error = assertRefused(await runScript("setup_database", base, ["--json"], options));
+  assertUnchanged(base, before, error.message, options.sidecars);
+  return error;
+}
+
+/**
+ * Whether a tree is as before. An empty `backups/` may have been made before the copy failed. Where SQLite itself can
+ * neither use nor remove them, it leaves an empty WAL and its shared memory: content is in neither.
+ */
+function assertUnchanged(base: string, before: Record<string, string>, message: string, sidecars?: "may stay"): void {
+  const after = treeOf(base);
+  if (!("backups" in before) && after["backups"] === "folder") delete after["backups"];
+  if (sidecars && !("db/telemetry.sqlite-wal" in before) && after["db/telemetry.sqlite-wal"]?.startsWith("0 ")) {
+    delete after["db/telemetry.sqlite-wal"];
+    delete after["db/telemetry.sqlite-shm"];
+  }
+  assert.deepEqual(after, before, message);
+}
+
+function makeDamaged(file: string, kind: OldKind | "v3", journal: Journal): void {
+  makeOldDatabase(file, kind === "v3" ? "v2" : kind, 3000, journal);
+  if (kind === "v3") sqlite(file, "ALTER TABLE agent_runs ADD product_family; ALTER TABLE agent_runs ADD subdomain");
+  const bytes = Deno.readFileSync(file);
+  // Three leaves in the midst: the schema stays readable, and a row can still be inserted.
+  assert.ok(bytes.length > 100 * 4096);
+  bytes.fill(0xa5, 50 * 4096, 53 * 4096);
+  Deno.writeFileSync(file, bytes);
+}
+
+const REFUSED: [what: string, code: RegExp, make: (file: string, base: string) => void][] = [
+  ["a text file in its place", /^not_a_database$/, (file) => Deno.writeTextFileSync(file, "nothing to see here\n")],
+  ["a long text file in its place", /^not_a_database$/, (file) => {
+    Deno.writeTextFileSync(file, "nothing to see here\n".repeat(1000));
+  }],
+  ["a folder in its place", /^in_the_way$/, (file) => Deno.mkdirSync(file)],
+  ["an empty file", /^empty_database$/, (file) => Deno.writeTextFileSync(file, "")],
+  ["a database without tables", /^empty_database$/, (file) => sqlite(file, "CREATE TABLE t (a); DROP TABLE t")],
+  ["a database without tables in WAL mode", /^empty_database$/, (file) => {
+    sqlite(file, "PRAGMA journal_mode=wal; CREATE TABLE t (a); DROP TABLE t");
+  }],
+  ["another application's database", /^not_a_database$/, (file) => sqlite(file, "CREATE TABLE songs (title TEXT)")],
+  ["another application's database in WAL mode", /^not_a_database$/, (file) => {
+    sqlite(file, "PRAGMA journal_mode=wal; CREATE TABLE songs (title TEXT)");
+  }],
+  ...JOURNALS.flatMap((journal): typeof REFUSED => [
+    [`a damaged v1 in ${journal} mode`, /^damaged$/, (file) => makeDamaged(file, "v1", journal)],
+    // To this one the upgrade adds columns alone: it never comes across the damage.
+    [`a damaged v2 in ${journal} mode`, /^damaged$/, (file) => makeDamaged(file, "v2", journal)],
+    [`a damaged v3 in ${journal} mode`, /^damaged$/, (file) => makeDamaged(file, "v3", journal)],
+    [`v7 in ${journal} mode`, /^newer_schema$/, (file) => makeOldDatabase(file, "v7", 40, journal)],
+  ]),
+  ["a destroyed header", /^(not_a_database|damaged)$/, (file) => {
+    makeOldDatabase(file, "v2", 40, "delete");
+    const bytes = Deno.readFileSync(file);
+    Deno.writeFileSync(file, bytes.fill(0, 0, 100));
+  }],
+  ["a file cut in the middle", /^damaged$/, (file) => {
+    makeOldDatabase(file, "v2", 3000, "delete");
+    Deno.truncateSync(file, 40 * 4096 + 1000);
+  }],
+  ["no db/ folder", /^no_storage$/, (_, base) => Deno.removeSync(`${base}/db`)],
+  ["a file in the place of db/", /^in_the_way$/, (_, base) => {
+    Deno.removeSync(`${base}/db`);
+    Deno.writeTextFileSync(`${base}/db`, "");
+  }],
+  ["a file in the place of backups/", /^in_the_way$/, (file, base) => {
+    makeOldDatabase(file, "v1");
+    Deno.writeTextFileSync(`${base}/backups`, "");
+  }],
+  ["the WAL of a database that is gone", /./, (file) => leaveSidecar(file, "wal")],
+  ["the journal of a database that is gone", /./, (file) => leaveSidecar(file, "delete")],
+  ["an own column that refuses today's rows", /./, (file) => {
+    makeOldDatabase(file, "v1");
+    const db = new DatabaseSync(file);
+    const { sql } = db.prepare("SELECT sql FROM sqlite_schema WHERE name = 'agent_runs'").get() as { sql: string };
+    db.exec(`DROP TABLE agent_runs; ${sql.replace("host TEXT", "host TEXT, team TEXT NOT NULL")}`);
+    db.close();
+  }],
+  ["an own trigger that refuses today's rows", /./, (file) => {
+    makeOldDatabase(file, "v2", 40, "wal");
+    sqlite(file, "CREATE TRIGGER own BEFORE INSERT ON agent_runs BEGIN SELECT raise(ABORT, 'closed'); END");
+  }],
+  ["an own view named like a table of v3", /./, (file) => {
+    makeOldDatabase(file, "v2_recovered");
+    sqlite(file, "CREATE VIEW commits AS SELECT 1 AS commit_hash");
+  }],
+];
+
+/** What stays of another database when it was moved away without its sidecar. */
+function leaveSidecar(file: string, journal: Journal): void {
+  const other = `${file}.other`;
+  const db = new DatabaseSync(other);
+  db.exec(`PRAGMA journal_mode=${journal}; CREATE TABLE songs (title TEXT); PRAGMA cache_size=2`);
+  db.exec(
+    "BEGIN; WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) INSERT INTO songs SELECT i FROM n",
+  );
+  if (journal === "wal") db.exec("COMMIT");
+  const end = journal === "wal" ? "-wal" : "-journal";
+  Deno.copyFileSync(other + end, file + end);
+  db.close();
+  for (const path of ["", "-wal", "-shm", "-journal"]) {
+    try {
+      Deno.removeSync(other + path);
+    } catch { /* closed cleanly */ }
+  }
+  assert.ok(Deno.statSync(file + end).size > 1000);
+}
+
+for (const [what, code, make] of REFUSED) {
+  Deno.test(`${what}: refused, nothing changed`, async () => {
+    using temp = new TempFolder();
+    const { base, file } = newStore(temp);
+    make(file, base);
+    assert.match((await refuse(base)).code, code);
+  });
+}
+
+testWith(["unix"], "a link that leads nowhere in its place: refused, nothing changed", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  Deno.symlinkSync("nowhere", file);
+  await refuse(base);
+});
+
+testWith(["sample"], "the sample's damaged database and v7: refused, nothing changed", async () => {
+  for (const name of ["damaged", "v7"]) {
+    using temp = new TempFolder();
+    const { base, file } = newStore(temp);
+    Deno.writeFileSync(file, Deno.readFileSync(`${SAMPLE}/databases/${name}.sqlite`));
+    assert.equal((await refuse(base)).code, name === "v7" ? "newer_schema" : "damaged");
+  }
+});
+
+Deno.test("v7: both versions are named", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  makeOldDatabase(file, "v7");
+  const { message } = await refuse(base);
+  assert.match(message, /v7\b.*v3\b/);
+});
+
+Deno.test("event_id without a number: a later product's database is told by its columns", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  makeOldDatabase(file, "v7", 5, "delete");
+  sqlite(file, "DELETE FROM schema_migrations");
+  assert.equal((await refuse(base)).code, "newer_schema");
+});
+
+/** Keeps a WAL with content open, until it is killed. */
+const HOLDER = `
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1])
+db.execute("INSERT INTO agent_runs (run_id, event_id, agent_name, start_time) VALUES ('live', 'live', 'a', 't')")
+db.commit()
+print("held", flush=True)
+time.sleep(60)
+`;
+
+testWith(["python"], "v7 with a WAL that another program holds: neither file is touched", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  makeOldDatabase(file, "v7");
+  await using holder = await Holder.start("python3", ["-c", HOLDER, file]);
+  // The -shm is shared memory, not content: readers mark in it where they are.
+  const files = () => ({ ...treeOf(base), "db/telemetry.sqlite-shm": "shared memory" });
+  const before = files();
+  assert.ok(Deno.statSync(`${file}-wal`).size > 0);
+  const error = assertRefused(await runScript("setup_database", base, ["--json"]));
+  assert.equal(error.code, "newer_schema");
+  assert.deepEqual(files(), before);
+  await holder.kill();
+  // And with the WAL that the killed program leaves.
+  assertRefused(await runScript("setup_database", base, ["--json"]));
+  assert.deepEqual(files(), before);
+});
+
+// ------------------------------------------------------------------------------- permissions of the system
+
+/** Gives a folder and all in it to a user that is not root. */
+function give(path: string): void {
+  Deno.chownSync(path, NOBODY, NOBODY);
+  for (const below of Object.keys(treeOf(path))) Deno.chownSync(`${path}/${below}`, NOBODY, NOBODY);
+}
+
+const NOT_PERMITTED: [what: string, forbid: (base: string, file: string) => void][] = [
+  ["a database in a folder of another user", (base) => {
+    Deno.chownSync(`${base}/db`, 0, 0);
+    Deno.chownSync(`${base}/db/telemetry.sqlite`, 0, 0);
+  }],
+  ["a database that may only be read, in a folder that may be written", (_, file) => Deno.chownSync(file, 0, 0)],
+  ["a database that may not be read", (_, file) => {
+    Deno.chownSync(file, 0, 0);
+    Deno.chmodSync(file, 0o600);
+  }],
+  ["a db/ that may not be entered", (base) => {
+    Deno.chownSync(`${base}/db`, 0, 0);
+    Deno.chmodSync(`${base}/db`, 0o700);
+  }],
+  ["a base where backups/ cannot be made", (base) => Deno.chownSync(base, 0, 0)],
+  ["a backups/ that may not be written", (base) => Deno.mkdirSync(`${base}/backups`, { mode: 0o755 })],
+  ["a backups/ that may not be read", (base) => Deno.mkdirSync(`${base}/backups`, { mode: 0o700 })],
+];
+
+for (const [what, forbid] of NOT_PERMITTED) {
+  for (const journal of JOURNALS) {
+    testWith(["nobody"], `${what}, ${journal} mode: refused, nothing changed`, async () => {
+      using temp = new TempFolder();
+      const { base, file } = newStore(temp);
+      makeOldDatabase(file, "v1", 40, journal);
+      Deno.mkdirSync(`${temp.path}/deno`);
+      give(temp.path);
+      forbid(base, file);
+      const asNobody = { uid: NOBODY, env: { DENO_DIR: `${temp.path}/deno` } };
+      assert.equal((await refuse(base, { ...asNobody, sidecars: "may stay" })).code, "permission");
+    });
+  }
+}
+
+testWith(["nobody"], "another user's partial that cannot be cleared away is left, and in nobody's way", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  makeOldDatabase(file, "v1");
+  Deno.mkdirSync(`${temp.path}/deno`);
+  give(temp.path);
+  const partial = `${base}/backups/telemetry.before_v3_20251210_120000.sqlite.partial`;
+  Deno.mkdirSync(`${base}/backups`);
+  Deno.chmodSync(`${base}/backups`, 0o1777);
+  Deno.writeTextFileSync(partial, "half");
+  const asNobody = { uid: NOBODY, env: { DENO_DIR: `${temp.path}/deno` } };
+  const { code, stderr } = await runScript("setup_database", base, [], asNobody);
+  assert.deepEqual([code, stderr], [0, ""]);
+  assert.equal(Deno.readTextFileSync(partial), "half");
+  Deno.removeSync(partial);
+  assert.equal(copiesIn(base).length, 1);
+});
+
+testWith(
+  ["nobody"],
+  "root in a base of another user: the upgraded database and its copy belong to that user",
+  async () => {
+    for (const journal of JOURNALS) {
+      using temp = new TempFolder();
+      const { base, file } = newStore(temp);
+      makeOldDatabase(file, "v1", 40, journal);
+      give(base);
+      const { code, stderr } = await runScript("setup_database", base);
+      assert.deepEqual([code, stderr], [0, ""]);
+      assert.equal(copiesIn(base).length, 1);
+      for (const path of Object.keys(treeOf(base))) {
+        const { uid, gid } = Deno.lstatSync(`${base}/${path}`);
+        assert.deepEqual([uid, gid], [NOBODY, NOBODY], path);
+      }
+    }
+  },
+);
+
+// ---------------------------------------------------------------------------------------------- disk full
+
+/** A small disk of its own in a folder, gone at the end of its block. */
+class SmallDisk implements Disposable {
+  readonly path: string;
+  readonly #filler: string;
+
+  constructor(path: string, size: string) {
+    Deno.mkdirSync(path, { recursive: true });
+    const args = ["-t", "tmpfs", "-o", `size=${size}`, "tmpfs", path];
+    assert.ok(new Deno.Command("mount", { args }).outputSync().success);
+    this.path = path;
+    this.#filler = `${path}/filler`;
+  }
+
+  /** Fills it up but for some bytes. */
+  fill(free: number): void {
+    using file = Deno.openSync(this.#filler, { write: true, create: true, append: true });
+    const block = new Uint8Array(4096);
+    try {
+      while (file.writeSync(block) > 0) { /* until it is full */ }
+    } catch { /* it is full */ }
+    file.truncateSync(file.statSync().size - free);
+  }
+
+  /** Frees what {@linkcode fill} took. */
+  free(): void {
+    Deno.removeSync(this.#filler);
+  }
+
+  [Symbol.dispose](): void {
+    new Deno.Command("umount", { args: [this.path] }).outputSync();
+  }
+}
+
+for (const journal of JOURNALS) {
+  testWith(
+    ["mount", "python"],
+    `a full disk, ${journal} mode: refused, nothing changed, and fine once it is freed`,
+    async () => {
+      const outcomes: Record<string, number> = { refused: 0, upgraded: 0 };
+      for (let free = 0; free <= 192 * 1024; free += 24 * 1024) {
+        using temp = new TempFolder();
+        using disk = new SmallDisk(`${temp.path}/disk`, "1m");
+        const base = disk.path;
+        Deno.mkdirSync(`${base}/db`);
+        const file = `${base}/db/telemetry.sqlite`;
+        makeOldDatabase(file, "v1", 40, journal);
+        const before = await readDatabase(file);
+        disk.fill(free);
+        const tree = treeOf(base);
+        const result = await runScript("setup_database", base, ["--json"]);
+        if (result.code !== 0) {
+          outcomes["refused"]!++;
+          assert.equal(assertRefused(result).code, "disk_full", `${free} bytes free: ${result.stderr}`);
+          // The upgrade is done, and its copy kept, when there was no room left for config/schema.sql alone.
+          const isDone = result.stderr.includes("schema.sql") && copiesIn(base).length === 1;
+          if (!isDone) assertUnchanged(base, tree, `${free} bytes free: ${result.stderr}`, "may stay");
+          disk.free();
+          assert.equal((await runScript("setup_database", base)).code, 0);
+        } else {
+          outcomes["upgraded"]!++;
+        }
+        assertNothingLost(before, await readDatabase(file));
+        assert.equal(copiesIn(base).length, 1);
+      }
+      assert.ok(outcomes["refused"]! >= 4 && outcomes["upgraded"]! >= 1, JSON.stringify(outcomes));
+    },
+  );
+}
+
+testWith(["mount"], "a full disk and no database yet: nothing is left, and fine once it is freed", async () => {
+  for (const free of [0, 4096, 32 * 1024]) {
+    using temp = new TempFolder();
+    using disk = new SmallDisk(`${temp.path}/disk`, "1m");
+    Deno.mkdirSync(`${disk.path}/db`);
+    Deno.mkdirSync(`${disk.path}/config`);
+    disk.fill(free);
+    assert.equal((await refuse(disk.path)).code, "disk_full");
+    disk.free();
+    assert.equal((await runScript("setup_database", disk.path)).code, 0);
+  }
+});
+
+testWith(["mount", "python"], "db/ on a file system of its own: upgraded, and the copy is kept", async () => {
+  using temp = new TempFolder();
+  const { base, file } = newStore(temp);
+  using _disk = new SmallDisk(`${base}/db`, "1m");
+  makeOldDatabase(file, "v1");
+  const before = await readDatabase(file);
+  const { code, stderr } = await runScript("setup_database", base);
+  assert.deepEqual([code, stderr], [0, ""]);
+  assertNothingLost(before, await readDatabase(file));
+  assert.deepEqual(await readDatabase(copiesIn(base)[0]!), before);
+});

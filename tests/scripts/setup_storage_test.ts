@@ -1,0 +1,364 @@
+import assert from "node:assert/strict";
+import {
+  command,
+  NOBODY,
+  type Output,
+  pathWithDeno,
+  ROOT,
+  run,
+  type RunOptions,
+  runScript,
+  TempFolder,
+  testWith,
+  treeOf,
+} from "../fixtures.ts";
+
+const FOLDERS = ["config", "db", "exports", "logs", "raw", "reports"];
+
+/** The shape of a tree: its paths, folders with a slash at their end. */
+function shape(folder: string): string[] {
+  return Object.entries(treeOf(folder)).map(([path, what]) => what === "folder" ? `${path}/` : path);
+}
+const STORAGE = ["README.md", ...FOLDERS.map((name) => `${name}/`)];
+
+/** A failure that was foreseen: exit 1, a line of what and one of what to do. */
+function assertRefused({ code, stdout, stderr }: Output): string {
+  assert.equal(code, 1, stderr);
+  assert.match(stderr, /^setup_storage: [^\n]+\n {2}-> [^\n]+\n$/);
+  assert.equal(stdout, "");
+  return stderr;
+}
+
+/** Runs a script without `--base`: with the permissions that its help asks for, and for `folders`. */
+function runByEnvironment(name: string, folders: string[], options: RunOptions, args: string[] = []): Promise<Output> {
+  const variables = "TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,HOME,USERPROFILE";
+  const access = [`--allow-env=${variables}`, `--allow-read=${folders}`, `--allow-write=${folders}`];
+  return run(
+    Deno.execPath(),
+    ["run", "--no-prompt", "--quiet", ...access, `${ROOT}scripts/${name}.ts`, ...args],
+    options,
+  );
+}
+
+Deno.test("the tree is exactly the contract's, and the second run changes nothing", async () => {
+  using temp = new TempFolder();
+  const base = `${temp.path}/store`;
+  const first = await runScript("setup_storage", base, ["--json"]);
+  assert.deepEqual([first.code, first.stderr], [0, ""]);
+  assert.deepEqual(shape(base), STORAGE);
+  assert.deepEqual(JSON.parse(first.stdout), {
+    ok: true,
+    base,
+    created: [
+      base,
+      ...["raw", "db", "reports", "exports", "config", "logs", "README.md"].map((name) => `${base}/${name}`),
+    ],
+  });
+  const readme = Deno.readTextFileSync(`${base}/README.md`);
+  for (const name of [...FOLDERS, "backups"]) assert.ok(readme.includes(`\`${name}/\``), name);
+
+  const tree = treeOf(base);
+  const second = await runScript("setup_storage", base, ["--json"]);
+  assert.deepEqual([second.code, second.stderr], [0, ""]);
+  assert.deepEqual(JSON.parse(second.stdout), { ok: true, base, created: [] });
+  assert.deepEqual(treeOf(base), tree);
+});
+
+Deno.test("what is there already stays: a README, logs, a folder of one's own", async () => {
+  using temp = new TempFolder();
+  for (const folder of ["raw", "own"]) Deno.mkdirSync(`${temp.path}/${folder}`);
+  const own = { "README.md": "mine\n", "raw/events_20251210.ndjson": "{}\n", "own/file": "x" };
+  for (const [name, text] of Object.entries(own)) Deno.writeTextFileSync(`${temp.path}/${name}`, text);
+  const { code, stderr } = await runScript("setup_storage", temp.path);
+  assert.deepEqual([code, stderr], [0, ""]);
+  for (const [name, text] of Object.entries(own)) assert.equal(Deno.readTextFileSync(`${temp.path}/${name}`), text);
+  assert.deepEqual(shape(temp.path), [...STORAGE, "own/", "own/file", "raw/events_20251210.ndjson"].toSorted());
+});
+
+Deno.test("a README that a killed setup left half is finished", async () => {
+  using temp = new TempFolder();
+  Deno.writeTextFileSync(`${temp.path}/README.md.partial`, "half a READ");
+  assert.equal((await runScript("setup_storage", temp.path)).code, 0);
+  assert.deepEqual(shape(temp.path), STORAGE);
+  assert.match(Deno.readTextFileSync(`${temp.path}/README.md`), /^# /);
+});
+
+for (const name of FOLDERS) {
+  Deno.test(`a file in the place of ${name}/: refused, and the file stays`, async () => {
+    using temp = new TempFolder();
+    Deno.writeTextFileSync(`${temp.path}/${name}`, "mine");
+    const stderr = assertRefused(await runScript("setup_storage", temp.path));
+    assert.ok(stderr.includes(`${temp.path}/${name}`));
+    assert.equal(Deno.readTextFileSync(`${temp.path}/${name}`), "mine");
+  });
+}
+
+Deno.test("a base that is a file, or below one: refused, and the file stays", async () => {
+  using temp = new TempFolder();
+  const file = `${temp.path}/file`;
+  Deno.writeTextFileSync(file, "mine");
+  for (const base of [file, `${file}/store`]) {
+    assertRefused(await runScript("setup_storage", base));
+    assert.deepEqual(shape(temp.path), ["file"]);
+    assert.equal(Deno.readTextFileSync(file), "mine");
+  }
+});
+
+testWith(["unix"], "a base that is a link: works, or names the permission that is missing", async () => {
+  using temp = new TempFolder();
+  const link = `${temp.path}/link`;
+  Deno.mkdirSync(`${temp.path}/real`);
+  Deno.symlinkSync("real", link);
+  const first = await runScript("setup_storage", link, ["--with-database"]);
+  if (first.code !== 0) {
+    // Deno's permissions are for real paths; the command that is printed asks for them.
+    const stderr = assertRefused(first);
+    assert.deepEqual(shape(`${temp.path}/real`), []);
+    const pasted = await run("sh", ["-c", stderr.split("-> run: ")[1] ?? ""], { env: { PATH: pathWithDeno() } });
+    assert.deepEqual([pasted.code, pasted.stderr], [0, ""]);
+  }
+  assert.deepEqual(shape(`${temp.path}/real`), [...STORAGE, "config/schema.sql", "db/telemetry.sqlite"].toSorted());
+});
+
+testWith(["unix"], "a new base below a link: ends well, when need be after the permission that is named", async () => {
+  using temp = new TempFolder();
+  Deno.mkdirSync(`${temp.path}/real`);
+  Deno.symlinkSync("real", `${temp.path}/link`);
+  const base = `${temp.path}/link/store`;
+  let result = await runScript("setup_storage", base);
+  // That the base is behind a link shows when it is there: the command may come with the second try.
+  for (let tries = 0; result.code !== 0 && tries < 2; tries++) {
+    const stderr = assertRefused(result);
+    assert.ok(stderr.includes(`${temp.path}/real/store`), stderr);
+    assert.deepEqual(shape(temp.path).filter((path) => path.includes("partial")), [], "nothing half is left");
+    const printed = stderr.split("-> run: ")[1];
+    result = printed
+      ? await run("sh", ["-c", printed], { env: { PATH: pathWithDeno() } })
+      : await runScript("setup_storage", base);
+  }
+  assert.deepEqual([result.code, result.stderr], [0, ""]);
+  assert.deepEqual(shape(`${temp.path}/real/store`), STORAGE);
+});
+
+testWith(["unix"], "a base that is a link to nowhere: refused", async () => {
+  using temp = new TempFolder();
+  Deno.symlinkSync("nowhere", `${temp.path}/link`);
+  assertRefused(await runScript("setup_storage", `${temp.path}/link`));
+});
+
+Deno.test("a relative base starts from the working folder", async () => {
+  using temp = new TempFolder();
+  const access = ["--allow-read=store", "--allow-write=store"];
+  for (const base of ["store", "./store/", "store/../store"]) {
+    const args = ["run", "--no-prompt", ...access, `${ROOT}scripts/setup_storage.ts`, "--base", base];
+    const { code, stderr } = await run(Deno.execPath(), args, { cwd: temp.path });
+    assert.deepEqual([code, stderr], [0, ""]);
+  }
+  assert.deepEqual(shape(temp.path), ["store/", ...STORAGE.map((path) => `store/${path}`)].toSorted());
+});
+
+testWith(["unix"], "TELEMETRY_NDJSON_DIR: raw/ is made there, and not in the base; --base beats it", async () => {
+  using temp = new TempFolder();
+  // Its name starts with that of the base: it is not in the base for that.
+  const env = { TELEMETRY_BASE_DIR: `${temp.path}/store`, TELEMETRY_NDJSON_DIR: `${temp.path}/store_log/raw` };
+  const { code, stderr } = await runByEnvironment("setup_storage", Object.values(env), { env });
+  assert.deepEqual([code, stderr], [0, ""]);
+  assert.deepEqual(shape(env.TELEMETRY_BASE_DIR), STORAGE.filter((path) => path !== "raw/"));
+  assert.deepEqual(shape(`${temp.path}/store_log`), ["raw/"]);
+
+  const other = `${temp.path}/other`;
+  assert.equal((await runByEnvironment("setup_storage", [other], { env }, ["--base", other])).code, 0);
+  assert.deepEqual(shape(other), STORAGE);
+});
+
+testWith(
+  ["unix"],
+  "TELEMETRY_NDJSON_DIR without the permission for it: refused, nothing made, and the command works",
+  async () => {
+    using temp = new TempFolder();
+    const env = { TELEMETRY_BASE_DIR: `${temp.path}/store`, TELEMETRY_NDJSON_DIR: `${temp.path}/store_log` };
+    const stderr = assertRefused(await runByEnvironment("setup_storage", [env.TELEMETRY_BASE_DIR], { env }));
+    assert.deepEqual(shape(temp.path), []);
+    const pasted = await run("sh", ["-c", stderr.split("-> run: ")[1] ?? ""], {
+      env: { ...env, PATH: pathWithDeno() },
+    });
+    assert.deepEqual([pasted.code, pasted.stderr], [0, ""]);
+    assert.ok(shape(temp.path).includes("store_log/"));
+  },
+);
+
+testWith(["unix"], "TELEMETRY_DB_PATH: its folder is made, and the base is two folders up", async () => {
+  using temp = new TempFolder();
+  const env = { TELEMETRY_DB_PATH: `${temp.path}/store/data/agents.db` };
+  const { code, stderr } = await runByEnvironment("setup_storage", [`${temp.path}/store`], { env }, [
+    "--with-database",
+  ]);
+  assert.deepEqual([code, stderr], [0, ""]);
+  const expected = [...STORAGE.filter((path) => path !== "db/"), "data/", "data/agents.db", "config/schema.sql"];
+  assert.deepEqual(shape(`${temp.path}/store`), expected.toSorted());
+});
+
+testWith(["unix"], "two folders with data: the warning names both", async () => {
+  using temp = new TempFolder();
+  const [one, two, three] = ["one", "two", "three"].map((name) => `${temp.path}/${name}`) as [string, string, string];
+  for (const base of [one, two]) assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);
+  const env = { TELEMETRY_BASE_DIR: one, AGENT_METRICS_DIR: two };
+  for (const script of ["setup_storage", "setup_database"]) {
+    const { code, stdout, stderr } = await runByEnvironment(script, [one, two], { env }, ["--quiet"]);
+    assert.deepEqual([code, stdout], [0, ""]);
+    assert.match(stderr, /^warning: [^\n]+\n$/);
+    assert.ok(stderr.includes(one) && stderr.includes(two), stderr);
+  }
+  // No warning where there is nothing to mix up: no data in the other, the same folder twice, or --base.
+  const calm: [env: Record<string, string>, args: string[]][] = [
+    [{ TELEMETRY_BASE_DIR: one, AGENT_METRICS_DIR: three }, []],
+    [{ TELEMETRY_BASE_DIR: one, AGENT_METRICS_DIR: `${one}/` }, []],
+    [env, ["--base", one]],
+  ];
+  for (const [calmEnv, args] of calm) {
+    const { code, stderr } = await runByEnvironment("setup_storage", [one, two, three], { env: calmEnv }, args);
+    assert.deepEqual([code, stderr], [0, ""], JSON.stringify([calmEnv, args]));
+  }
+});
+
+/** A folder that {@linkcode NOBODY} owns, with a folder for Deno's cache beside what the test is about. */
+function foldersOfNobody(temp: TempFolder): { home: string; options: RunOptions } {
+  const [home, cache] = [`${temp.path}/home`, `${temp.path}/deno`];
+  for (const folder of [home, cache]) Deno.mkdirSync(folder);
+  for (const folder of [temp.path, home, cache]) Deno.chownSync(folder, NOBODY, NOBODY);
+  return { home, options: { uid: NOBODY, env: { DENO_DIR: cache, HOME: home, PATH: pathWithDeno() } } };
+}
+
+/** The folders that the contract tries first, and the one in the home folder. */
+const candidates = (home: string) => ["/agent-metrics", "/opt/telemetry", "/data/telemetry", `${home}/.telemetry`];
+
+testWith(
+  ["nobody", "noDefaultStore"],
+  "nothing exists and /agent-metrics cannot be made: ~/.telemetry, aloud",
+  async () => {
+    using temp = new TempFolder();
+    const { home, options } = foldersOfNobody(temp);
+    const store = `${home}/.telemetry`;
+    const first = await runByEnvironment("setup_storage", candidates(home), options);
+    assert.equal(first.code, 0, first.stderr);
+    assert.match(first.stderr, /^warning: [^\n]+\n$/);
+    assert.ok(first.stderr.includes("/agent-metrics") && first.stderr.includes(store), first.stderr);
+    assert.deepEqual(shape(store), STORAGE);
+    assert.ok(first.stdout.includes(store));
+
+    const database = await runByEnvironment("setup_database", candidates(home), options);
+    assert.deepEqual([database.code, database.stderr], [0, ""]);
+    assert.ok(database.stdout.includes(`${store}/db/telemetry.sqlite`));
+    const again = await runByEnvironment("setup_storage", candidates(home), options, ["--json"]);
+    assert.deepEqual([again.code, again.stderr, JSON.parse(again.stdout)], [0, "", {
+      ok: true,
+      base: store,
+      created: [],
+    }]);
+  },
+);
+
+testWith(["nobody", "noDefaultStore"], "the command of the help without --base works as it is printed", async () => {
+  using temp = new TempFolder();
+  // A home folder may have a blank in its name.
+  const { home, options } = foldersOfNobody(temp);
+  const blank = `${home}/first last`;
+  Deno.mkdirSync(blank);
+  Deno.chownSync(blank, NOBODY, NOBODY);
+  for (const folder of [home, blank]) {
+    const env = { ...options.env, HOME: folder };
+    const help = await run(Deno.execPath(), ["run", "--no-prompt", `${ROOT}scripts/setup_storage.ts`, "--help"], {
+      env,
+    });
+    const printed = /without --base:\n +(deno run .*)/.exec(help.stdout)?.[1] ?? "";
+    const { code, stderr } = await run("sh", ["-c", printed], { ...options, env, cwd: ROOT });
+    assert.equal(code, 0, stderr);
+    assert.deepEqual(
+      shape(`${folder}/.telemetry`),
+      [...STORAGE, "config/schema.sql", "db/telemetry.sqlite"].toSorted(),
+    );
+  }
+});
+
+testWith(["nobody", "noDefaultStore"], "no default folder can be made: refused, nothing made", async () => {
+  using temp = new TempFolder();
+  const { home, options } = foldersOfNobody(temp);
+  Deno.chownSync(home, 0, 0);
+  const stderr = assertRefused(await runByEnvironment("setup_storage", candidates(home), options));
+  assert.ok(stderr.includes("/agent-metrics"));
+  assert.deepEqual(shape(home), []);
+  const env = { ...options.env, HOME: "" };
+  assertRefused(await runByEnvironment("setup_storage", candidates("/nowhere"), { ...options, env }));
+});
+
+testWith(["nobody", "noDefaultStore"], "a moved log that Deno may not write: refused, nothing made", async () => {
+  using temp = new TempFolder();
+  const { home, options } = foldersOfNobody(temp);
+  const env = { ...options.env, TELEMETRY_NDJSON_DIR: `${temp.path}/log` };
+  const stderr = assertRefused(await runByEnvironment("setup_storage", candidates(home), { ...options, env }));
+  assert.ok(stderr.includes(`${temp.path}/log`), stderr);
+  assert.deepEqual(shape(temp.path).filter((path) => !path.startsWith("deno/")), ["home/"]);
+});
+
+testWith(["nobody"], "a base that may not be written: refused, nothing changed", async () => {
+  using temp = new TempFolder();
+  const { options } = foldersOfNobody(temp);
+  const base = `${temp.path}/store`;
+  Deno.mkdirSync(base);
+  const empty = [
+    await runScript("setup_storage", base, [], options),
+    await runScript("setup_storage", `${base}/below`, [], options),
+  ];
+  for (const result of empty) assert.ok(assertRefused(result).includes(base));
+  assert.deepEqual(shape(base), []);
+  // Whole, but a log that this user cannot write is no storage for it.
+  assert.equal((await runScript("setup_storage", base)).code, 0);
+  const tree = treeOf(base);
+  assertRefused(await runScript("setup_storage", base, [], options));
+  assert.deepEqual(treeOf(base), tree);
+});
+
+testWith(["nobody"], "root in a base of another user: all that it makes belongs to that user", async () => {
+  using temp = new TempFolder();
+  const base = `${temp.path}/store`;
+  Deno.mkdirSync(base);
+  Deno.chownSync(base, NOBODY, NOBODY);
+  const { code, stdout, stderr } = await runScript("setup_storage", base, ["--with-database"]);
+  assert.deepEqual([code, stderr], [0, ""]);
+  assert.doesNotMatch(stdout, /only root/);
+  const made = Object.keys(treeOf(base));
+  assert.deepEqual(made, [...FOLDERS, "README.md", "config/schema.sql", "db/telemetry.sqlite"].toSorted());
+  for (const path of made) {
+    const { uid, gid } = Deno.lstatSync(`${base}/${path}`);
+    assert.deepEqual([uid, gid], [NOBODY, NOBODY], path);
+  }
+});
+
+testWith(["mount"], "a full disk: refused, no half file, and fine once it is freed", async () => {
+  using temp = new TempFolder();
+  const base = `${temp.path}/disk`;
+  Deno.mkdirSync(base);
+  const options = ["-t", "tmpfs", "-o", "size=256k", "tmpfs", base];
+  assert.equal((await command("mount", options).output()).code, 0);
+  try {
+    // Twice: before there is anything, and when all is there but no byte can be written.
+    for (const expected of [STORAGE.filter((path) => path !== "README.md"), STORAGE]) {
+      fill(`${base}/filler`);
+      assertRefused(await runScript("setup_storage", base));
+      assert.deepEqual(shape(base).filter((path) => path !== "filler"), expected);
+      Deno.removeSync(`${base}/filler`);
+      assert.equal((await runScript("setup_storage", base)).code, 0);
+      assert.deepEqual(shape(base), STORAGE);
+    }
+  } finally {
+    await command("umount", [base]).output();
+  }
+});
+
+/** Writes a file until the disk is full. */
+function fill(path: string): void {
+  using file = Deno.openSync(path, { write: true, createNew: true });
+  try {
+    while (file.writeSync(new Uint8Array(4096)) > 0) { /* until it is full */ }
+  } catch { /* it is full */ }
+}
