@@ -15,6 +15,9 @@ export const RUN_STATUSES = ["running", "success", "failed", "partial"] as const
 /** The state of a run. */
 export type RunStatus = (typeof RUN_STATUSES)[number];
 
+/** The longest line of a log, in bytes without its newline: longer ones are neither written nor read. */
+export const MAX_LINE_BYTES: number = 32 * 1024 * 1024;
+
 /** The schema version this toolkit writes into records and databases. */
 export const SCHEMA_VERSION = 3;
 
@@ -171,7 +174,7 @@ export function newRun(known: NewRun): RunRecord {
  * ```
  */
 export function timestamp(at: Date = new Date()): string {
-  return at.toISOString().replace("Z", "000+00:00");
+  return `${at.toISOString().slice(0, -1)}000+00:00`;
 }
 
 /**
@@ -229,13 +232,16 @@ function unserializable(value: unknown, path: string, parents: Set<object>): str
   }
 }
 
+/** Why a JSON value is no record. */
+export type NoRecordReason = "not an object" | "unknown record_type" | "unknown status" | `${string} is missing`;
+
 /**
  * Why a parsed line of a log is no record, or undefined when it is one.
  * The rules are those of the v2 table that recovery fills: what it would refuse is refused here.
  *
  * @param value what `JSON.parse` made of the line
  */
-export function whyNoRecord(value: unknown): string | undefined {
+export function whyNoRecord(value: unknown): NoRecordReason | undefined {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return "not an object";
   const record = value as Record<string, unknown>;
   if (record["record_type"] !== "run" && record["record_type"] !== "event") return "unknown record_type";
