@@ -1,0 +1,155 @@
+import assert from "node:assert/strict";
+import { TelemetryError } from "../../lib/errors.ts";
+import { EventLog } from "../../lib/event_log.ts";
+import { fileName, type Layout, layoutOf } from "../../lib/layout.ts";
+import { logFiles, scan } from "../../lib/log_scanner.ts";
+import type { LogRecord } from "../../lib/records.ts";
+import { run, TempFolder, testWith } from "../fixtures.ts";
+
+const DAY = new Date("2025-12-10T12:00:00Z");
+const PAGE = 4096;
+
+/** A `{base}` on a disk of 256 KiB, on a day that does not end. */
+class SmallDisk implements AsyncDisposable {
+  readonly #folder: TempFolder;
+  readonly #filler: string;
+  readonly #realNow = Date.now;
+  readonly layout: Layout;
+  readonly path: string;
+  readonly log: EventLog;
+
+  constructor(folder: TempFolder) {
+    this.#folder = folder;
+    this.#filler = `${folder.path}/filler`;
+    this.layout = layoutOf(folder.path);
+    this.path = `${this.layout.raw}/${fileName("log", DAY)}`;
+    this.log = new EventLog(this.layout);
+    Deno.mkdirSync(this.layout.raw);
+    Date.now = () => DAY.getTime();
+  }
+
+  static async mounted(): Promise<SmallDisk> {
+    const folder = new TempFolder();
+    const { code, stderr } = await run("mount", ["-t", "tmpfs", "-o", "size=256k", "tmpfs", folder.path]);
+    if (code !== 0) folder[Symbol.dispose]();
+    assert.equal(code, 0, stderr);
+    return new SmallDisk(folder);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    Date.now = this.#realNow;
+    const { code, stderr } = await run("umount", [this.#folder.path]);
+    assert.equal(code, 0, stderr);
+    this.#folder[Symbol.dispose]();
+  }
+
+  /** Leaves no page free. The rest of a page that a file has already begun can still be written. */
+  fill(): void {
+    using file = Deno.openSync(this.#filler, { append: true, create: true });
+    assert.throws(() => {
+      for (;;) file.writeSync(new Uint8Array(PAGE));
+    }, { code: "ENOSPC" });
+  }
+
+  free(): void {
+    Deno.removeSync(this.#filler);
+  }
+
+  get text(): string {
+    return Deno.readTextFileSync(this.path);
+  }
+}
+
+function event(n: number, length = 0): LogRecord {
+  return {
+    run_id: `run-${n}`,
+    event_type: "checkpoint",
+    timestamp: "2025-12-10T12:00:00.000000+00:00",
+    payload_json: JSON.stringify("ü".repeat(length / 2)),
+    id: null,
+    record_type: "event",
+  };
+}
+
+function lines(...records: LogRecord[]): string {
+  return records.map((record) => `${JSON.stringify(record)}\n`).join("");
+}
+
+async function rejectsAsFull(appended: Promise<void>): Promise<void> {
+  const error = await appended.then(() => undefined, (error) => error);
+  assert.ok(error instanceof TelemetryError && error.code === "disk_full" && error.hint !== undefined, String(error));
+}
+
+const HALF = lines(event(0)).slice(0, 50);
+
+for (
+  const [name, before, separator] of [
+    ["whole lines", lines(event(1), event(2)), ""],
+    ["half a line", lines(event(1)) + HALF, "\n"],
+    ["a page that is full", lines(event(1)).padEnd(PAGE - 1) + "\n", ""],
+    ["no file", "", ""],
+  ] as const
+) {
+  testWith(["mount"], `disk full after ${name}: nothing changes until there is space again`, async () => {
+    await using disk = await SmallDisk.mounted();
+    if (before !== "") Deno.writeTextFileSync(disk.path, before);
+    disk.fill();
+    await rejectsAsFull(disk.log.append(event(3, 2 * PAGE)));
+    assert.equal(disk.text, before);
+    await rejectsAsFull(disk.log.appendAll([event(4), event(5), event(6, PAGE)]));
+    assert.equal(disk.text, before);
+    disk.free();
+    await disk.log.append(event(7, 2 * PAGE));
+    assert.equal(disk.text, before + separator + lines(event(7, 2 * PAGE)));
+    const { length } = await Array.fromAsync(scan(logFiles(disk.layout.raw)));
+    assert.equal(length, before.trimEnd().split("\n").filter(Boolean).length + 1);
+  });
+}
+
+testWith(["mount"], "disk full: all of a batch are rejected, none of it stays; what fits is written", async () => {
+  await using disk = await SmallDisk.mounted();
+  await disk.log.append(event(0));
+  disk.fill();
+  // The first ones would have fitted in what is left of the page.
+  const batch = Array.from({ length: 40 }, (_, n) => disk.log.append(event(1 + n, 200)));
+  await Promise.all(batch.map(rejectsAsFull));
+  assert.equal(disk.text, lines(event(0)));
+  await disk.log.append(event(50, 200));
+  disk.free();
+  await Promise.all([disk.log.append(event(51, PAGE)), disk.log.append(event(52))]);
+  assert.equal(disk.text, lines(event(0), event(50, 200), event(51, PAGE), event(52)));
+});
+
+const APPEND_UNTIL_REFUSED = `
+const { EventLog } = await import("${new URL("../../lib/event_log.ts", import.meta.url)}");
+const { layoutOf } = await import("${new URL("../../lib/layout.ts", import.meta.url)}");
+const log = new EventLog(layoutOf(Deno.args[0]));
+for (let n = 0; n < 1000; n++) {
+  const record = { run_id: "run-" + n, event_type: "e", timestamp: "t", payload_json: "x".repeat(1000), id: null };
+  try {
+    await log.append({ ...record, record_type: "event" });
+  } catch ({ name, code }) {
+    console.log(JSON.stringify([n, name, code]));
+    break;
+  }
+}`;
+
+testWith(["linux"], "a file that may not grow any further: the record that failed is cut off", async () => {
+  using folder = new TempFolder();
+  const { raw } = layoutOf(folder.path);
+  const script = `trap '' XFSZ; ulimit -f 64; exec "$0" eval --quiet "$1" "$2"`;
+  const env = { DENO_DIR: `${folder.path}/cache` };
+  const { stdout, stderr } = await run("sh", ["-c", script, Deno.execPath(), APPEND_UNTIL_REFUSED, folder.path], {
+    env,
+  });
+  assert.equal(stderr, "");
+  const [written, name, code] = JSON.parse(stdout);
+  assert.deepEqual([name, code], ["TelemetryError", "io"]);
+  assert.ok(written > 10, stdout);
+  const all = await Array.fromAsync(scan(logFiles(raw)));
+  assert.deepEqual(
+    all.map((found) => "record" in found ? found.record.run_id : found),
+    Array.from({ length: written }, (_, n) => `run-${n}`),
+  );
+  assert.ok(logFiles(raw).every((file) => Deno.readTextFileSync(file).endsWith("}\n")));
+});
