@@ -4,7 +4,7 @@
  */
 import { exists, makeFolder, removeIfThere, writeWhole } from "./durable_files.ts";
 import { fileError, TelemetryError } from "./errors.ts";
-import { type Layout, sidecarsOf } from "./layout.ts";
+import { type Layout, sidecarsOf, sizeOf } from "./layout.ts";
 import { SCHEMA_VERSION } from "./records.ts";
 import { applySchema, emptyDatabase, inspect, type Inspection, newerSchema, schemaSql } from "./schema.ts";
 import { requireSound, takeSnapshot } from "./snapshot.ts";
@@ -70,7 +70,7 @@ export function createDatabase({ base, db, database }: Layout): boolean {
     throw new TelemetryError("no_storage", `the folder ${db} is missing`, { hint: "run setup_storage first" });
   }
   const { wal, journal } = sidecarsOf(database);
-  const orphan = [wal, journal].find((path) => sizeOf(path) > 0);
+  const orphan = [wal, journal].find((path) => (sizeOf(path) ?? 0) > 0);
   if (exists(database)) return false;
   if (orphan !== undefined) throw orphaned(database, orphan);
   using memory = Connection.open(":memory:");
@@ -86,11 +86,6 @@ function orphaned(database: string, sidecar: string): TelemetryError {
   return new TelemetryError("damaged", `${database} is gone, but ${sidecar} of it is still there`, {
     hint: "put the database back; if it is lost, move that file away and run recover_database",
   });
-}
-
-/** The size of a file, 0 when there is none. */
-function sizeOf(path: string): number {
-  return exists(path) ? Deno.statSync(path).size : 0;
 }
 
 async function upgradeDatabase(layout: Layout): Promise<DatabaseSetup> {
@@ -123,12 +118,8 @@ function refuseWhatIsNoDatabase(database: string): void {
   if (stat.size === 0) throw emptyDatabase(database);
 }
 
-/**
- * Inspects without changing a byte. Where the WAL has content that is with `readOnly`, since another connection would
- * put it into the file when it is closed; everywhere else without, since `readOnly` leaves an empty WAL behind.
- */
 function look(database: string): Inspection {
-  using db = Connection.open(database, { readOnly: sizeOf(sidecarsOf(database).wal) > 0 });
+  using db = Connection.openToRead(database);
   return retryLocked(() => inspect(db));
 }
 

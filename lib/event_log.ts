@@ -5,7 +5,7 @@
 import { giveToOwnerOf, isFileAt, makeFolder, syncFolder } from "./durable_files.ts";
 import { fileError, TelemetryError } from "./errors.ts";
 import { fileName, type Layout, pathIn } from "./layout.ts";
-import { type LogRecord, MAX_LINE_BYTES, toJson } from "./records.ts";
+import { type LogRecord, MAX_LINE_BYTES, toJson, whyNoRecord } from "./records.ts";
 
 /** Bounds of an {@linkcode EventLog}. */
 export interface EventLogOptions {
@@ -87,7 +87,7 @@ export class EventLog {
    * Appends one record. What the record says is taken now: it may be changed afterwards.
    *
    * @returns resolves when the line is on the disk; rejects with a {@linkcode TelemetryError} when it is not:
-   * `invalid_record` (JSON cannot carry it, or it is longer than readers take), `queue_full`, `locked`, `disk_full`,
+   * `invalid_record` (JSON cannot carry it, or readers would refuse it), `queue_full`, `locked`, `disk_full`,
    * `permission`, `closed`, `io`. Then nothing of it is in the log.
    */
   append(record: LogRecord): Promise<void> {
@@ -145,6 +145,7 @@ export class EventLog {
   async #drain(): Promise<void> {
     for (let batch = this.#waiting.shift(); batch !== undefined; batch = this.#waiting.shift()) {
       try {
+        if (this.#abandoned) throw closed();
         await this.#write(batch.lines.join(""));
         batch.written.resolve();
       } catch (error) {
@@ -168,7 +169,9 @@ export class EventLog {
       this.#named = ino;
     } catch (error) {
       // Still under the lock: what failed is reported as failed, so it must not be read later.
-      file.truncateSync(size);
+      try {
+        file.truncateSync(size);
+      } catch { /* a half line stays, after which the next record starts on a new line */ }
       throw error;
     }
   }
@@ -198,22 +201,27 @@ export class EventLog {
       try {
         await this.#lock(file, deadline);
         if (isFileAt(file, path) && path === this.#pathNow()) return file;
+        if (performance.now() > deadline) throw lockedTooLong(this.#raw);
       } catch (error) {
         file.close();
         throw error;
       }
       file.close();
+      // Where the inode of an open file never is that of its path, this must not go round without a pause.
+      await new Promise((resolve) => setTimeout(resolve, 1));
     }
   }
 
   #open(path: string): Deno.FsFile {
-    const options: Deno.OpenOptions = { read: true, append: true, create: true };
+    // Windows does not truncate what is open for append alone. There nobody writes to what is locked, and the look at
+    // the last byte leaves the place of writing at the end.
+    const mode = Deno.build.os === "windows" ? { write: true } : { append: true };
+    const options: Deno.OpenOptions = { read: true, create: true, ...mode };
     try {
       return Deno.openSync(path, options);
     } catch (error) {
       if (!(error instanceof Deno.errors.NotFound)) throw error;
-      makeFolder(this.#base, this.#raw);
-      this.#onFolderMade(this.#raw);
+      if (makeFolder(this.#base, this.#raw)) this.#onFolderMade(this.#raw);
       return Deno.openSync(path, options);
     }
   }
@@ -221,22 +229,41 @@ export class EventLog {
   /**
    * Takes the exclusive lock by asking again and again: a blocking request cannot be taken back, and would keep
    * the process alive for as long as another one holds the lock.
+   *
+   * But who only asks hardly ever gets a lock that busy writers hand to each other within microseconds. So once the
+   * file has grown, which shows that its writers are alive and let go of it, this queues up with them.
    */
   async #lock(file: Deno.FsFile, deadline: number): Promise<void> {
-    for (let pauseMs = 1; !file.tryLockSync(true); pauseMs = Math.min(pauseMs * 1.1, 20)) {
+    if (file.tryLockSync(true)) return;
+    const { size } = file.statSync();
+    let queued: Promise<void> | undefined;
+    let locked = false;
+    for (let pauseMs = 1; !locked; pauseMs = Math.min(pauseMs * 1.1, 20)) {
       if (this.#abandoned) throw closed();
-      if (performance.now() > deadline) {
-        throw new TelemetryError("locked", `another process has locked the log in ${this.#raw} for too long`, {
-          hint: "see which process holds it; the record was not written",
-        });
+      if (performance.now() > deadline) throw lockedTooLong(this.#raw);
+      const pause = Promise.withResolvers<void>();
+      const timer = setTimeout(pause.resolve, pauseMs);
+      await Promise.race(queued ? [pause.promise, queued] : [pause.promise]);
+      clearTimeout(timer);
+      if (queued === undefined && file.statSync().size !== size) {
+        queued = file.lock(true).then(() => void (locked = true));
+        // Given up, the file is closed: the lock, when it comes, goes at once.
+        queued.catch(() => {});
+      } else if (queued === undefined) {
+        locked = file.tryLockSync(true);
       }
-      await new Promise((resolve) => setTimeout(resolve, pauseMs));
     }
   }
 }
 
 function lineOf(record: LogRecord): string {
   const line = toJson(record, "record") + "\n";
+  const reason = whyNoRecord(record);
+  if (reason !== undefined) {
+    throw new TelemetryError("invalid_record", `readers of the log would not take this for a record: ${reason}`, {
+      hint: "give it the fields that the contract requires",
+    });
+  }
   // A character takes at most three bytes; only long lines are worth counting.
   if (line.length * 3 > MAX_LINE_BYTES && new TextEncoder().encode(line).length > MAX_LINE_BYTES) {
     throw new TelemetryError("invalid_record", `a record of ${line.length} characters is too long for the log`, {
@@ -244,6 +271,12 @@ function lineOf(record: LogRecord): string {
     });
   }
   return line;
+}
+
+function lockedTooLong(raw: string): TelemetryError {
+  return new TelemetryError("locked", `another process has locked the log in ${raw} for too long`, {
+    hint: "see which process holds it; the record was not written",
+  });
 }
 
 function closed(): TelemetryError {

@@ -367,6 +367,16 @@ function parsed(kind: FileKind, stamp: string): ParsedFileName | null {
   return exists ? { kind, time, gzipped: false } : null;
 }
 
+/** The size of a file in bytes, or undefined when there is none. */
+export function sizeOf(path: string): number | undefined {
+  try {
+    return Deno.statSync(path).size;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
+
 /** The files that SQLite keeps beside a database: they belong to it, and to no other. */
 export function sidecarsOf(database: string): { wal: string; shm: string; journal: string } {
   return { wal: `${database}-wal`, shm: `${database}-shm`, journal: `${database}-journal` };

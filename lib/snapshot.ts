@@ -69,7 +69,7 @@ export async function takeSnapshot(
 
 /** A damaged database is copied without complaint: checking the copy, which is the same page by page, tells of both. */
 async function copySound(database: string, partial: string, options: SnapshotOptions): Promise<void> {
-  using source = Connection.open(database, { readOnly: true });
+  using source = Connection.openToRead(database);
   await source.copyTo(partial, options.onProgress);
   using copy = Connection.open(partial);
   requireSound(copy, database, options.depth);

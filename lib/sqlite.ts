@@ -6,6 +6,7 @@
  */
 import { backup, DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlite";
 import { type ErrorCode, messageOf, TelemetryError } from "./errors.ts";
+import { sidecarsOf, sizeOf } from "./layout.ts";
 
 /** What can be bound to a parameter. Booleans and undefined cannot. */
 export type SqlValue = SQLInputValue;
@@ -60,6 +61,19 @@ export class Connection implements Disposable {
       if (!readOnly) { for (const pragma of PRAGMAS) db.prepare(pragma).run(); }
       return new Connection(path, db);
     });
+  }
+
+  /**
+   * Opens an existing database to look at it, without changing a byte of its content. Where its WAL holds something that
+   * is with `readOnly`, since the last other connection to close would put that into the file; elsewhere without,
+   * since `readOnly` leaves an empty WAL behind.
+   *
+   * @throws {TelemetryError} as `open` does, and `no_storage` when there is no such file
+   */
+  static openToRead(path: string): Connection {
+    const { wal } = sidecarsOf(path);
+    if (sizeOf(path) === undefined) throw new TelemetryError("no_storage", `there is no database ${path}`);
+    return Connection.open(path, { readOnly: (sizeOf(wal) ?? 0) > 0 });
   }
 
   /** Runs statements that give no rows. */

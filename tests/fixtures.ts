@@ -72,7 +72,11 @@ function canRunAsNobody(): boolean {
   if (Deno.build.os !== "linux" || Deno.uid() !== 0) return false;
   const read = `Deno.readTextFileSync(${JSON.stringify(`${ROOT}scripts/setup_storage.ts`)})`;
   const options = { args: ["eval", read], uid: NOBODY, gid: NOBODY, clearEnv: true, env: { DENO_DIR: "/nonexistent" } };
-  return new Deno.Command(Deno.execPath(), { ...options, stdout: "null", stderr: "null" }).outputSync().success;
+  try {
+    return new Deno.Command(Deno.execPath(), { ...options, stdout: "null", stderr: "null" }).outputSync().success;
+  } catch {
+    return false; // root's own Deno, below /root
+  }
 }
 
 function canMount(): boolean {
