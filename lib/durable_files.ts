@@ -170,8 +170,9 @@ export function claimPartial(partial: string): Deno.FsFile {
       throw fileError(error, `cannot write ${partial}`);
     }
     // The lock may be on a file that its former owner has named or removed in the meantime.
-    if (file.tryLockSync(true) && isFileAt(file, partial)) {
-      if ((file.statSync().nlink ?? 1) === 1) {
+    const stat = file.tryLockSync(true) ? statIfAt(file, partial) : undefined;
+    if (stat) {
+      if ((stat.nlink ?? 1) === 1) {
         file.truncateSync(0);
         return file;
       }
@@ -204,20 +205,20 @@ export function removeAbandoned(folder: string, isOurs: (name: string) => boolea
     const path = pathIn(folder, name);
     try {
       using file = Deno.openSync(path, { read: true, write: true });
-      if (!file.tryLockSync(true) || !isFileAt(file, path)) continue;
+      if (!file.tryLockSync(true) || !statIfAt(file, path)) continue;
       removePartial(path);
     } catch { /* another user's, or just named: not ours to remove */ }
   }
 }
 
-/** Whether an open file still is the one at a path. */
-export function isFileAt(file: Deno.FsFile, path: string): boolean {
+/** What an open file is, if it still is the one at a path; else undefined. */
+export function statIfAt(file: Deno.FsFile, path: string): Deno.FileInfo | undefined {
   const open = file.statSync();
   try {
     const there = Deno.statSync(path);
-    return there.ino === open.ino && there.dev === open.dev;
+    return there.ino === open.ino && there.dev === open.dev ? open : undefined;
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
+    if (error instanceof Deno.errors.NotFound) return undefined;
     throw error;
   }
 }

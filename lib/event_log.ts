@@ -2,7 +2,7 @@
  * The log of `raw/`: records are appended durably, one JSON object a line (contract, "NDJSON records").
  * @module
  */
-import { giveToOwnerOf, isFileAt, makeFolder, syncFolder } from "./durable_files.ts";
+import { giveToOwnerOf, makeFolder, statIfAt, syncFolder } from "./durable_files.ts";
 import { fileError, TelemetryError } from "./errors.ts";
 import { fileName, type Layout, pathIn } from "./layout.ts";
 import { type LogRecord, MAX_LINE_BYTES, toJson, whyNoRecord } from "./records.ts";
@@ -21,10 +21,10 @@ export interface EventLogOptions {
 const BATCH_CHARACTERS = 4 * 1024 * 1024;
 
 /** An `fsync` that takes longer than this is slow, in milliseconds. */
-const SLOW_SYNC_MS = 1;
+const SLOW_SYNC_MS = 2;
 /** How many fast ones in a row it takes to trust a disk, and how many more after a slow one. */
 const TRUSTED_AFTER = 8;
-const DISTRUST = 64;
+const DISTRUST = 32;
 
 /** Records that share one open, one lock, one write and one fsync. */
 interface Batch {
@@ -66,8 +66,11 @@ export class EventLog {
   #drained: Promise<void> | undefined;
   #abandoned = false;
   #fastSyncs = 0;
-  /** The inode of the file whose name is known to be durable. */
-  #named: number | null | undefined;
+  /** The file that was written last, whose name is durable, and its length after that. */
+  #end: { ino: number | null; size: number } | undefined;
+  /** The UTC day that was last written in, in days since 1970, and its file. */
+  #day = NaN;
+  #path = "";
 
   /**
    * A log that is opened afresh for each batch; nothing is touched yet.
@@ -157,16 +160,18 @@ export class EventLog {
   }
 
   async #write(lines: string): Promise<void> {
-    using file = await this.#openLocked();
-    const { size, ino } = file.statSync();
-    if (size === 0) giveToOwnerOf(this.#base, this.#pathNow());
-    const bytes = this.#encoder.encode(endsInHalfLine(file, size) ? `\n${lines}` : lines);
+    const { file, path, size, ino } = await this.#openLocked();
+    using _closed = file;
+    if (size === 0) giveToOwnerOf(this.#base, path);
+    const isOurEnd = this.#end?.ino === ino && this.#end.size === size;
+    const bytes = this.#encoder.encode(!isOurEnd && endsInHalfLine(file, size) ? `\n${lines}` : lines);
+    if (Deno.build.os === "windows") file.seekSync(0, Deno.SeekMode.End);
     try {
       // On a full disk the first sign is a short write.
       for (let written = 0; written < bytes.length;) written += file.writeSync(bytes.subarray(written));
       await this.#sync(file);
-      if (this.#named !== ino || size === 0) syncFolder(this.#raw);
-      this.#named = ino;
+      if (this.#end?.ino !== ino || size === 0) syncFolder(this.#raw);
+      this.#end = { ino, size: size + bytes.length };
     } catch (error) {
       // Still under the lock: what failed is reported as failed, so it must not be read later.
       try {
@@ -189,18 +194,25 @@ export class EventLog {
   }
 
   #pathNow(): string {
-    return pathIn(this.#raw, fileName("log", new Date(Date.now())));
+    const now = Date.now();
+    const day = Math.floor(now / 86_400_000);
+    if (day !== this.#day) {
+      this.#path = pathIn(this.#raw, fileName("log", new Date(now)));
+      this.#day = day;
+    }
+    return this.#path;
   }
 
   /** The file of the UTC day of writing, locked, and still the one at its path. */
-  async #openLocked(): Promise<Deno.FsFile> {
+  async #openLocked(): Promise<{ file: Deno.FsFile; path: string; size: number; ino: number | null }> {
     const deadline = performance.now() + this.#lockTimeoutMs;
     for (;;) {
       const path = this.#pathNow();
       const file = this.#open(path);
       try {
         await this.#lock(file, deadline);
-        if (isFileAt(file, path) && path === this.#pathNow()) return file;
+        const stat = statIfAt(file, path);
+        if (stat && path === this.#pathNow()) return { file, path, size: stat.size, ino: stat.ino };
         if (performance.now() > deadline) throw lockedTooLong(this.#raw);
       } catch (error) {
         file.close();
@@ -213,8 +225,7 @@ export class EventLog {
   }
 
   #open(path: string): Deno.FsFile {
-    // Windows does not truncate what is open for append alone. There nobody writes to what is locked, and the look at
-    // the last byte leaves the place of writing at the end.
+    // Windows does not truncate what is open for append alone, and lets nobody else write to what is locked.
     const mode = Deno.build.os === "windows" ? { write: true } : { append: true };
     const options: Deno.OpenOptions = { read: true, create: true, ...mode };
     try {

@@ -174,8 +174,16 @@ export function newRun(known: NewRun): RunRecord {
  * ```
  */
 export function timestamp(at: Date = new Date()): string {
-  return `${at.toISOString().slice(0, -1)}000+00:00`;
+  // Many records are made in one millisecond, and making the text takes longer than all else of a record.
+  if (at.getTime() !== lastTime) {
+    lastText = `${at.toISOString().slice(0, -1)}000+00:00`;
+    lastTime = at.getTime();
+  }
+  return lastText;
 }
+
+let lastTime = NaN;
+let lastText = "";
 
 /**
  * A new run id, `{YYYYMMDD}T{HHMMSS}Z-{agent_name}-{8 hex}`.
