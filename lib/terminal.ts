@@ -65,6 +65,16 @@ export interface Terminal {
   say(line: string): void;
   /** A warning: stderr, always. */
   warn(line: string): void;
+  /**
+   * How far a piece of work is: a bar on stderr, on a terminal alone, with the rate and the time left.
+   * @param what is done
+   * @param unitBytes how many bytes one step of `done` is
+   */
+  progress(what: string, unitBytes: number): (done: number, total: number) => void;
+  /**
+   * Asks a question that `y` or `yes` answers with yes. Without a terminal, the answer is no.
+   */
+  confirm(question: string): boolean;
 }
 
 /**
@@ -89,12 +99,25 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
       locate: () => locateForScript(flags["base"] as string | undefined, warn),
       say: (line) => silent || print(Deno.stdout, line),
       warn,
+      progress: silent || !Deno.stderr.isTerminal() ? () => () => {} : progressBar,
+      confirm: (question) => Deno.stdin.isTerminal() && /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? ""),
     });
     if (json) print(Deno.stdout, JSON.stringify({ ok: true, ...result }));
   } catch (error) {
     Deno.exit(reportFailure(command, isFromSystem(error) ? fileError(error, "this failed") : error, json));
   }
   Deno.exit(0);
+}
+
+/**
+ * A flag's value as a number of at least 1.
+ *
+ * @throws {TelemetryError} `usage`
+ */
+export function wholeNumber(flag: string, value: string | boolean | undefined, byDefault: number): number {
+  if (value === undefined) return byDefault;
+  if (typeof value === "string" && /^[1-9]\d{0,5}$/.test(value)) return Number(value);
+  throw new TelemetryError("usage", `--${flag} takes a whole number from 1 on, not ${value}`);
 }
 
 function parseFlags(command: Command): Terminal["flags"] {
@@ -145,6 +168,39 @@ function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): void 
   } catch (error) {
     if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
   }
+}
+
+/** Draws a bar anew at most ten times a second, and takes it away when the work is done. */
+function progressBar(what: string, unitBytes: number): (done: number, total: number) => void {
+  const start = performance.now();
+  let drawn = start;
+  return (done, total) => {
+    const now = performance.now();
+    const ended = done >= total;
+    if (!ended && now - drawn < 100) return;
+    const wasDrawn = drawn > start;
+    drawn = now;
+    if (ended) return wasDrawn ? printRaw("\r\x1b[K") : undefined;
+    const width = 30;
+    const filled = Math.round(done / total * width);
+    const perSecond = done / (now - start) * 1000;
+    const left = Math.ceil((total - done) / perSecond);
+    const bar = "#".repeat(filled).padEnd(width, ".");
+    printRaw(
+      `\r${what} [${bar}] ${Math.floor(done / total * 100)}% ${
+        megabytes(perSecond * unitBytes)
+      }/s, ${left} s left\x1b[K`,
+    );
+  };
+}
+
+/** A number of bytes for people. */
+export function megabytes(bytes: number): string {
+  return bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;
+}
+
+function printRaw(text: string): void {
+  Deno.stderr.writeSync(new TextEncoder().encode(text));
 }
 
 /** Colours a word on a terminal; `NO_COLOR` is obeyed. */

@@ -1,0 +1,427 @@
+/**
+ * Backups of the database: taken, kept, listed, restored.
+ * @module
+ */
+import { claimPartial, giveToOwnerOf, removeIfThere, removePartial, syncFile, syncFolder } from "./durable_files.ts";
+import { fileError, TelemetryError } from "./errors.ts";
+import {
+  type FileKind,
+  fileNames,
+  folderOf,
+  type Layout,
+  parseFileName,
+  partialOf,
+  pathIn,
+  sidecarsOf,
+  sizeOf,
+} from "./layout.ts";
+import { SCHEMA_VERSION } from "./records.ts";
+import { applySchema, emptyDatabase, inspect, newerSchema } from "./schema.ts";
+import { requireSound, takeSnapshot } from "./snapshot.ts";
+import { Connection, retryLocked } from "./sqlite.ts";
+
+/** The two kinds of backup, each with its own names and its own rule of what is kept. */
+export type BackupKind = "daily_backup" | "full_backup";
+
+/** A file that holds a copy of the database. */
+export interface BackupFile {
+  /** What it was made for. */
+  kind: FileKind;
+  /** Its name. */
+  name: string;
+  /** Where it is. */
+  path: string;
+  /** The time in its name; the file's own time lies when it was copied. */
+  time: Date;
+  /** Its size in bytes. */
+  size: number;
+}
+
+/** What a look into a backup shows. */
+export interface BackupContent {
+  /** Its schema version. */
+  schema_version: number;
+  /** How many runs it holds. */
+  runs: number;
+}
+
+/** What {@linkcode takeBackup} did. */
+export interface TakenBackup extends BackupContent {
+  /** The new backup. */
+  path: string;
+  /** Its size in bytes. */
+  size: number;
+  /** How many runs the backup before this one holds, if there is one that can be read. */
+  runs_before: number | null;
+}
+
+/** What is told of the work as it goes on. */
+export type OnProgress = (done: number, total: number) => void;
+
+/**
+ * Takes a backup while agents write: one consistent snapshot, checked, on the disk, and only then under a good name
+ * that no other file had. Works on a database of any schema version.
+ *
+ * @param layout whose database
+ * @param kind `full_backup` runs SQLite's `integrity_check`, `daily_backup` its `quick_check`
+ * @param onProgress told how many pages are copied, of how many
+ * @throws {TelemetryError} `no_storage`, `empty_database`, `not_a_database`, `damaged`: there is nothing worth keeping, and
+ * nothing that was kept may go; `locked`, `permission`, `io`: it could not be checked; `disk_full`
+ *
+ * @example
+ * ```ts no-eval
+ * import { takeBackup } from "./backup.ts";
+ * import { locate } from "./layout.ts";
+ *
+ * const { path, runs } = await takeBackup(locate(), "daily_backup");
+ * console.log(`${runs} runs in ${path}`);
+ * ```
+ */
+export async function takeBackup(layout: Layout, kind: BackupKind, onProgress?: OnProgress): Promise<TakenBackup> {
+  requireContent(layout.database);
+  let content: BackupContent | undefined;
+  const before = newestBackup(layout);
+  const path = await takeSnapshot(layout, layout.backups, kind, {
+    depth: kind === "full_backup" ? "full" : "quick",
+    ...(onProgress ? { onProgress } : {}),
+    examine: (copy) => content = contentOf(copy),
+  });
+  return { ...content!, path, size: sizeOf(path) ?? 0, runs_before: before ? runsIn(before.path) : null };
+}
+
+/** Refuses what is there but cannot hold a run. */
+function requireContent(database: string): void {
+  const size = sizeOf(database);
+  if (size === 0) throw emptyDatabase(database);
+  if (size !== undefined) return;
+  throw new TelemetryError("no_storage", `there is no database ${database}`, {
+    hint: "run setup_database; if there was one, recover_database fills a new one from the log",
+  });
+}
+
+/** What is in a database. Refuses one without the contract's tables. */
+function contentOf(db: Connection): BackupContent {
+  const { version } = inspect(db);
+  return { schema_version: version, runs: Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]) };
+}
+
+function runsIn(path: string): number | null {
+  try {
+    using db = Connection.openToRead(path);
+    return contentOf(db).runs;
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * Looks into a backup.
+ *
+ * @throws {TelemetryError} `damaged`, `not_a_database` … when it is no good, or could not be checked
+ */
+export function examineBackup({ path }: Pick<BackupFile, "path">): BackupContent {
+  requireContent(path);
+  using db = Connection.openToRead(path);
+  requireSound(db, path, "full");
+  return contentOf(db);
+}
+
+/** The backups of both kinds, newest first by the time in their names. */
+export function listBackups({ backups }: Layout): BackupFile[] {
+  return copiesIn(backups, ["daily_backup", "full_backup"]);
+}
+
+/** The copies that were made before something was changed, and that no rule removes, newest first. */
+export function listOtherCopies({ backups, db }: Layout): BackupFile[] {
+  return [...copiesIn(backups, ["before_v3"]), ...copiesIn(db, ["before_restore", "corrupted"])]
+    .sort((a, b) => b.time.getTime() - a.time.getTime());
+}
+
+function copiesIn(folder: string, kinds: FileKind[]): BackupFile[] {
+  const found: BackupFile[] = [];
+  try {
+    for (const { name } of Deno.readDirSync(folder)) {
+      const parsed = parseFileName(name);
+      if (parsed === null || !kinds.includes(parsed.kind)) continue;
+      const path = pathIn(folder, name);
+      found.push({ kind: parsed.kind, name, path, time: parsed.time, size: sizeOf(path) ?? 0 });
+    }
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw fileError(error, `cannot list ${folder}`);
+  }
+  // A day's first backup has no hour in its name: it comes before the others of its day.
+  return found.sort((a, b) => b.time.getTime() - a.time.getTime() || (a.name < b.name ? 1 : -1));
+}
+
+/** A name that was taken makes the next one some seconds later than it is: that is not the future yet. */
+const SOON_MS = 60_000;
+
+/** The newest backup of either kind, those left out that are dated in the future. */
+export function newestBackup(layout: Layout): BackupFile | undefined {
+  return listBackups(layout).find(({ time }) => time.getTime() <= Date.now() + SOON_MS);
+}
+
+/** Which backups stay: the newest `count`, or those of the last `days`. */
+export type KeepRule = { count: number } | { days: number };
+
+/** What a rule says of the backups that are there. */
+export interface Outdated {
+  /** May go. */
+  outdated: BackupFile[];
+  /** Dated in the future: they neither go nor count, since a clock that was wrong would fool the rule for ever. */
+  future: BackupFile[];
+}
+
+/**
+ * Which backups of a kind a rule no longer wants. Goes by the time in the name, and never names the newest.
+ *
+ * @param layout whose backups
+ * @param kind the other kind's are left alone
+ * @param rule which ones stay
+ * @param taken the path of the backup that was just taken; without one, one more is about to be
+ */
+export function findOutdated(layout: Layout, kind: BackupKind, rule: KeepRule, taken?: string): Outdated {
+  const now = Date.now() + SOON_MS;
+  const ours = listBackups(layout).filter((backup) => backup.kind === kind && backup.path !== taken);
+  const future = ours.filter(({ time }) => time.getTime() > now);
+  const past = ours.filter(({ time }) => time.getTime() <= now);
+  const outdated = "count" in rule
+    ? past.slice(rule.count - 1)
+    : past.filter(({ time }) => now - time.getTime() > rule.days * 86_400_000);
+  return { outdated, future };
+}
+
+/** Removes backups; the names become free for good with the sync of the folder. */
+export function removeBackups({ backups }: Layout, outdated: BackupFile[]): void {
+  for (const { path } of outdated) {
+    try {
+      Deno.removeSync(path);
+    } catch (error) {
+      throw fileError(error, `cannot remove ${path}`);
+    }
+    for (const sidecar of Object.values(sidecarsOf(path))) removeIfThere(sidecar);
+  }
+  if (outdated.length > 0) syncFolder(backups);
+}
+
+/** How {@linkcode restoreBackup} goes about it. */
+export interface RestoreOptions {
+  /** Told how many pages are in place, of how many. */
+  onProgress?: OnProgress;
+  /** Changes the content, in schema v3, before it is put in place. Not called for a later product's backup. */
+  amend?: (prepared: Connection) => void;
+}
+
+/** What {@linkcode restoreBackup} did. */
+export interface Restored extends BackupContent {
+  /** The schema version that the backup had. */
+  from_version: number;
+  /** What was there before; null when nothing was. */
+  kept: string | null;
+}
+
+/** What stands in the place of the database. */
+type Current = { state: "none" } | { state: "damaged" } | { state: "sound"; version: number; pageSize: number };
+
+/**
+ * Puts a backup in the place of the database. The backup is checked and, if it is older, upgraded in a copy; what is
+ * there now is kept as `db/telemetry_before_restore_….sqlite`; then the content is put in place through SQLite, in one
+ * transaction, so that agents which have the database open see the old state or the new one and go on writing. Killed
+ * at any moment, the database is in one of these two states.
+ *
+ * @param layout whose database
+ * @param path the backup
+ * @param options how
+ * @throws {TelemetryError} when the backup is no good (`damaged`, `not_a_database`, `empty_database`, `newer_schema` …),
+ * when the database cannot be written (`locked`, `permission`, `disk_full` …): then everything is as it was
+ */
+export async function restoreBackup(layout: Layout, path: string, options: RestoreOptions = {}): Promise<Restored> {
+  const { database } = layout;
+  refuseLive(database, path);
+  const backup = examineBackup({ path });
+  const current = examineCurrent(database);
+  requireSameProduct(path, backup.schema_version, current);
+  const partial = partialOf(database);
+  const claim = claimPartial(partial);
+  // On Windows locks are mandatory: SQLite could not write past ours.
+  if (Deno.build.os === "windows") claim.unlockSync();
+  try {
+    const content = await prepare(path, partial, current, options.amend);
+    const kept = await keepCurrent(layout, current);
+    try {
+      await putInPlace(partial, database, claim, options.onProgress);
+    } catch (error) {
+      // The database is as it was: its copy is of no use, and would be made again with each try.
+      if (kept !== null && current.state === "sound") removeIfThere(kept);
+      throw error;
+    }
+    await verify(database, content, kept, current);
+    return { ...content, from_version: backup.schema_version, kept };
+  } finally {
+    closeOnce(claim);
+    removePartial(partial);
+  }
+}
+
+function refuseLive(database: string, path: string): void {
+  requireContent(path);
+  const [live, backup] = [database, path].map((file) => sizeOf(file) === undefined ? undefined : Deno.statSync(file));
+  if (backup?.isDirectory) {
+    throw new TelemetryError("in_the_way", `${path} is a folder, not a backup`, { hint: "--list shows the backups" });
+  }
+  if (live && backup && live.dev === backup.dev && live.ino === backup.ino && backup.ino !== null) {
+    throw new TelemetryError("usage", `${path} is the live database itself`, { hint: "--list shows the backups" });
+  }
+}
+
+/** What is there now, without changing it. What could not be checked is thrown: it is no reason to replace anything. */
+function examineCurrent(database: string): Current {
+  const size = sizeOf(database);
+  // A WAL without its database may hold the last runs: it is kept like a damaged file.
+  if (size === undefined) return { state: (sizeOf(sidecarsOf(database).wal) ?? 0) > 0 ? "damaged" : "none" };
+  if (size === 0) return { state: "damaged" };
+  try {
+    using db = Connection.openToRead(database);
+    return retryLocked(() => {
+      if (db.check("quick").length > 0) return { state: "damaged" };
+      const pageSize = Number(db.get("PRAGMA page_size")!["page_size"]);
+      return { state: "sound", version: inspect(db).version, pageSize };
+    });
+  } catch (error) {
+    const codes: unknown[] = ["damaged", "not_a_database", "empty_database"];
+    if (error instanceof TelemetryError && codes.includes(error.code)) return { state: "damaged" };
+    throw error;
+  }
+}
+
+/** A later product's backup goes only over a database of the same version, and ours not over a later product's. */
+function requireSameProduct(path: string, version: number, current: Current): void {
+  const there = current.state === "sound" ? current.version : undefined;
+  if (version > SCHEMA_VERSION && there !== version) throw newerSchema(path, version);
+  if (version <= SCHEMA_VERSION && there !== undefined && there > SCHEMA_VERSION) {
+    throw new TelemetryError("newer_schema", `the database has schema v${there}, the backup v${version}`, {
+      hint: "restore a backup of that later product, or use another folder (--base DIR)",
+    });
+  }
+}
+
+/** Makes of the backup what is to be put in place, beside the database. */
+async function prepare(
+  path: string,
+  partial: string,
+  current: Current,
+  amend: RestoreOptions["amend"],
+): Promise<BackupContent> {
+  {
+    using source = Connection.openToRead(path);
+    await source.copyTo(partial);
+  }
+  using db = Connection.open(partial);
+  const pageSize = Number(db.get("PRAGMA page_size")!["page_size"]);
+  if (current.state === "sound" && current.pageSize !== pageSize) {
+    throw new TelemetryError(
+      "in_the_way",
+      `${path} has pages of ${pageSize} bytes, the database has pages of ${current.pageSize}: SQLite cannot replace these`,
+      { hint: "stop the agents, move the database with its -wal and -shm away, and restore again" },
+    );
+  }
+  const { version, missing } = inspect(db);
+  if (version <= SCHEMA_VERSION && missing.length > 0) db.transaction(() => applySchema(db));
+  if (amend && version <= SCHEMA_VERSION) db.transaction(() => amend(db));
+  db.get("PRAGMA journal_mode=WAL");
+  requireSound(db, path);
+  return contentOf(db);
+}
+
+/** Keeps what is there: a sound database as a true copy with what is in its WAL, a damaged one as it is. */
+async function keepCurrent(layout: Layout, current: Current): Promise<string | null> {
+  if (current.state === "none") return null;
+  if (current.state === "sound") return await takeSnapshot(layout, layout.db, "before_restore");
+  const { base, db, database } = layout;
+  for (const name of fileNames("before_restore", new Date())) {
+    const kept = pathIn(db, name);
+    if (sizeOf(kept) !== undefined) continue;
+    // The sidecars first: whoever finds the file finds all of it.
+    const { wal, shm, journal } = sidecarsOf(database);
+    const copies = sidecarsOf(kept);
+    copyAsItIs(base, [[wal, copies.wal], [shm, copies.shm], [journal, copies.journal], [database, kept]]);
+    syncFolder(db);
+    return kept;
+  }
+  return null;
+}
+
+function copyAsItIs(base: string, pairs: [from: string, to: string][]): void {
+  try {
+    for (const [from, to] of pairs) {
+      if (sizeOf(from) === undefined) continue;
+      Deno.copyFileSync(from, to);
+      syncFile(to);
+      giveToOwnerOf(base, to);
+    }
+  } catch (error) {
+    for (const [, to] of pairs) removeIfThere(to);
+    throw fileError(error, `cannot keep what is there now`);
+  }
+}
+
+async function putInPlace(
+  partial: string,
+  database: string,
+  claim: Deno.FsFile,
+  onProgress: OnProgress | undefined,
+): Promise<void> {
+  if (sizeOf(database) !== undefined) {
+    try {
+      return await writeThrough(partial, database, onProgress);
+    } catch (error) {
+      const codes: unknown[] = ["damaged", "not_a_database"];
+      if (!(error instanceof TelemetryError) || !codes.includes(error.code)) throw error;
+    }
+  }
+  // SQLite cannot write to that name. A new file must not find another one's sidecars there.
+  syncFile(partial);
+  for (const sidecar of Object.values(sidecarsOf(database))) removeIfThere(sidecar);
+  closeOnce(claim);
+  try {
+    Deno.renameSync(partial, database);
+  } catch (error) {
+    throw fileError(error, `cannot put the backup in the place of ${database}; stop the agents`);
+  }
+  syncFolder(folderOf(database));
+}
+
+/** Replaces the content of a live database. A lock that another program holds would make SQLite wait without end. */
+async function writeThrough(from: string, database: string, onProgress: OnProgress | undefined): Promise<void> {
+  {
+    using live = Connection.open(database);
+    retryLocked(() => live.run("BEGIN IMMEDIATE"));
+    live.rollback();
+  }
+  using source = Connection.open(from);
+  await source.copyTo(database, onProgress);
+}
+
+/** Sees that what is in place is what was meant; if not, puts back what was there. */
+async function verify(database: string, content: BackupContent, kept: string | null, current: Current): Promise<void> {
+  let problem: unknown;
+  try {
+    using db = Connection.open(database);
+    requireSound(db, database);
+    if (contentOf(db).runs >= content.runs) return;
+  } catch (error) {
+    problem = error;
+  }
+  if (kept !== null && current.state === "sound") await writeThrough(kept, database, undefined);
+  throw new TelemetryError("damaged", `the restored ${database} did not pass its check: what was there is back`, {
+    hint: "try another backup (--list), and see whether the disk is failing",
+    cause: problem,
+  });
+}
+
+/** Closes a file that may be closed already. */
+function closeOnce(file: Deno.FsFile): void {
+  try {
+    file.close();
+  } catch { /* it is */ }
+}

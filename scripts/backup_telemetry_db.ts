@@ -1,0 +1,96 @@
+#!/usr/bin/env -S deno run --allow-env=TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,HOME,USERPROFILE --allow-read=/agent-metrics,/opt/telemetry,/data/telemetry --allow-write=/agent-metrics,/opt/telemetry,/data/telemetry
+/**
+ * Takes a fully checked backup of the database and keeps those of the last days; or restores one.
+ * @module
+ */
+import { newestBackup, restoreBackup } from "../lib/backup.ts";
+import { listAsTable, takeAndKeep } from "../lib/backup_report.ts";
+import { TelemetryError } from "../lib/errors.ts";
+import type { Layout } from "../lib/layout.ts";
+import { logFiles } from "../lib/log_scanner.ts";
+import { applyMarks, applyRuns, countNewer, readMarks, readRuns } from "../lib/replay.ts";
+import { Connection } from "../lib/sqlite.ts";
+import { type Result, runCommand, type Terminal, wholeNumber } from "../lib/terminal.ts";
+
+const COMMAND = {
+  name: "backup_telemetry_db",
+  summary: "takes a fully checked backup while agents write, keeps those of the last days; restores one",
+  flags: {
+    "keep-days": { value: "N", about: "how many days its own backups stay, the newest always (default: 7)" },
+    "dry-run": { about: "take nothing and remove nothing, but say what would go" },
+    list: { about: "show all backups, what is in them and whether they are sound" },
+    restore: { value: "PATH", about: "put this backup (or `latest`) in the place of the database" },
+    replay: { about: "with --restore: then add what the log knows, and keep all marks of posting" },
+    yes: { about: "with --restore: do not ask" },
+  },
+  example: "--keep-days 30",
+};
+
+if (import.meta.main) {
+  await runCommand(COMMAND, async (terminal) => {
+    const { flags } = terminal;
+    const days = wholeNumber("keep-days", flags["keep-days"], 7);
+    if (flags["restore"] === undefined && (flags["replay"] || flags["yes"])) {
+      throw new TelemetryError("usage", "--replay and --yes go with --restore");
+    }
+    const layout = terminal.locate();
+    if (flags["list"]) return listAsTable(terminal, layout);
+    if (flags["restore"] === undefined) return await takeAndKeep(terminal, layout, "full_backup", { days });
+    return await restore(terminal, layout, pathOf(layout, String(flags["restore"])));
+  });
+}
+
+function pathOf(layout: Layout, named: string): string {
+  if (named !== "latest") return named;
+  const latest = newestBackup(layout);
+  if (latest) return latest.path;
+  throw new TelemetryError("no_storage", `there is no backup in ${layout.backups}`, {
+    hint: "--list shows what is there",
+  });
+}
+
+async function restore(terminal: Terminal, layout: Layout, path: string): Promise<Result> {
+  if (!terminal.flags["yes"] && !terminal.confirm(`Replace ${layout.database} by ${path}?`)) {
+    throw new TelemetryError("usage", "nothing was restored", {
+      hint: "answer y, or say --yes where nobody can answer",
+    });
+  }
+  const replay = terminal.flags["replay"] === true;
+  const logged = await readRuns(logFiles(layout.raw));
+  const marks = replay ? marksIn(terminal, layout.database) : [];
+  let newer = 0;
+  let refused = 0;
+  const restored = await restoreBackup(layout, path, {
+    onProgress: terminal.progress("restore", 4096),
+    amend: (prepared) => {
+      newer = countNewer(prepared, logged);
+      if (!replay) return;
+      refused = applyRuns(prepared, logged).refused;
+      applyMarks(prepared, marks);
+    },
+  });
+  terminal.say(`restored ${path}: ${restored.runs} runs, schema v${restored.schema_version}`);
+  if (restored.from_version !== restored.schema_version) {
+    terminal.say(`  upgraded from schema v${restored.from_version}`);
+  }
+  if (restored.kept) terminal.say(`  what was there before: ${restored.kept}`);
+  if (newer > 0) {
+    terminal.say(`  ${newer} runs in the log are newer than the backup: ${replay ? "added" : "--replay adds them"}`);
+  }
+  if (refused > 0) {
+    terminal.warn(`${refused} runs of the log are refused by the table's CHECKs and stay in the log alone`);
+  }
+  return { path, ...restored, newer_in_log: newer, replayed: replay, refused };
+}
+
+/** The marks of posting that the database has now, as far as it can be read. */
+function marksIn(terminal: Terminal, database: string): ReturnType<typeof readMarks> {
+  try {
+    using db = Connection.openToRead(database);
+    return readMarks(db);
+  } catch (error) {
+    if (!(error instanceof TelemetryError)) throw error;
+    terminal.warn(`the marks of posting cannot be read from the present database: ${error.message}`);
+    return [];
+  }
+}
