@@ -83,7 +83,7 @@ export async function takeBackup(layout: Layout, kind: BackupKind, onProgress?: 
   const before = newestBackup(layout);
   const path = await takeSnapshot(layout, layout.backups, kind, {
     depth: kind === "full_backup" ? "full" : "quick",
-    ...(onProgress ? { onProgress } : {}),
+    onProgress,
     examine: (copy) => content = contentOf(copy),
   });
   return { ...content!, path, size: sizeOf(path) ?? 0, runs_before: before ? runsIn(before.path) : null };
@@ -207,7 +207,7 @@ export function removeBackups({ backups }: Layout, outdated: BackupFile[]): void
 /** How {@linkcode restoreBackup} goes about it. */
 export interface RestoreOptions {
   /** Told how many pages are in place, of how many. */
-  onProgress?: OnProgress;
+  onProgress?: OnProgress | undefined;
   /** Changes the content, in schema v3, before it is put in place. Not called for a later product's backup. */
   amend?: (prepared: Connection) => void;
 }

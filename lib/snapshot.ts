@@ -20,7 +20,7 @@ export interface SnapshotOptions {
   /** What SQLite's own check looks at. @default "quick" */
   depth?: "quick" | "full";
   /** Told how many pages are copied, of how many. */
-  onProgress?: (done: number, total: number) => void;
+  onProgress?: ((done: number, total: number) => void) | undefined;
   /** Looks at the copy before it gets its name; what it throws leaves nothing behind. */
   examine?: (copy: Connection) => void;
 }

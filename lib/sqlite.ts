@@ -135,17 +135,20 @@ export class Connection implements Disposable {
    * transaction that is opened first holds none up in WAL mode, and keeps their commits from starting the copy anew.
    *
    * @param path the copy; what was there is replaced
-   * @param onProgress told how many pages are copied, of how many
+   * @param onProgress told from time to time how many pages are copied, of how many
    * @throws {TelemetryError} `disk_full`, `damaged` …
    */
   async copyTo(path: string, onProgress?: (done: number, total: number) => void): Promise<void> {
     this.run("BEGIN");
     try {
       this.get("SELECT count(*) FROM sqlite_schema");
-      await backup(this.#db, path, {
-        rate: 1000,
-        progress: ({ totalPages, remainingPages }) => onProgress?.(totalPages - remainingPages, totalPages),
-      });
+      // All pages in one step where nobody watches: that is a tenth faster.
+      const watched = onProgress && {
+        rate: 5000,
+        progress: ({ totalPages, remainingPages }: { totalPages: number; remainingPages: number }) =>
+          onProgress(totalPages - remainingPages, totalPages),
+      };
+      await backup(this.#db, path, watched ?? { rate: -1 });
     } catch (error) {
       throw sqliteError(error, path);
     } finally {

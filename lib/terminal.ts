@@ -66,11 +66,11 @@ export interface Terminal {
   /** A warning: stderr, always. */
   warn(line: string): void;
   /**
-   * How far a piece of work is: a bar on stderr, on a terminal alone, with the rate and the time left.
+   * How far a piece of work is: a bar on stderr, with the rate and the time left. Undefined where there is no terminal.
    * @param what is done
    * @param unitBytes how many bytes one step of `done` is
    */
-  progress(what: string, unitBytes: number): (done: number, total: number) => void;
+  progress(what: string, unitBytes: number): ((done: number, total: number) => void) | undefined;
   /**
    * Asks a question that `y` or `yes` answers with yes. Without a terminal, the answer is no.
    */
@@ -99,7 +99,7 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
       locate: () => locateForScript(flags["base"] as string | undefined, warn),
       say: (line) => silent || print(Deno.stdout, line),
       warn,
-      progress: silent || !Deno.stderr.isTerminal() ? () => () => {} : progressBar,
+      progress: (what, unitBytes) => silent || !Deno.stderr.isTerminal() ? undefined : progressBar(what, unitBytes),
       confirm: (question) => Deno.stdin.isTerminal() && /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? ""),
     });
     if (json) print(Deno.stdout, JSON.stringify({ ok: true, ...result }));

@@ -3,6 +3,7 @@
  * What lacks its baseline (../shared/baselines, Python) is left out aloud. usage: deno task bench [PART …]
  */
 import { TempFolder } from "../fixtures.ts";
+import { backup } from "./backup.ts";
 import { recorder } from "./recorder.ts";
 import { setup } from "./setup.ts";
 
@@ -23,7 +24,7 @@ export interface Measure {
 /** A part of the bench; yields its measures as they are ready, or a line on what it leaves out. */
 export type Part = (folder: string) => AsyncIterable<Measure | string>;
 
-const PARTS: Record<string, Part> = { setup, recorder };
+const PARTS: Record<string, Part> = { setup, recorder, backup };
 
 /** The middle one of some measurements. */
 export function median(values: number[]): number {
