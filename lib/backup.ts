@@ -2,7 +2,7 @@
  * Backups of the database: taken, kept, listed, restored.
  * @module
  */
-import { claimPartial, giveToOwnerOf, removeIfThere, removePartial, syncFile, syncFolder } from "./durable_files.ts";
+import { claimForSqlite, giveToOwnerOf, removeIfThere, removePartial, syncFile, syncFolder } from "./durable_files.ts";
 import { fileError, TelemetryError } from "./errors.ts";
 import {
   type FileKind,
@@ -242,11 +242,10 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   const current = examineCurrent(database);
   requireSameProduct(path, backup.schema_version, current);
   const partial = partialOf(database);
-  const claim = claimPartial(partial);
-  // On Windows locks are mandatory: SQLite could not write past ours.
-  if (Deno.build.os === "windows") claim.unlockSync();
+  const claim = claimForSqlite(partial, sizeOf(database) === undefined ? path : database);
   try {
     const content = await prepare(path, partial, current, options.amend);
+    giveToOwnerOf(layout.base, partial);
     const kept = await keepCurrent(layout, current);
     try {
       await putInPlace(partial, database, claim, options.onProgress);

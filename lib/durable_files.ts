@@ -194,6 +194,21 @@ export function claimPartial(partial: string): Deno.FsFile {
 }
 
 /**
+ * As {@linkcode claimPartial}, for SQLite to write into: with the rights of another file, no more, since others may not
+ * be meant to read what will be in it.
+ *
+ * @param partial its path
+ * @param model the file whose rights it gets
+ */
+export function claimForSqlite(partial: string, model: string): Deno.FsFile {
+  const claim = claimPartial(partial);
+  // On Windows locks are mandatory: SQLite could not write past ours.
+  if (Deno.build.os === "windows") claim.unlockSync();
+  else Deno.chmodSync(partial, Deno.statSync(model).mode! & 0o777);
+  return claim;
+}
+
+/**
  * Removes the partials that killed processes left in a folder, with what SQLite keeps beside them.
  *
  * @param folder where

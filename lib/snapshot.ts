@@ -3,7 +3,7 @@
  * @module
  */
 import {
-  claimPartial,
+  claimForSqlite,
   giveToOwnerOf,
   makeFolder,
   nameForGood,
@@ -47,14 +47,9 @@ export async function takeSnapshot(
   removeAbandoned(folder, (name) => parseFileName(name)?.kind === kind);
   const names = fileNames(kind, new Date());
   const partial = partialOf(pathIn(folder, names.next().value));
-  using claim = claimPartial(partial);
-  // On Windows locks are mandatory: SQLite could not write past ours.
-  if (Deno.build.os === "windows") claim.unlockSync();
-  else Deno.chmodSync(partial, 0o600);
+  using _claim = claimForSqlite(partial, database);
   try {
     await copySound(database, partial, options);
-    // The rights of the original, no more: others may not be meant to read it.
-    if (Deno.build.os !== "windows") Deno.chmodSync(partial, Deno.statSync(database).mode! & 0o777);
     syncFile(partial);
     giveToOwnerOf(base, partial);
     for (const name of fileNames(kind, new Date())) {
