@@ -135,7 +135,7 @@ export class Connection implements Disposable {
    * transaction that is opened first holds none up in WAL mode, and keeps their commits from starting the copy anew.
    *
    * @param path the copy; what was there is replaced
-   * @param onProgress told from time to time how many pages are copied, of how many
+   * @param onProgress told from time to time how many pages are copied, of how many; at the end 1 of 1
    * @throws {TelemetryError} `disk_full`, `damaged` …
    */
   async copyTo(path: string, onProgress?: (done: number, total: number) => void): Promise<void> {
@@ -149,6 +149,7 @@ export class Connection implements Disposable {
           onProgress(totalPages - remainingPages, totalPages),
       };
       await backup(this.#db, path, watched ?? { rate: -1 });
+      onProgress?.(1, 1);
     } catch (error) {
       throw sqliteError(error, path);
     } finally {

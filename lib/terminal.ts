@@ -172,15 +172,15 @@ function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): void 
 
 /** Draws a bar anew at most ten times a second, and takes it away when the work is done. */
 function progressBar(what: string, unitBytes: number): (done: number, total: number) => void {
-  const start = performance.now();
-  let drawn = start;
+  // From the first step on: other work may come before it.
+  let start: number | undefined;
+  let drawn = 0;
   return (done, total) => {
     const now = performance.now();
-    const ended = done >= total;
-    if (!ended && now - drawn < 100) return;
-    const wasDrawn = drawn > start;
+    start ??= now;
+    if (done >= total) return printRaw("\r\x1b[K");
+    if (now - start < 100 || now - drawn < 100) return;
     drawn = now;
-    if (ended) return wasDrawn ? printRaw("\r\x1b[K") : undefined;
     const width = 30;
     const filled = Math.round(done / total * width);
     const perSecond = done / (now - start) * 1000;
