@@ -122,7 +122,9 @@ const MAX_UNSAVED = 1000;
 /** How many of them are written before the agent gets its turn again. */
 const SAVED_AT_ONCE = 50;
 /** How long `close()` waits at its end for what has been told to stop, in milliseconds. */
-const LAST_SECOND_MS = 1000;
+const LAST_MOMENT_MS = 250;
+/** How long a store that cannot be opened is left alone before it is tried again, in milliseconds. */
+const REOPEN_AFTER_MS = 10_000;
 /** How many runs are posted at the same time, and how many wait for it; the others stay pending in the database. */
 const MAX_POSTING = 4;
 const MAX_TO_POST = 1000;
@@ -170,10 +172,16 @@ export class TelemetryClient implements AsyncDisposable {
   readonly #posting = new Map<string, Promise<unknown>>();
   readonly #stopPosting = new AbortController();
   #store: Store | undefined;
-  /** Why there is no store. */
+  /** Why there is no store, and when that may have changed. */
   #noStore: unknown;
+  #openAgainAt = 0;
+  readonly #base: string | undefined;
   #api: ApiClient | undefined;
+  /** The call of `postPending` that is at work. */
+  #postingPending: Promise<unknown> = Promise.resolve();
   #isSaving = false;
+  /** Whether the last write to the database failed: only then is what waits for it bounded. */
+  #isStuck = false;
   #saving: Promise<void> | undefined;
   #closed: Promise<void> | undefined;
   #outOfTime = false;
@@ -184,14 +192,12 @@ export class TelemetryClient implements AsyncDisposable {
    * @param options where and how
    */
   constructor(options: ClientOptions = {}) {
-    this.#onWarning = options.onWarning ?? printWarning;
-    this.#closeTimeoutMs = options.closeTimeoutMs ?? 5000;
-    try {
-      this.#store = this.#openStore(locate(options.base));
-    } catch (error) {
-      this.#noStore = error;
-      this.#fail("storage", error);
-    }
+    const { base, onWarning = printWarning, closeTimeoutMs = 5000 } = options ?? {};
+    this.#onWarning = onWarning ?? printWarning;
+    // A timer takes no more than 31 bits, and anything else for no time at all.
+    this.#closeTimeoutMs = closeTimeoutMs >= 0 ? Math.min(closeTimeoutMs, 2 ** 31 - 1) : 5000;
+    this.#base = base;
+    this.#openStore();
     this.#try("api", () => this.#api = apiFromEnvironment());
   }
 
@@ -262,7 +268,7 @@ export class TelemetryClient implements AsyncDisposable {
       return;
     }
     this.#runs.delete(runId);
-    const { status = "success", ...rest } = fields ?? {};
+    const { status = "success", ...rest } = this.#copyOf(fields);
     const run: RunRecord = {
       ...open.run,
       end_time: timestamp(),
@@ -313,7 +319,7 @@ export class TelemetryClient implements AsyncDisposable {
     const run: TrackedRun = {
       runId,
       logEvent: (eventType, payload) => this.logEvent(runId, eventType, payload),
-      setMetrics: (more) => void Object.assign(metrics, more),
+      setMetrics: (more) => void Object.assign(metrics, this.#copyOf(more)),
     };
     let result: T;
     try {
@@ -332,13 +338,22 @@ export class TelemetryClient implements AsyncDisposable {
    *
    * @param options which runs
    */
-  async postPending({ limit = 100, since }: PostPendingOptions = {}): Promise<PostPendingResult> {
+  postPending(options?: PostPendingOptions): Promise<PostPendingResult> {
+    // One after the other: what both would read as pending would be posted twice.
+    const turn = this.#postingPending.then(() => this.#postPending(options ?? {}));
+    this.#postingPending = turn;
+    return turn;
+  }
+
+  async #postPending({ limit = 100, since }: PostPendingOptions): Promise<PostPendingResult> {
     const done: PostPendingResult = { posted: 0, failed: 0 };
     if (this.#api === undefined || this.#refusesWhenClosed()) return done;
-    const pending = await this.#read((writer) => writer.getPendingApiPosts(limit, since)) ?? [];
+    const pending = await this.#read((writer) =>
+      // Asked in the same moment as the database: later, its post may be over and no longer be known here.
+      writer.getPendingApiPosts(limit, since).filter(({ run_id }) => !this.#isInHand(run_id))
+    ) ?? [];
     for (const run of pending) {
       if (this.#stopPosting.signal.aborted) break;
-      if (this.#posting.has(run.run_id) || this.#toPost.some(({ run_id }) => run_id === run.run_id)) continue;
       done[await this.#postNow(run, this.#api) ? "posted" : "failed"] += 1;
     }
     return done;
@@ -348,7 +363,6 @@ export class TelemetryClient implements AsyncDisposable {
   async getStats(): Promise<ClientStats> {
     const none: RunStats = { total_runs: 0, status_counts: {}, pending_api_posts: 0 };
     const stats = await this.#read((writer) => writer.getRunStats()) ?? none;
-    if (this.#closed) this.#store?.writer.close();
     return { ...stats, failures: Object.fromEntries(this.#failures) };
   }
 
@@ -370,7 +384,7 @@ export class TelemetryClient implements AsyncDisposable {
     this.#outOfTime = true;
     this.#stopPosting.abort();
     this.#store?.log.abandon();
-    await this.#within(LAST_SECOND_MS, this.#settled());
+    await this.#within(LAST_MOMENT_MS, this.#settled());
     if (this.#unsaved.size > 0) {
       this.#warn(
         "unsaved",
@@ -383,6 +397,7 @@ export class TelemetryClient implements AsyncDisposable {
   /** Resolves when log, database and posts have nothing left to do, or can do nothing more. */
   async #settled(): Promise<void> {
     await this.#store?.log.idle();
+    if (this.#unsaved.size > 0) this.#startSaving();
     while (this.#posting.size > 0) await Promise.all(this.#posting.values());
     if (this.#unsaved.size > 0) this.#startSaving();
     await this.#saving;
@@ -394,13 +409,30 @@ export class TelemetryClient implements AsyncDisposable {
     clearTimeout(timer);
   }
 
-  /** Opens the store, and makes what is missing of it. Never lets Deno ask for a permission: that stops the agent. */
-  #openStore(found: Layout): Store {
+  /** Opens the store, now or, where that cannot be done, with a later record: its disk may be mounted late. */
+  #openStore(): void {
+    this.#openAgainAt = performance.now() + REOPEN_AFTER_MS;
+    try {
+      this.#store = this.#storeIn(locate(this.#base));
+    } catch (error) {
+      this.#noStore = error;
+      this.#fail("storage", error);
+    }
+  }
+
+  /** Makes what is missing of a store. Never lets Deno ask for a permission: that stops the agent. */
+  #storeIn(found: Layout): Store {
     let layout = found;
     if (!isFolder(layout.raw) || !isFolder(layout.db)) {
-      const storage = createStorage(found);
-      layout = storage.layout;
-      this.#warn("storage:made", `folders of the telemetry store in ${layout.base} were missing and have been made`);
+      try {
+        layout = createStorage(found).layout;
+        this.#warn("storage:made", `folders of the telemetry store in ${layout.base} were missing and have been made`);
+      } catch (error) {
+        // Where the log's folder is there, what is wrong with the others (db/ on a disk that is not mounted) must not
+        // cost the log.
+        if (!isFolder(layout.raw)) throw error;
+        this.#fail("storage", error);
+      }
     }
     requireGranted([layout.base, layout.raw, layout.db]);
     const log = new EventLog(layout, {
@@ -416,6 +448,7 @@ export class TelemetryClient implements AsyncDisposable {
   }
 
   async #append(record: LogRecord): Promise<void> {
+    if (this.#store === undefined && performance.now() > this.#openAgainAt) this.#openStore();
     if (this.#store === undefined) return this.#fail("storage", this.#noStore);
     try {
       await this.#store.log.append(record);
@@ -430,7 +463,7 @@ export class TelemetryClient implements AsyncDisposable {
    * @param key a later write of the same key takes the place of one that has not been made yet
    */
   #save(key: string, write: (writer: DatabaseWriter) => void): void {
-    if (this.#unsaved.size >= MAX_UNSAVED && !this.#unsaved.has(key)) {
+    while (this.#isStuck && this.#unsaved.size >= MAX_UNSAVED && !this.#unsaved.has(key)) {
       const [oldest] = this.#unsaved.keys();
       this.#unsaved.delete(oldest!);
       this.#warn("unsaved", `more than ${MAX_UNSAVED} changes wait for the database: the oldest are in the log alone`);
@@ -451,19 +484,27 @@ export class TelemetryClient implements AsyncDisposable {
     this.#isSaving = true;
     try {
       for (const key of this.#unsaved.keys()) {
-        const error = await this.#unlessLocked(() => {
-          this.#unsaved.get(key)?.(writer);
-          this.#unsaved.delete(key);
-        });
-        if (error !== undefined) this.#fail("database", error);
-        // What the table refuses it will always refuse; anything else is tried again with the next write.
-        if (error instanceof TelemetryError && error.code === "invalid_record") this.#unsaved.delete(key);
-        if (this.#unsaved.has(key)) return;
+        const error = await this.#unlessLocked(() => this.#saveOne(key, writer));
+        // Not whether the key is there: a newer state may have come since, which is at the end of the queue.
+        if (error !== undefined) return this.#fail("database", error);
         if (++saved % SAVED_AT_ONCE === 0) await pause(0);
       }
     } finally {
       this.#isSaving = false;
     }
+  }
+
+  /** What the table refuses it will always refuse; anything else is tried again with the next write. */
+  #saveOne(key: string, writer: DatabaseWriter): void {
+    this.#isStuck = true;
+    try {
+      this.#unsaved.get(key)?.(writer);
+    } catch (error) {
+      if (!(error instanceof TelemetryError) || error.code !== "invalid_record") throw error;
+      this.#fail("database", error);
+    }
+    this.#isStuck = false;
+    this.#unsaved.delete(key);
   }
 
   async #read<T>(read: (writer: DatabaseWriter) => T): Promise<T | undefined> {
@@ -472,6 +513,8 @@ export class TelemetryClient implements AsyncDisposable {
     let result: T | undefined;
     const error = await this.#unlessLocked(() => result = read(writer));
     if (error !== undefined) this.#fail("database", error);
+    // It may have opened the database again.
+    if (this.#closed) writer.close();
     return result;
   }
 
@@ -494,6 +537,12 @@ export class TelemetryClient implements AsyncDisposable {
     if (this.#toPost.length < MAX_TO_POST) this.#toPost.push(run);
     else this.#warn("api:backlog", `more than ${MAX_TO_POST} runs wait for the API: the others stay pending`);
     this.#postNext(this.#api);
+  }
+
+  /** Whether a run is being posted, will be, or has been and the database does not know it yet. */
+  #isInHand(id: string): boolean {
+    return this.#posting.has(id) || this.#unsaved.has(`posted ${id}`) ||
+      this.#toPost.some(({ run_id }) => run_id === id);
   }
 
   #postNext(api: ApiClient): void {
@@ -542,17 +591,22 @@ export class TelemetryClient implements AsyncDisposable {
   #cleaned(fields: object, metricsBefore: string | null): Partial<RunRecord> {
     const cells: Record<string, string | number | null> = {};
     const metrics: Record<string, unknown> = {};
-    for (const [name, value] of Object.entries(fields ?? {})) {
+    for (const [name, value] of Object.entries(this.#copyOf(fields))) {
       if (value === undefined || (value === null && name === "start_time")) continue;
       if (OWN_COLUMNS.includes(name)) this.#warn("field", `${name} is filled by the client: it cannot be set`);
       else if (FIELDS.has(name)) this.#try("field", () => cells[name] = cellOf(name, value));
       else metrics[name] = value;
     }
     if (Object.keys(metrics).length > 0) {
-      const before = cells["metrics_json"] ?? metricsBefore;
+      const before = cells["metrics_json"] ?? metricsBefore ?? "null";
       this.#try("field", () => cells["metrics_json"] = toJson({ ...objectOf(before), ...metrics }, "metrics_json"));
     }
     return cells;
+  }
+
+  /** What an agent gave, read once: a getter of it may throw. */
+  #copyOf(given: unknown): Record<string, unknown> {
+    return this.#try("field", () => ({ ...(given as object) })) ?? {};
   }
 
   #refusesWhenClosed(): boolean {
@@ -623,19 +677,25 @@ function cellOf(name: string, value: unknown): string | number | null {
   return typeof value === "object" ? toJson(value, name) : String(value);
 }
 
-/** The object in a JSON text, or an empty one. */
+/** The object in a JSON text. What is there but is no object is kept under its column's name. */
 function objectOf(text: unknown): object {
   try {
     const value: unknown = JSON.parse(String(text));
-    return typeof value === "object" && value !== null && !Array.isArray(value) ? value : {};
+    if (value === null) return {};
+    return typeof value === "object" && !Array.isArray(value) ? value : { metrics_json: value };
   } catch {
-    return {};
+    return { metrics_json: text };
   }
 }
 
 /** Python's `Type: message`, which the contract wants for a run that failed. */
 function errorSummary(thrown: unknown): string {
-  if (!(thrown instanceof Error)) return `${typeof thrown}: ${textOf(thrown)}`;
-  const type = thrown.name === "Error" ? thrown.constructor.name : thrown.name;
-  return `${type}: ${thrown.message}`;
+  try {
+    if (!(thrown instanceof Error)) return `${typeof thrown}: ${textOf(thrown)}`;
+    const type = thrown.name === "Error" ? thrown.constructor.name : thrown.name;
+    return `${textOf(type)}: ${textOf(thrown.message)}`;
+  } catch {
+    // What was thrown goes on to the caller, not what its getters throw.
+    return "Error: unknown";
+  }
 }

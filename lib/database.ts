@@ -62,10 +62,12 @@ export function describeSetup({ outcome, before, copy }: DatabaseSetup, { databa
 /**
  * Makes a new database unless there is one. It appears under its name whole or not at all.
  *
+ * @param layout where
+ * @param wait whether to wait for another process that is making it, and block the thread meanwhile
  * @returns false when something stands there already
  * @throws {TelemetryError} `no_storage` without the `db/` folder, `permission`, `disk_full` …
  */
-export function createDatabase({ base, db, database }: Layout): boolean {
+export function createDatabase({ base, db, database }: Layout, wait: boolean = true): boolean {
   if (!exists(db)) {
     throw new TelemetryError("no_storage", `the folder ${db} is missing`, { hint: "run setup_storage first" });
   }
@@ -78,7 +80,7 @@ export function createDatabase({ base, db, database }: Layout): boolean {
   const image = memory.serialize();
   // Header bytes 18 and 19: the file is in WAL mode (SQLite's file format, "File format version numbers").
   image.fill(2, 18, 20);
-  return writeWhole(base, database, image, { replace: false });
+  return writeWhole(base, database, image, { replace: false, wait });
 }
 
 /** A new database beside another one's journal would be read with that one's pages in it. */

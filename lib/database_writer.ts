@@ -4,7 +4,7 @@
  */
 import { createDatabase } from "./database.ts";
 import { makeFolder } from "./durable_files.ts";
-import { TelemetryError } from "./errors.ts";
+import { fileError, TelemetryError } from "./errors.ts";
 import { type Layout } from "./layout.ts";
 import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "./records.ts";
 import { inspect, newerSchema } from "./schema.ts";
@@ -203,8 +203,8 @@ export class DatabaseWriter implements Disposable {
     this.close();
     if (there === undefined) {
       makeFolder(this.#layout.base, this.#layout.db);
-      createDatabase(this.#layout);
-      there = Deno.statSync(database);
+      createDatabase(this.#layout, this.#wait);
+      there = statOf(database);
     }
     const db = Connection.open(database, { busyTimeoutMs: this.#wait ? 5000 : 0 });
     try {
@@ -213,7 +213,7 @@ export class DatabaseWriter implements Disposable {
       db.close();
       throw error;
     }
-    return this.#open = { db, statements: new Map(), dev: there.dev, ino: there.ino };
+    return this.#open = { db, statements: new Map(), dev: there?.dev ?? 0, ino: there?.ino ?? null };
   }
 }
 
@@ -225,7 +225,7 @@ function statOf(path: string): Deno.FileInfo | undefined {
     return Deno.statSync(path);
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
+    throw fileError(error, `cannot look at ${path}`);
   }
 }
 

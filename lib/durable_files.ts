@@ -115,6 +115,8 @@ export function nameForGood(partial: string, path: string): boolean {
 export interface WriteWholeOptions {
   /** Whether it may be replaced. */
   replace: boolean;
+  /** Whether to wait, and block the thread, for another process that writes the same file. @default true */
+  wait?: boolean;
 }
 
 /**
@@ -131,7 +133,7 @@ export function writeWhole(base: string, path: string, content: Uint8Array, opti
   const partial = partialOf(path);
   // Also for those who may not write here: there is nothing to do.
   if (!options.replace && exists(path) && !exists(partial)) return false;
-  using file = claimPartial(partial);
+  using file = claimPartial(partial, options.wait);
   try {
     if (!options.replace && exists(path)) {
       Deno.removeSync(partial);
@@ -158,10 +160,12 @@ const CLAIM_TIMEOUT_MS = 10_000;
  * owner, so that what a killed process left is simply used again.
  *
  * @param partial its path; it is made when it is not there
+ * @param wait whether to wait for another process that writes it, and block the thread meanwhile
  * @throws {TelemetryError} `locked` when another process writes it for too long, or what the operating system says
  */
-export function claimPartial(partial: string): Deno.FsFile {
-  const deadline = performance.now() + CLAIM_TIMEOUT_MS;
+export function claimPartial(partial: string, wait: boolean = true): Deno.FsFile {
+  const timeoutMs = wait ? CLAIM_TIMEOUT_MS : 0;
+  const deadline = performance.now() + timeoutMs;
   for (;;) {
     let file: Deno.FsFile;
     try {
@@ -180,10 +184,10 @@ export function claimPartial(partial: string): Deno.FsFile {
       removeIfThere(partial);
     }
     file.close();
-    if (performance.now() > deadline) {
+    if (performance.now() >= deadline) {
       throw new TelemetryError(
         "locked",
-        `another process has been writing ${partial} for ${CLAIM_TIMEOUT_MS / 1000} s`,
+        `another process is writing ${partial}${wait ? ` for ${timeoutMs / 1000} s already` : ""}`,
         {
           hint: "wait for it to end, or end it, and run this again",
         },

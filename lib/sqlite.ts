@@ -57,8 +57,14 @@ export class Connection implements Disposable {
     const { readOnly = false, busyTimeoutMs = 5000 } = options;
     return attempt(path, () => {
       const db = new DatabaseSync(path, { readOnly, timeout: busyTimeoutMs, enableForeignKeyConstraints: false });
-      // Prepared, because errors of `exec` carry no code.
-      if (!readOnly) { for (const pragma of PRAGMAS) db.prepare(pragma).run(); }
+      try {
+        // Prepared, because errors of `exec` carry no code.
+        for (const pragma of readOnly ? [] : PRAGMAS) db.prepare(pragma).run();
+      } catch (error) {
+        // Else its file stays open: an agent that tries again and again would run out of them.
+        db.close();
+        throw error;
+      }
       return new Connection(path, db);
     });
   }

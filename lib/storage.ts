@@ -55,8 +55,12 @@ function makeFolders(layout: Layout): string[] {
   const created = [base, raw, db, reports, exports, config, logs].filter((folder) => makeFolder(base, folder));
   // Only now does it show whether one of them is behind a link.
   requireGranted([base, raw, db]);
-  if (writeWhole(base, layout.readme, new TextEncoder().encode(README), { replace: false })) {
-    created.push(layout.readme);
+  try {
+    const readme = new TextEncoder().encode(README);
+    if (writeWhole(base, layout.readme, readme, { replace: false, wait: false })) created.push(layout.readme);
+  } catch (error) {
+    // Another process is writing the very same text.
+    if (!(error instanceof TelemetryError) || error.code !== "locked") throw error;
   }
   return created;
 }

@@ -538,3 +538,137 @@ Deno.test("owner and host come from the environment, as far as it may be read", 
   assert.deepEqual(ends.map((line) => line["agent_owner"]), [null, "me", "me"]);
   assert.deepEqual(ends.map((line) => line["host"]), [null, "box", Deno.hostname()]);
 });
+
+Deno.test("a burst of runs is in the database whole, without a close()", async () => {
+  await using stage = new Stage();
+  const { client } = stage;
+  // On a fast disk log and database share one turn of the event loop, and the ends come while the starts are saved.
+  for (let i = 0; i < 12; i++) await client.trackRun("tester", "warm", () => {});
+  await Promise.all(Array.from({ length: 200 }, () => client.trackRun("tester", "burst", () => {})));
+  const ids = await Promise.all(Array.from({ length: 1500 }, () => client.startRun("tester", "flood")));
+  await Promise.all(ids.map((id) => client.endRun(id)));
+  const counts = () => stage.rows("SELECT job_type, status, count(*) AS n FROM agent_runs GROUP BY 1, 2 ORDER BY 1");
+  const wanted = [["burst", "success", 200], ["flood", "success", 1500], ["warm", "success", 12]];
+  for (
+    let tries = 0;
+    tries < 200 && stage.rows("SELECT 1 FROM agent_runs WHERE status='running'").length > 0;
+    tries++
+  ) {
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  assert.deepEqual(counts().map((row) => Object.values(row)), wanted);
+  assert.deepEqual(stage.warnings, []);
+});
+
+testWith(["linux"], "a database that cannot be opened costs no file each time", async () => {
+  const open = () => [...Deno.readDirSync("/proc/self/fd")].length;
+  await using stage = new Stage({
+    prepare: (layout) => {
+      createStorage(layout);
+      Deno.writeTextFileSync(layout.database, "this is no database\n".repeat(500));
+    },
+  });
+  await stage.client.trackRun("tester", "job", () => {});
+  const before = open();
+  for (let i = 0; i < 100; i++) await stage.client.trackRun("tester", "job", () => {});
+  assert.ok(open() < before + 20, `${open()} files are open, ${before} were`);
+});
+
+testWith(["unix"], "another process that is making the store does not stop the agent", async () => {
+  await using stage = new Stage({ prepare: createStorage });
+  Deno.removeSync(stage.layout.readme);
+  const partials = [`${stage.layout.readme}.partial`, `${stage.layout.database}.partial`];
+  const code = `for (const path of Deno.args) Deno.openSync(path, { write: true, create: true }).lockSync(true);
+    console.log("held"); setInterval(() => {}, 1000);`;
+  await using holder = await Holder.start(Deno.execPath(), ["eval", code, ...partials]);
+  const start = performance.now();
+  await using other = new TelemetryClient({ base: stage.layout.base, onWarning: () => {} });
+  await other.trackRun("tester", "job", () => {});
+  assert.ok(performance.now() - start < 1000, "the agent was stopped");
+  await holder.kill();
+  await other.trackRun("tester", "job", () => {});
+  await other.close();
+  assert.equal(stage.rows().length, 2);
+});
+
+Deno.test("what throws when it is looked at is not the agent's trouble", async () => {
+  await using stage = new Stage();
+  const { client } = stage;
+  const trap = {
+    get product(): string {
+      throw new Error("looked at");
+    },
+  };
+  const id = await client.startRun("tester", "job", trap);
+  await client.endRun(id, trap);
+  await client.trackRun("tester", "tracked", (run) => run.setMetrics(trap));
+  class Odd extends Error {
+    override get message(): string {
+      throw new Error("looked at");
+    }
+  }
+  const odd = new Odd();
+  await assert.rejects(client.trackRun("tester", "odd", () => Promise.reject(odd)), (error) => error === odd);
+  assert.deepEqual(stage.rows().map((row) => row["status"]), ["success", "success", "failed"]);
+  using folder = new TempFolder();
+  const { code, stdout } = await agent(
+    folder,
+    `await new (TelemetryClient as any)(null).close(); console.log("ok");`,
+    [],
+  );
+  assert.deepEqual([code, stdout], [0, "ok\n"]);
+});
+
+Deno.test("metrics that were no object are kept when more come", async () => {
+  await using stage = new Stage();
+  for (const metrics of ["[1,2]", "plain text", null, '{"a":1}']) {
+    const id = await stage.client.startRun("tester", "job", { metrics_json: metrics });
+    await stage.client.endRun(id, { more: 2 } as object);
+  }
+  assert.deepEqual(stage.rows().map((row) => row["metrics_json"]), [
+    '{"metrics_json":[1,2],"more":2}',
+    '{"metrics_json":"plain text","more":2}',
+    '{"more":2}',
+    '{"a":1,"more":2}',
+  ]);
+});
+
+Deno.test("db/ that cannot be made does not cost the log", async () => {
+  await using stage = new Stage({
+    prepare: (layout) => {
+      Deno.mkdirSync(layout.raw, { recursive: true });
+      Deno.writeTextFileSync(layout.db, "a file stands here");
+    },
+  });
+  await stage.client.trackRun("tester", "job", () => {});
+  assert.deepEqual(stage.lines().map((line) => line["status"]), ["running", "success"]);
+  assert.ok(stage.warnings.length > 0);
+});
+
+Deno.test("postPending twice at the same moment posts each run once", async () => {
+  using folder = new TempFolder();
+  const seen: string[] = [];
+  let accept = false;
+  const server = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen: () => {} }, async (request) => {
+    const { run_id } = await request.json();
+    if (accept) seen.push(run_id);
+    return Response.json({}, { status: accept ? 200 : 401 });
+  });
+  const base = `${folder.path}/base`;
+  const env = { METRICS_API_URL: `http://127.0.0.1:${server.addr.port}/`, METRICS_API_TOKEN: "t" };
+  const args = [`--allow-read=${base}`, `--allow-write=${base}`, "--allow-env", "--allow-net=127.0.0.1"];
+  const head = `await using telemetry = new TelemetryClient({ base: ${JSON.stringify(base)}, onWarning: () => {} });`;
+  await agent(folder, `${head} for (let i = 0; i < 5; i++) await telemetry.trackRun("a", "j", () => {});`, args, env);
+  accept = true;
+  const { stdout } = await agent(
+    folder,
+    `${head} const both = await Promise.all([telemetry.postPending(), telemetry.postPending()]);
+     console.log(JSON.stringify(both.map(({ posted }) => posted)));`,
+    args,
+    env,
+  );
+  assert.equal(stdout, "[5,0]\n");
+  assert.equal(new Set(seen).size, 5);
+  assert.equal(seen.length, 5);
+  await server.shutdown();
+});
