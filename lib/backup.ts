@@ -2,8 +2,16 @@
  * Backups of the database: taken, kept, listed, restored.
  * @module
  */
-import { claimForSqlite, giveToOwnerOf, removeIfThere, removePartial, syncFile, syncFolder } from "./durable_files.ts";
-import { fileError, TelemetryError } from "./errors.ts";
+import {
+  claimForSqlite,
+  giveToOwnerOf,
+  nameForGood,
+  removeIfThere,
+  removePartial,
+  syncFile,
+  syncFolder,
+} from "./durable_files.ts";
+import { fileError, TelemetryError, withHint } from "./errors.ts";
 import {
   type FileKind,
   fileNames,
@@ -55,6 +63,9 @@ export interface TakenBackup extends BackupContent {
   runs_before: number | null;
 }
 
+/** What says of a file that it is no sound database, and not that it could not be looked at. */
+const NO_DATABASE: readonly string[] = ["damaged", "not_a_database", "empty_database", "no_storage"];
+
 /** What is told of the work as it goes on. */
 export type OnProgress = (done: number, total: number) => void;
 
@@ -80,13 +91,27 @@ export type OnProgress = (done: number, total: number) => void;
 export async function takeBackup(layout: Layout, kind: BackupKind, onProgress?: OnProgress): Promise<TakenBackup> {
   requireContent(layout.database);
   let content: BackupContent | undefined;
-  const before = newestBackup(layout);
+  const before = backupsUntilNow(layout);
   const path = await takeSnapshot(layout, layout.backups, kind, {
     depth: kind === "full_backup" ? "full" : "quick",
     onProgress,
     examine: (copy) => content = contentOf(copy),
   });
-  return { ...content!, path, size: sizeOf(path) ?? 0, runs_before: before ? runsIn(before.path) : null };
+  return { ...content!, path, size: sizeOf(path) ?? 0, runs_before: runsInNewest(before) };
+}
+
+/**
+ * Sees that the database is worth a backup, without taking one.
+ *
+ * @throws {TelemetryError} as `takeBackup` does
+ */
+export function examineSource({ database }: Layout): BackupContent {
+  requireContent(database);
+  using db = Connection.openToRead(database);
+  return retryLocked(() => {
+    requireSound(db, database);
+    return contentOf(db);
+  });
 }
 
 /** Refuses what is there but cannot hold a run. */
@@ -105,13 +130,15 @@ function contentOf(db: Connection): BackupContent {
   return { schema_version: version, runs: Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]) };
 }
 
-function runsIn(path: string): number | null {
-  try {
-    using db = Connection.openToRead(path);
-    return contentOf(db).runs;
-  } catch {
-    return null;
+/** How many runs the newest backup has that can be read. */
+function runsInNewest(backups: BackupFile[]): number | null {
+  for (const { path } of backups) {
+    try {
+      using db = Connection.openToRead(path);
+      return contentOf(db).runs;
+    } catch { /* the one before it may be readable */ }
   }
+  return null;
 }
 
 /**
@@ -120,10 +147,15 @@ function runsIn(path: string): number | null {
  * @throws {TelemetryError} `damaged`, `not_a_database` … when it is no good, or could not be checked
  */
 export function examineBackup({ path }: Pick<BackupFile, "path">): BackupContent {
-  requireContent(path);
-  using db = Connection.openToRead(path);
-  requireSound(db, path, "full");
-  return contentOf(db);
+  try {
+    requireContent(path);
+    using db = Connection.openToRead(path);
+    requireSound(db, path, "full");
+    return contentOf(db);
+  } catch (error) {
+    const isItsOwnFault = error instanceof TelemetryError && NO_DATABASE.includes(error.code);
+    throw isItsOwnFault ? withHint(error, "choose another backup: --list shows which ones are sound") : error;
+  }
 }
 
 /** The backups of both kinds, newest first by the time in their names. */
@@ -144,12 +176,14 @@ function copiesIn(folder: string, kinds: FileKind[]): BackupFile[] {
       const parsed = parseFileName(name);
       if (parsed === null || !kinds.includes(parsed.kind)) continue;
       const path = pathIn(folder, name);
-      found.push({ kind: parsed.kind, name, path, time: parsed.time, size: sizeOf(path) ?? 0 });
+      const stat = statOf(path);
+      if (stat?.isFile) {
+        found.push({ kind: parsed.kind, name, path, time: timeOf(name, parsed.time, stat), size: stat.size });
+      }
     }
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw fileError(error, `cannot list ${folder}`);
   }
-  // A day's first backup has no hour in its name: it comes before the others of its day.
   return found.sort((a, b) => b.time.getTime() - a.time.getTime() || (a.name < b.name ? 1 : -1));
 }
 
@@ -158,7 +192,31 @@ const SOON_MS = 60_000;
 
 /** The newest backup of either kind, those left out that are dated in the future. */
 export function newestBackup(layout: Layout): BackupFile | undefined {
-  return listBackups(layout).find(({ time }) => time.getTime() <= Date.now() + SOON_MS);
+  return backupsUntilNow(layout)[0];
+}
+
+function backupsUntilNow(layout: Layout): BackupFile[] {
+  return listBackups(layout).filter(({ time }) => time.getTime() <= Date.now() + SOON_MS);
+}
+
+/** What a path is; undefined for a link that leads nowhere, and for what went meanwhile. */
+function statOf(path: string): Deno.FileInfo | undefined {
+  try {
+    return Deno.statSync(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
+
+/**
+ * The time in a name. A day's first backup has no hour in its name: that is its file's own time, as far as it is of that
+ * day. For all others the file's time is not looked at, since it lies when the file was copied.
+ */
+function timeOf(name: string, time: Date, { mtime }: Deno.FileInfo): Date {
+  const isOfThatDay = mtime !== null && /\.\d{8}\.sqlite$/.test(name) && mtime.toDateString() === time.toDateString();
+  // In whole seconds, as all others have it.
+  return isOfThatDay ? new Date(mtime.setMilliseconds(0)) : time;
 }
 
 /** Which backups stay: the newest `count`, or those of the last `days`. */
@@ -182,13 +240,15 @@ export interface Outdated {
  */
 export function findOutdated(layout: Layout, kind: BackupKind, rule: KeepRule, taken?: string): Outdated {
   const now = Date.now() + SOON_MS;
-  const ours = listBackups(layout).filter((backup) => backup.kind === kind && backup.path !== taken);
+  const ours = listBackups(layout).filter((backup) => backup.kind === kind);
   const future = ours.filter(({ time }) => time.getTime() > now);
   const past = ours.filter(({ time }) => time.getTime() <= now);
-  const outdated = "count" in rule
-    ? past.slice(rule.count - 1)
+  // Another run may have taken one after ours, and the clock may have been set back: neither the newest goes nor ours.
+  const spare = taken === undefined ? undefined : past[0]?.path;
+  const old = "count" in rule
+    ? past.slice(taken === undefined ? rule.count - 1 : rule.count)
     : past.filter(({ time }) => now - time.getTime() > rule.days * 86_400_000);
-  return { outdated, future };
+  return { outdated: old.filter(({ path }) => path !== taken && path !== spare), future };
 }
 
 /** Removes backups; the names become free for good with the sync of the folder. */
@@ -197,6 +257,7 @@ export function removeBackups({ backups }: Layout, outdated: BackupFile[]): void
     try {
       Deno.removeSync(path);
     } catch (error) {
+      if (error instanceof Deno.errors.NotFound) continue;
       throw fileError(error, `cannot remove ${path}`);
     }
     for (const sidecar of Object.values(sidecarsOf(path))) removeIfThere(sidecar);
@@ -248,7 +309,7 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
     giveToOwnerOf(layout.base, partial);
     const kept = await keepCurrent(layout, current);
     try {
-      await putInPlace(partial, database, claim, options.onProgress);
+      await putInPlace(partial, database, current.state, claim, options.onProgress);
     } catch (error) {
       // The database is as it was: its copy is of no use, and would be made again with each try.
       if (kept !== null && current.state === "sound") removeIfThere(kept);
@@ -263,10 +324,14 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
 }
 
 function refuseLive(database: string, path: string): void {
-  requireContent(path);
   const [live, backup] = [database, path].map((file) => sizeOf(file) === undefined ? undefined : Deno.statSync(file));
   if (backup?.isDirectory) {
     throw new TelemetryError("in_the_way", `${path} is a folder, not a backup`, { hint: "--list shows the backups" });
+  }
+  if (path.endsWith(".partial")) {
+    throw new TelemetryError("usage", `${path} is half made: a backup has another name`, {
+      hint: "--list shows the backups",
+    });
   }
   if (live && backup && live.dev === backup.dev && live.ino === backup.ino && backup.ino !== null) {
     throw new TelemetryError("usage", `${path} is the live database itself`, { hint: "--list shows the backups" });
@@ -287,8 +352,7 @@ function examineCurrent(database: string): Current {
       return { state: "sound", version: inspect(db).version, pageSize };
     });
   } catch (error) {
-    const codes: unknown[] = ["damaged", "not_a_database", "empty_database"];
-    if (error instanceof TelemetryError && codes.includes(error.code)) return { state: "damaged" };
+    if (error instanceof TelemetryError && NO_DATABASE.includes(error.code)) return { state: "damaged" };
     throw error;
   }
 }
@@ -344,22 +408,29 @@ async function keepCurrent(layout: Layout, current: Current): Promise<string | n
     const { wal, shm, journal } = sidecarsOf(database);
     const copies = sidecarsOf(kept);
     copyAsItIs(base, [[wal, copies.wal], [shm, copies.shm], [journal, copies.journal], [database, kept]]);
-    syncFolder(db);
     return kept;
   }
   return null;
 }
 
+/** Copies files as they are; each has its name only when it is whole. The last one is made empty where there is none. */
 function copyAsItIs(base: string, pairs: [from: string, to: string][]): void {
+  const made: string[] = [];
   try {
     for (const [from, to] of pairs) {
-      if (sizeOf(from) === undefined) continue;
-      Deno.copyFileSync(from, to);
-      syncFile(to);
-      giveToOwnerOf(base, to);
+      const isLast = to === pairs.at(-1)![1];
+      if (sizeOf(from) === undefined && !isLast) continue;
+      const partial = partialOf(to);
+      made.push(partial);
+      if (sizeOf(from) === undefined) Deno.writeFileSync(partial, new Uint8Array(0));
+      else Deno.copyFileSync(from, partial);
+      syncFile(partial);
+      giveToOwnerOf(base, partial);
+      if (!nameForGood(partial, to)) throw new TelemetryError("io", `${to} has come into being meanwhile`);
+      made.push(to);
     }
   } catch (error) {
-    for (const [, to] of pairs) removeIfThere(to);
+    for (const path of made) removeIfThere(path);
     throw fileError(error, `cannot keep what is there now`);
   }
 }
@@ -367,6 +438,7 @@ function copyAsItIs(base: string, pairs: [from: string, to: string][]): void {
 async function putInPlace(
   partial: string,
   database: string,
+  state: Current["state"],
   claim: Deno.FsFile,
   onProgress: OnProgress | undefined,
 ): Promise<void> {
@@ -374,7 +446,8 @@ async function putInPlace(
     try {
       return await writeThrough(partial, database, onProgress);
     } catch (error) {
-      const codes: unknown[] = ["damaged", "not_a_database"];
+      // "permission" is also what SQLite says of a damaged file with pages of another size.
+      const codes: unknown[] = state === "damaged" ? ["damaged", "not_a_database", "permission"] : [];
       if (!(error instanceof TelemetryError) || !codes.includes(error.code)) throw error;
     }
   }
@@ -393,8 +466,9 @@ async function putInPlace(
 /** Replaces the content of a live database. A lock that another program holds would make SQLite wait without end. */
 async function writeThrough(from: string, database: string, onProgress: OnProgress | undefined): Promise<void> {
   {
-    using live = Connection.open(database);
-    retryLocked(() => live.run("BEGIN IMMEDIATE"));
+    using live = retryLocked(() => Connection.open(database));
+    // Without WAL a reader is enough to stop a writer at its end.
+    retryLocked(() => live.run("BEGIN EXCLUSIVE"));
     live.rollback();
   }
   using source = Connection.open(from);

@@ -6,6 +6,7 @@ import {
   type BackupFile,
   type BackupKind,
   examineBackup,
+  examineSource,
   findOutdated,
   type KeepRule,
   listBackups,
@@ -28,6 +29,7 @@ export async function takeAndKeep(
   rule: KeepRule,
 ): Promise<Result> {
   const dryRun = terminal.flags["dry-run"] === true;
+  if (dryRun) examineSource(layout);
   const taken = dryRun ? undefined : await takeBackup(layout, kind, terminal.progress("backup", PAGE_BYTES));
   if (taken) {
     terminal.say(`backup ${taken.path}: ${taken.runs} runs, schema v${taken.schema_version}, ${megabytes(taken.size)}`);

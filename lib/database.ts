@@ -96,7 +96,7 @@ async function upgradeDatabase(layout: Layout): Promise<DatabaseSetup> {
   const before = look(database);
   if (before.version > SCHEMA_VERSION) throw newerSchema(database, before.version);
   // Not read-only: the last of these to close a WAL database leaves its sidecars behind.
-  using db = Connection.open(database);
+  using db = retryLocked(() => Connection.open(database));
   let copy: string | undefined;
   if (before.missing.length > 0) copy = await upgradeUnderLock(db, layout);
   else requireSound(db, database);

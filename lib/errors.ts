@@ -79,6 +79,12 @@ export class TelemetryError extends Error {
   }
 }
 
+/** The same failure with another word on what to do; what is no {@linkcode TelemetryError} stays as it is. */
+export function withHint(thrown: unknown, hint: string): unknown {
+  if (!(thrown instanceof TelemetryError)) return thrown;
+  return new TelemetryError(thrown.code, thrown.message, { hint, cause: thrown.cause });
+}
+
 /** The message of anything that was thrown, on one line. */
 export function messageOf(thrown: unknown): string {
   const text = thrown instanceof Error ? thrown.message || thrown.name : String(thrown);

@@ -123,32 +123,80 @@ export function applyRuns(db: Connection, { runs }: LoggedRuns): Applied {
 const MARK = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
   "WHERE run_id=? AND coalesce(api_posted, 0)=0";
 
-/** A run that the web API has accepted. */
-export interface PostedMark {
-  /** The run. */
-  run_id: string;
-  /** When it was accepted. */
-  api_posted_at: string | null;
+/**
+ * Every run of a database that can still be read, of whatever version; a damaged page costs the runs that are on it.
+ *
+ * @param db what is about to be replaced
+ */
+export function readDatabaseRuns(db: Connection): RunRecord[] {
+  const there = new Set(db.all("SELECT name FROM pragma_table_info('agent_runs')").map((row) => String(row["name"])));
+  const columns = RUN_COLUMNS.filter((column) => there.has(column));
+  // As JSON: SQLite's binding cuts text at a NUL. Not by an index: that may be what is damaged.
+  const rows = db.prepare(
+    `SELECT rowid AS at, json_array(${columns}) AS run FROM agent_runs NOT INDEXED
+    WHERE rowid BETWEEN ? AND ? ORDER BY rowid LIMIT ${CHUNK_ROWS}`,
+  );
+  const runs: RunRecord[] = [];
+  const read = (from: number, to: number) => {
+    for (let at = from; at <= to;) {
+      const chunk = rows.all(at, to);
+      for (const row of chunk) {
+        const cells = JSON.parse(row["run"] as string) as unknown[];
+        runs.push(newRun(Object.fromEntries(columns.map((column, i) => [column, cells[i]])) as unknown as RunRecord));
+      }
+      if (chunk.length < CHUNK_ROWS) return;
+      at = Number(chunk.at(-1)!["at"]) + 1;
+    }
+  };
+  around(read, 1, lastRow(db));
+  return runs;
 }
 
-/** The marks of posting in a database, of whatever version. */
-export function readMarks(db: Connection): PostedMark[] {
-  const marks: PostedMark[] = [];
-  const page = db.prepare(
-    "SELECT rowid AS at, run_id, api_posted_at FROM agent_runs WHERE rowid>? AND api_posted=1 ORDER BY rowid LIMIT 10000",
-  );
-  for (let at = 0;;) {
-    const rows = page.all(at);
-    if (rows.length === 0) return marks;
-    at = Number(rows.at(-1)!["at"]);
-    for (const row of rows) {
-      marks.push({ run_id: String(row["run_id"]), api_posted_at: row["api_posted_at"] as string | null });
-    }
+const CHUNK_ROWS = 5000;
+
+/** Reads what is to the left and to the right of damage. */
+function around(read: (from: number, to: number) => void, from: number, to: number): void {
+  try {
+    return read(from, to);
+  } catch (error) {
+    if (!(error instanceof TelemetryError) || error.code !== "damaged") throw error;
+  }
+  if (from >= to) return;
+  const middle = Math.floor((from + to) / 2);
+  around(read, from, middle);
+  around(read, middle + 1, to);
+}
+
+/** The highest row number, or one that no table of runs reaches where the last page is damaged. */
+function lastRow(db: Connection): number {
+  try {
+    return Number(db.get("SELECT max(rowid) AS last FROM agent_runs")!["last"] ?? 0);
+  } catch (error) {
+    if (!(error instanceof TelemetryError) || error.code !== "damaged") throw error;
+    return 2 ** 24;
   }
 }
 
-/** Brings marks of posting into a database: a run that lost its mark would be posted twice. */
-export function applyMarks(db: Connection, marks: PostedMark[]): number {
+/**
+ * Brings runs of the database that is replaced into the one that comes: those that neither backup nor log has, and all
+ * marks of posting, since a run that lost its mark would be posted twice. To be called in a transaction.
+ *
+ * @returns how many runs the table refuses
+ */
+export function keepRuns(db: Connection, runs: RunRecord[]): number {
+  const insert = db.prepare(
+    `INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")}) ON CONFLICT(run_id) DO NOTHING`,
+  );
   const mark = db.prepare(MARK);
-  return marks.reduce((sum, { run_id, api_posted_at }) => sum + mark.run(api_posted_at, run_id), 0);
+  let refused = 0;
+  for (const run of runs) {
+    try {
+      insert.run(...RUN_COLUMNS.map((column) => run[column]));
+    } catch (error) {
+      if (!(error instanceof TelemetryError) || error.code !== "invalid_record") throw error;
+      refused++;
+    }
+    if (run.api_posted === 1) mark.run(run.api_posted_at, run.run_id);
+  }
+  return refused;
 }

@@ -68,7 +68,14 @@ async function copySound(database: string, partial: string, options: SnapshotOpt
   await source.copyTo(partial, options.onProgress);
   using copy = Connection.open(partial);
   requireSound(copy, database, options.depth);
-  options.examine?.(copy);
+  try {
+    options.examine?.(copy);
+  } catch (error) {
+    // What is wrong with the copy is wrong with the database.
+    if (!(error instanceof TelemetryError)) throw error;
+    const message = error.message.replaceAll(partial, database);
+    throw new TelemetryError(error.code, message, { hint: error.hint, cause: error });
+  }
 }
 
 /**

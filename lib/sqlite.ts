@@ -79,7 +79,7 @@ export class Connection implements Disposable {
   static openToRead(path: string): Connection {
     const { wal } = sidecarsOf(path);
     if (sizeOf(path) === undefined) throw new TelemetryError("no_storage", `there is no database ${path}`);
-    return Connection.open(path, { readOnly: (sizeOf(wal) ?? 0) > 0 });
+    return retryLocked(() => Connection.open(path, { readOnly: (sizeOf(wal) ?? 0) > 0 }));
   }
 
   /** Runs statements that give no rows. */

@@ -8,8 +8,9 @@ import { listAsTable, takeAndKeep } from "../lib/backup_report.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
 import { logFiles } from "../lib/log_scanner.ts";
-import { applyMarks, applyRuns, countNewer, readMarks, readRuns } from "../lib/replay.ts";
-import { Connection } from "../lib/sqlite.ts";
+import type { RunRecord } from "../lib/records.ts";
+import { applyRuns, countNewer, keepRuns, readDatabaseRuns, readRuns } from "../lib/replay.ts";
+import { Connection, retryLocked } from "../lib/sqlite.ts";
 import { type Result, runCommand, type Terminal, wholeNumber } from "../lib/terminal.ts";
 
 const COMMAND = {
@@ -30,8 +31,11 @@ if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { flags } = terminal;
     const days = wholeNumber("keep-days", flags["keep-days"], 7);
-    if (flags["restore"] === undefined && (flags["replay"] || flags["yes"])) {
-      throw new TelemetryError("usage", "--replay and --yes go with --restore");
+    const others = (flags["restore"] === undefined ? ["replay", "yes"] : ["keep-days", "dry-run", "list"])
+      .filter((flag) => flags[flag] !== undefined);
+    if (others.length > 0) {
+      const how = flags["restore"] === undefined ? "goes only with" : "does not go with";
+      throw new TelemetryError("usage", `--${others[0]} ${how} --restore`, { hint: `see ${COMMAND.name} --help` });
     }
     const layout = terminal.locate();
     if (flags["list"]) return listAsTable(terminal, layout);
@@ -57,40 +61,54 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
   }
   const replay = terminal.flags["replay"] === true;
   const logged = await readRuns(logFiles(layout.raw));
-  const marks = replay ? marksIn(terminal, layout.database) : [];
+  const present = replay ? runsThere(terminal, layout.database) : [];
   let newer = 0;
-  let refused = 0;
+  let [refused, refusedThere] = [0, 0];
+  let replayed = false;
   const restored = await restoreBackup(layout, path, {
     onProgress: terminal.progress("restore", 4096),
     amend: (prepared) => {
       newer = countNewer(prepared, logged);
       if (!replay) return;
       refused = applyRuns(prepared, logged).refused;
-      applyMarks(prepared, marks);
+      refusedThere = keepRuns(prepared, present);
+      replayed = true;
     },
   });
+  if (replayed) await applyLog(layout);
   terminal.say(`restored ${path}: ${restored.runs} runs, schema v${restored.schema_version}`);
   if (restored.from_version !== restored.schema_version) {
     terminal.say(`  upgraded from schema v${restored.from_version}`);
   }
   if (restored.kept) terminal.say(`  what was there before: ${restored.kept}`);
   if (newer > 0) {
-    terminal.say(`  ${newer} runs in the log are newer than the backup: ${replay ? "added" : "--replay adds them"}`);
+    terminal.say(`  ${newer} runs in the log are newer than the backup: ${replayed ? "added" : "--replay adds them"}`);
   }
-  if (refused > 0) {
-    terminal.warn(`${refused} runs of the log are refused by the table's CHECKs and stay in the log alone`);
+  if (replay && !replayed) {
+    terminal.warn("the log cannot be replayed into a later product's database: it was restored as it is");
   }
-  return { path, ...restored, newer_in_log: newer, replayed: replay, refused };
+  const refusal = "are refused by the table's CHECKs and stay";
+  if (refused > 0) terminal.warn(`${refused} runs of the log ${refusal} in the log alone`);
+  if (refusedThere > 0) terminal.warn(`${refusedThere} runs of the replaced database ${refusal} in ${restored.kept}`);
+  return { path, ...restored, newer_in_log: newer, replayed, refused: refused + refusedThere };
 }
 
-/** The marks of posting that the database has now, as far as it can be read. */
-function marksIn(terminal: Terminal, database: string): ReturnType<typeof readMarks> {
+/** The runs that the database has now, as far as it can be read; that it is locked is no reason to lose them. */
+function runsThere(terminal: Terminal, database: string): RunRecord[] {
   try {
     using db = Connection.openToRead(database);
-    return readMarks(db);
+    return retryLocked(() => readDatabaseRuns(db));
   } catch (error) {
-    if (!(error instanceof TelemetryError)) throw error;
-    terminal.warn(`the marks of posting cannot be read from the present database: ${error.message}`);
+    const unreadable: unknown[] = ["damaged", "not_a_database", "no_storage", "io"];
+    if (!(error instanceof TelemetryError) || !unreadable.includes(error.code)) throw error;
+    terminal.warn(`marks of posting and runs that only the present database has cannot be read: ${error.message}`);
     return [];
   }
+}
+
+/** Once more, for what agents have written while the database was being replaced. */
+async function applyLog(layout: Layout): Promise<void> {
+  const logged = await readRuns(logFiles(layout.raw));
+  using db = Connection.open(layout.database);
+  db.transaction(() => applyRuns(db, logged));
 }
