@@ -308,13 +308,15 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
     const content = await prepare(path, partial, current, options.amend);
     giveToOwnerOf(layout.base, partial);
     const kept = await keepCurrent(layout, current);
+    let isWritten: boolean;
     try {
-      await putInPlace(partial, database, current.state, claim, options.onProgress);
+      isWritten = await isWrittenThrough(partial, database, current.state, options.onProgress);
     } catch (error) {
       // The database is as it was: its copy is of no use, and would be made again with each try.
-      if (kept !== null && current.state === "sound") removeIfThere(kept);
+      if (kept !== null) removePartial(kept);
       throw error;
     }
+    if (!isWritten) replaceFile(partial, database, claim);
     await verify(database, content, kept, current);
     return { ...content, from_version: backup.schema_version, kept };
   } finally {
@@ -435,23 +437,32 @@ function copyAsItIs(base: string, pairs: [from: string, to: string][]): void {
   }
 }
 
-async function putInPlace(
+/**
+ * Puts the content in place through SQLite.
+ *
+ * @returns false where SQLite cannot write to that name: there is no file, or no database in it
+ * @throws {TelemetryError} any other failure; then the database is as it was
+ */
+async function isWrittenThrough(
   partial: string,
   database: string,
   state: Current["state"],
-  claim: Deno.FsFile,
   onProgress: OnProgress | undefined,
-): Promise<void> {
-  if (sizeOf(database) !== undefined) {
-    try {
-      return await writeThrough(partial, database, onProgress);
-    } catch (error) {
-      // "permission" is also what SQLite says of a damaged file with pages of another size.
-      const codes: unknown[] = state === "damaged" ? ["damaged", "not_a_database", "permission"] : [];
-      if (!(error instanceof TelemetryError) || !codes.includes(error.code)) throw error;
-    }
+): Promise<boolean> {
+  if (sizeOf(database) === undefined) return false;
+  try {
+    await writeThrough(partial, database, onProgress);
+    return true;
+  } catch (error) {
+    // "permission" is also what SQLite says of a damaged file with pages of another size.
+    const codes: unknown[] = state === "damaged" ? ["damaged", "not_a_database", "permission"] : [];
+    if (error instanceof TelemetryError && codes.includes(error.code)) return false;
+    throw error;
   }
-  // SQLite cannot write to that name. A new file must not find another one's sidecars there.
+}
+
+/** Puts a new file in the place of one that SQLite cannot write. It must not find another one's sidecars there. */
+function replaceFile(partial: string, database: string, claim: Deno.FsFile): void {
   syncFile(partial);
   for (const sidecar of Object.values(sidecarsOf(database))) removeIfThere(sidecar);
   closeOnce(claim);
@@ -485,8 +496,10 @@ async function verify(database: string, content: BackupContent, kept: string | n
   } catch (error) {
     problem = error;
   }
-  if (kept !== null && current.state === "sound") await writeThrough(kept, database, undefined);
-  throw new TelemetryError("damaged", `the restored ${database} did not pass its check: what was there is back`, {
+  const isBack = kept !== null && current.state === "sound";
+  if (isBack) await writeThrough(kept, database, undefined);
+  const there = isBack ? "what was there is back" : `what was there is ${kept ?? "nothing"}`;
+  throw new TelemetryError("damaged", `the restored ${database} did not pass its check: ${there}`, {
     hint: "try another backup (--list), and see whether the disk is failing",
     cause: problem,
   });

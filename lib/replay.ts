@@ -71,16 +71,18 @@ function laterOf(before: RunRecord | undefined, now: RunRecord): RunRecord {
   return { ...state, api_posted: 1, api_posted_at: marked.api_posted_at };
 }
 
-/** How many runs the log has that a database lacks, or has in an older state. */
+/** How many runs the log has that a v3 database lacks, or has in an older state, and could take. */
 export function countNewer(db: Connection, { runs }: LoggedRuns): number {
   const known = db.prepare("SELECT status FROM agent_runs WHERE run_id=?");
-  let newer = 0;
-  for (const run of runs.values()) {
+  const newer = [...runs.values()].filter((run) => {
     const row = known.get(run.run_id);
-    const isKnown = row !== undefined && (row["status"] !== "running" || run.status === "running");
-    if (!isKnown) newer++;
-  }
-  return newer;
+    return row === undefined || (row["status"] === "running" && run.status !== "running");
+  });
+  // What the table refuses would be counted for ever: only trying tells.
+  db.exec("SAVEPOINT counting");
+  const { applied } = applyRuns(db, { runs: new Map(newer.map((run) => [run.run_id, run])), rejected: 0 });
+  db.exec("ROLLBACK TO counting; RELEASE counting");
+  return applied;
 }
 
 /** What {@linkcode applyRuns} did. */
@@ -98,7 +100,10 @@ export interface Applied {
 export function applyRuns(db: Connection, { runs }: LoggedRuns): Applied {
   const keep: readonly string[] = ["run_id", "api_posted", "api_posted_at", "api_retry_count", "created_at"];
   const changed = RUN_COLUMNS.filter((column) => !keep.includes(column)).map((column) =>
-    `${column}=excluded.${column}`
+    // A line that is older than the column says nothing of it.
+    ADDED_LATER.includes(column)
+      ? `${column}=coalesce(excluded.${column}, agent_runs.${column})`
+      : `${column}=excluded.${column}`
   );
   const upsert = db.prepare(
     `INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")})
@@ -120,6 +125,9 @@ export function applyRuns(db: Connection, { runs }: LoggedRuns): Applied {
   return done;
 }
 
+/** The columns that schema v1 or v2 did not have. */
+const ADDED_LATER: readonly string[] = ["insight_id", "product_family", "subdomain"];
+
 const MARK = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
   "WHERE run_id=? AND coalesce(api_posted, 0)=0";
 
@@ -133,7 +141,7 @@ export function readDatabaseRuns(db: Connection): RunRecord[] {
   const columns = RUN_COLUMNS.filter((column) => there.has(column));
   // As JSON: SQLite's binding cuts text at a NUL. Not by an index: that may be what is damaged.
   const rows = db.prepare(
-    `SELECT rowid AS at, json_array(${columns}) AS run FROM agent_runs NOT INDEXED
+    `SELECT rowid AS at, json_array(${columns.map(asText)}) AS run FROM agent_runs NOT INDEXED
     WHERE rowid BETWEEN ? AND ? ORDER BY rowid LIMIT ${CHUNK_ROWS}`,
   );
   const runs: RunRecord[] = [];
@@ -153,6 +161,29 @@ export function readDatabaseRuns(db: Connection): RunRecord[] {
 }
 
 const CHUNK_ROWS = 5000;
+
+/** JSON refuses BLOBs, and one that somebody has put there must not cost all other runs. */
+function asText(column: string): string {
+  return `CASE WHEN typeof(${column})='blob' THEN CAST(${column} AS TEXT) ELSE ${column} END`;
+}
+
+/**
+ * The ids of the runs that are marked as posted, by the indexes alone: they may be whole where the table is damaged.
+ * Empty where they are not.
+ */
+export function readMarkedIds(db: Connection): string[] {
+  try {
+    const ids = new Map(
+      db.all("SELECT rowid AS at, run_id FROM agent_runs INDEXED BY sqlite_autoindex_agent_runs_1 WHERE run_id>=''")
+        .map((row) => [row["at"], String(row["run_id"])]),
+    );
+    return db.all("SELECT rowid AS at FROM agent_runs INDEXED BY idx_runs_api_posted WHERE api_posted=1")
+      .flatMap((row) => ids.get(row["at"]) ?? []);
+  } catch (error) {
+    if (error instanceof TelemetryError) return [];
+    throw error;
+  }
+}
 
 /** Reads what is to the left and to the right of damage. */
 function around(read: (from: number, to: number) => void, from: number, to: number): void {
@@ -181,9 +212,12 @@ function lastRow(db: Connection): number {
  * Brings runs of the database that is replaced into the one that comes: those that neither backup nor log has, and all
  * marks of posting, since a run that lost its mark would be posted twice. To be called in a transaction.
  *
+ * @param db what comes in its place
+ * @param runs from {@linkcode readDatabaseRuns}
+ * @param marked from {@linkcode readMarkedIds}, for what could not be read
  * @returns how many runs the table refuses
  */
-export function keepRuns(db: Connection, runs: RunRecord[]): number {
+export function keepRuns(db: Connection, runs: RunRecord[], marked: string[] = []): number {
   const insert = db.prepare(
     `INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")}) ON CONFLICT(run_id) DO NOTHING`,
   );
@@ -198,5 +232,6 @@ export function keepRuns(db: Connection, runs: RunRecord[]): number {
     }
     if (run.api_posted === 1) mark.run(run.api_posted_at, run.run_id);
   }
+  for (const run_id of marked) mark.run(null, run_id);
   return refused;
 }

@@ -162,6 +162,7 @@ function hintOf(error: TelemetryError): string | undefined {
 
 /** Writes a line at once. A reader that has gone (`| head`) is no error. */
 function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): void {
+  clearBar();
   const bytes = new TextEncoder().encode(`${line}\n`);
   try {
     for (let written = 0; written < bytes.length;) written += to.writeSync(bytes.subarray(written));
@@ -178,9 +179,10 @@ function progressBar(what: string, unitBytes: number): (done: number, total: num
   return (done, total) => {
     const now = performance.now();
     start ??= now;
-    if (done >= total) return printRaw("\r\x1b[K");
+    if (done >= total) return clearBar();
     if (now - start < 100 || now - drawn < 100) return;
     drawn = now;
+    isBarDrawn = true;
     const width = 30;
     const filled = Math.round(done / total * width);
     const perSecond = done / (now - start) * 1000;
@@ -192,6 +194,14 @@ function progressBar(what: string, unitBytes: number): (done: number, total: num
       }/s, ${left} s left\x1b[K`,
     );
   };
+}
+
+/** Whether a bar stands in the line where the next text would go. */
+let isBarDrawn = false;
+
+function clearBar(): void {
+  if (isBarDrawn) printRaw("\r\x1b[K");
+  isBarDrawn = false;
 }
 
 /** A number of bytes for people. */

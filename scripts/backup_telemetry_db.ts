@@ -9,7 +9,7 @@ import { TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
 import { logFiles } from "../lib/log_scanner.ts";
 import type { RunRecord } from "../lib/records.ts";
-import { applyRuns, countNewer, keepRuns, readDatabaseRuns, readRuns } from "../lib/replay.ts";
+import { applyRuns, countNewer, keepRuns, readDatabaseRuns, readMarkedIds, readRuns } from "../lib/replay.ts";
 import { Connection, retryLocked } from "../lib/sqlite.ts";
 import { type Result, runCommand, type Terminal, wholeNumber } from "../lib/terminal.ts";
 
@@ -26,6 +26,14 @@ const COMMAND = {
   },
   example: "--keep-days 30",
 };
+
+/** What the database has that is about to be replaced. */
+interface Present {
+  runs: RunRecord[];
+  marked: string[];
+}
+
+const NOTHING: Present = { runs: [], marked: [] };
 
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
@@ -61,7 +69,7 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
   }
   const replay = terminal.flags["replay"] === true;
   const logged = await readRuns(logFiles(layout.raw));
-  const present = replay ? runsThere(terminal, layout.database) : [];
+  const present = replay ? runsThere(terminal, layout.database) : NOTHING;
   let newer = 0;
   let [refused, refusedThere] = [0, 0];
   let replayed = false;
@@ -71,7 +79,7 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
       newer = countNewer(prepared, logged);
       if (!replay) return;
       refused = applyRuns(prepared, logged).refused;
-      refusedThere = keepRuns(prepared, present);
+      refusedThere = keepRuns(prepared, present.runs, present.marked);
       replayed = true;
     },
   });
@@ -94,15 +102,15 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
 }
 
 /** The runs that the database has now, as far as it can be read; that it is locked is no reason to lose them. */
-function runsThere(terminal: Terminal, database: string): RunRecord[] {
+function runsThere(terminal: Terminal, database: string): Present {
   try {
     using db = Connection.openToRead(database);
-    return retryLocked(() => readDatabaseRuns(db));
+    return retryLocked(() => ({ runs: readDatabaseRuns(db), marked: readMarkedIds(db) }));
   } catch (error) {
-    const unreadable: unknown[] = ["damaged", "not_a_database", "no_storage", "io"];
+    const unreadable: unknown[] = ["damaged", "not_a_database", "no_storage"];
     if (!(error instanceof TelemetryError) || !unreadable.includes(error.code)) throw error;
     terminal.warn(`marks of posting and runs that only the present database has cannot be read: ${error.message}`);
-    return [];
+    return NOTHING;
   }
 }
 

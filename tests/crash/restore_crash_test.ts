@@ -1,0 +1,580 @@
+/** Restores that are killed, that find the disk full, and that meet live programs: real processes, real signals. */
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { DatabaseSync } from "node:sqlite";
+import { DatabaseWriter } from "../../lib/database_writer.ts";
+import { layoutOf } from "../../lib/layout.ts";
+import { newRun } from "../../lib/records.ts";
+import {
+  command,
+  Holder,
+  makeOldDatabase,
+  NOBODY,
+  python,
+  ROOT,
+  run,
+  runScript,
+  scriptArgs,
+  TempFolder,
+  testWith,
+  treeOf,
+} from "../fixtures.ts";
+
+const DRIVER = `${ROOT}tests/crash/restore_driver.ts`;
+const ENDS = ["", "-wal", "-shm", "-journal"];
+const BACKUP = "backups/telemetry_backup_20251201_030000.sqlite";
+const COPY = /^db\/telemetry_before_restore_\d{8}_\d{6}\.sqlite$/;
+
+const delay = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
+
+/** What the sqlite3 program reads: the content's hash, after it has found the file sound. */
+async function contentOf(file: string): Promise<string> {
+  // A file of known bytes, with nothing beside it, is not asked twice.
+  const isAlone = ENDS.slice(1).every((end) => !isThere(file + end));
+  const bytes = createHash("sha256").update(Deno.readFileSync(file)).digest("hex");
+  const known = isAlone ? contents.get(bytes) : undefined;
+  if (known !== undefined) return known;
+  const { code, stdout, stderr } = await run("sqlite3", [file, "PRAGMA integrity_check", ".sha3sum --schema"]);
+  assert.deepEqual([code, stderr], [0, ""], file);
+  const [check, ...hash] = stdout.trim().split("\n");
+  assert.equal(check, "ok", file);
+  if (isAlone) contents.set(bytes, hash.join());
+  return hash.join();
+}
+const contents = new Map<string, string>();
+
+function isThere(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Copies a database and what SQLite keeps beside it. */
+function copyDatabase(from: string, to: string): void {
+  for (const end of ENDS) {
+    try {
+      Deno.copyFileSync(from + end, to + end);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    }
+  }
+}
+
+function namesIn(folder: string): string[] {
+  return [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
+}
+
+function sqlite(path: string, sql: string): void {
+  const db = new DatabaseSync(path, { enableForeignKeyConstraints: false });
+  db.exec(sql);
+  db.close();
+}
+
+/** A base whose database has other content than its one backup; both of schema v3. */
+async function makeStore(base: string, rows: number): Promise<{ file: string; backup: string }> {
+  Deno.mkdirSync(`${base}/db`, { recursive: true });
+  Deno.mkdirSync(`${base}/raw`);
+  const file = `${base}/db/telemetry.sqlite`;
+  makeOldDatabase(file, "v1", rows);
+  assert.equal((await runScript("setup_database", base)).code, 0);
+  for (const name of namesIn(`${base}/backups`)) Deno.removeSync(`${base}/backups/${name}`);
+  const backup = `${base}/${BACKUP}`;
+  Deno.copyFileSync(file, backup);
+  sqlite(
+    backup,
+    "DELETE FROM agent_runs WHERE rowid % 4 = 0; UPDATE agent_runs SET agent_name='of the backup'; VACUUM",
+  );
+  return { file, backup };
+}
+
+/** Runs several rounds at a time. */
+async function inParallel(goesOn: (i: number) => boolean, round: (i: number) => Promise<void>): Promise<void> {
+  let next = 0;
+  const worker = async () => {
+    while (goesOn(next)) await round(next++);
+  };
+  await Promise.all([worker(), worker()]);
+}
+
+// ------------------------------------------------------------------------------------------------ kill -9
+
+type Phase = "before" | "preparing" | "safety copy being made" | "safety copy named" | "in place" | "done";
+
+testWith(
+  ["unix", "sqlite3"],
+  "killed 100 times: the database is exactly old or exactly new, the safety copy is whole",
+  async (t) => {
+    using temp = new TempFolder();
+    const original = await makeStore(`${temp.path}/original`, 14_000);
+    const old = await contentOf(original.file);
+
+    const driver = (base: string, ...call: string[]) =>
+      command(Deno.execPath(), ["run", "--quiet", "--allow-all", DRIVER, base, original.backup, ...call]);
+    function newBase(name: string): string {
+      const base = `${temp.path}/${name}`;
+      Deno.mkdirSync(`${base}/db`, { recursive: true });
+      Deno.mkdirSync(`${base}/raw`);
+      copyDatabase(original.file, `${base}/db/telemetry.sqlite`);
+      return base;
+    }
+
+    const undisturbed = newBase("undisturbed");
+    const start = performance.now();
+    const output = await driver(undisturbed).output();
+    assert.ok(output.success, new TextDecoder().decode(output.stderr));
+    const durationMs = performance.now() - start;
+    const calls = Number(new TextDecoder().decode(output.stdout));
+    assert.ok(calls > 60, String(calls));
+    const restored = await contentOf(`${undisturbed}/db/telemetry.sqlite`);
+    assert.notEqual(restored, old);
+    Deno.removeSync(undisturbed, { recursive: true });
+
+    const KILLS = 100;
+    const phases: Record<Phase, number> = {
+      before: 0,
+      preparing: 0,
+      "safety copy being made": 0,
+      "safety copy named": 0,
+      "in place": 0,
+      done: 0,
+    };
+    let killed = 0;
+
+    await inParallel(() => killed < KILLS, async (i) => {
+      assert.ok(i < 3 * KILLS, `the phases were not reached: ${JSON.stringify(phases)}`);
+      const base = newBase(`killed_${i}`);
+      const file = `${base}/db/telemetry.sqlite`;
+      // Of two, one dies before one of its calls, evenly over all of them; the other at a moment of no choice.
+      let success: boolean;
+      if (i % 2 === 0) {
+        success = (await driver(base, String(1 + (i * 7) % calls)).output()).success;
+      } else {
+        const process = driver(base).spawn();
+        const [{ success: ended }] = await Promise.all([
+          process.output(),
+          delay(durationMs * (0.3 + 0.6 * Math.random())).then(() => {
+            try {
+              process.kill("SIGKILL");
+            } catch { /* it has ended */ }
+          }),
+        ]);
+        success = ended;
+      }
+      if (!success) killed++;
+
+      // Looked at in a copy: the next restore shall find exactly what the kill left.
+      const left = `${temp.path}/left_${i}.sqlite`;
+      copyDatabase(file, left);
+      const state = await contentOf(left);
+      for (const end of ENDS) {
+        try {
+          Deno.removeSync(left + end);
+        } catch { /* it was not there */ }
+      }
+      assert.ok(state === old || state === restored, "neither old nor new");
+      const names = namesIn(`${base}/db`);
+      const copies = names.filter((name) => COPY.test(`db/${name}`));
+      const phase: Phase = success
+        ? "done"
+        : state === restored
+        ? "in place"
+        : copies.length > 0
+        ? "safety copy named"
+        : names.some((name) => name.startsWith("telemetry_before_restore_"))
+        ? "safety copy being made"
+        : names.includes("telemetry.sqlite.partial")
+        ? "preparing"
+        : "before";
+      phases[phase]++;
+      assert.ok(state === old || copies.length === 1, "nothing is replaced without a safety copy");
+      for (const name of copies) assert.equal(await contentOf(`${base}/db/${name}`), old, "the copy is the old state");
+
+      if (i % 6 < 2) {
+        const next = await runScript(
+          "backup_telemetry_db",
+          base,
+          ["--restore", `${base}/backup.sqlite`, "--yes"]
+            .with(1, copyInto(base, original.backup)),
+        );
+        assert.deepEqual([next.code, next.stderr], [0, ""]);
+        assert.equal(await contentOf(file), restored);
+        const after = namesIn(`${base}/db`);
+        for (const name of after) {
+          assert.match(`db/${name}`, /^db\/telemetry\.sqlite$|before_restore_\d{8}_\d{6}\.sqlite$/);
+        }
+        for (const name of after.filter((name) => name !== "telemetry.sqlite")) {
+          const kept = await contentOf(`${base}/db/${name}`);
+          assert.ok(kept === old || kept === restored, name);
+        }
+      }
+      Deno.removeSync(base, { recursive: true });
+    });
+    const { before: _, done: __, ...hit } = phases;
+    for (const [phase, count] of Object.entries(hit)) assert.ok(count > 0, `${phase}: ${JSON.stringify(phases)}`);
+    await t.step(`killed ${killed} times in ${calls} calls: ${JSON.stringify(phases)}`, () => {});
+  },
+);
+
+function copyInto(base: string, backup: string): string {
+  const path = `${base}/backup.sqlite`;
+  Deno.copyFileSync(backup, path);
+  return path;
+}
+
+testWith(
+  ["unix", "sqlite3"],
+  "killed while a destroyed database is replaced: what was there is there or kept, byte for byte",
+  async (t) => {
+    using temp = new TempFolder();
+    const original = await makeStore(`${temp.path}/original`, 2000);
+    const { backup } = original;
+    const restored = await contentOf(backup);
+    const bytes = Deno.readFileSync(original.file);
+    bytes.fill(0x55, 0, 4096);
+    const wal = new TextEncoder().encode("what is left of a WAL".repeat(500));
+
+    function newBase(name: string): string {
+      const base = `${temp.path}/${name}`;
+      Deno.mkdirSync(`${base}/db`, { recursive: true });
+      Deno.writeFileSync(`${base}/db/telemetry.sqlite`, bytes);
+      Deno.writeFileSync(`${base}/db/telemetry.sqlite-wal`, wal);
+      return base;
+    }
+    const driver = (base: string, ...call: string[]) =>
+      run(Deno.execPath(), ["run", "--quiet", "--allow-all", DRIVER, base, backup, ...call]);
+    const isSame = (path: string, content: Uint8Array) => {
+      try {
+        return Deno.readFileSync(path).every((byte, i) => byte === content[i]) &&
+          Deno.statSync(path).size === content.length;
+      } catch {
+        return false;
+      }
+    };
+    const undisturbed = await driver(newBase("undisturbed"));
+    assert.deepEqual([undisturbed.code, undisturbed.stderr], [0, ""]);
+    const calls = Number(undisturbed.stdout);
+    assert.ok(calls > 30);
+
+    const problems: string[] = [];
+    const phases = { old: 0, kept: 0, new: 0 };
+    // Nothing is done twice before the safety copy: the later half is where it gets narrow.
+    const from = Math.floor(calls / 3);
+    await inParallel((i) => i < calls - from, async (i) => {
+      const base = newBase(`killed_${i}`);
+      const call = from + 1 + i;
+      assert.equal((await driver(base, String(call))).code, 137);
+      const file = `${base}/db/telemetry.sqlite`;
+      const kept = namesIn(`${base}/db`).filter((name) => COPY.test(`db/${name}`));
+      // What has the name is whole, with its WAL.
+      const isKept = kept.length === 1 && isSame(`${base}/db/${kept[0]}`, bytes) &&
+        isSame(`${base}/db/${kept[0]}-wal`, wal);
+      const isOld = isSame(file, bytes) && isSame(`${file}-wal`, wal);
+      phases[isOld ? isKept ? "kept" : "old" : "new"]++;
+      if (kept.length > 0 && !isKept) problems.push(`call ${call}: half a safety copy has its name`);
+      if (!isOld && !isKept) problems.push(`call ${call}: the database is replaced, and not kept`);
+      if (!isSame(file, bytes)) assert.equal(await contentOf(file), restored, `call ${call}`);
+      Deno.removeSync(base, { recursive: true });
+    });
+    assert.deepEqual(problems, []);
+    assert.ok(Object.values(phases).every((count) => count > 0), JSON.stringify(phases));
+    await t.step(JSON.stringify(phases), () => {});
+  },
+);
+
+// ------------------------------------------------------------------------------------------------ live programs
+
+const READER = `
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], timeout=10)
+print("open", flush=True)
+last = None
+while True:
+    state = db.execute("SELECT count(*), min(agent_name) FROM agent_runs WHERE agent_name<>'later'").fetchone()
+    if state != last:
+        print("%d %s" % state, flush=True)
+        last = state
+    time.sleep(0.002)
+`;
+
+const WRITER = `
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], timeout=10)
+print("open", flush=True)
+n = 0
+while True:
+    run = "python-%06d" % n
+    with db:
+        db.execute("INSERT INTO agent_runs (run_id, agent_name, start_time, status) VALUES (?, 'later', 't', 'success')", [run])
+    print(run, flush=True)
+    n += 1
+    time.sleep(0.003)
+`;
+
+const NODE_WRITER = `
+import { DatabaseSync } from "node:sqlite";
+const db = new DatabaseSync(Deno.args[0], { timeout: 10000 });
+const insert = db.prepare("INSERT INTO agent_runs (run_id, agent_name, start_time, status) VALUES (?, 'later', 't', 'success')");
+const count = db.prepare("SELECT count(*) AS runs, min(agent_name) AS agent FROM agent_runs WHERE agent_name<>'later'");
+console.log("open");
+let last = "";
+for (let n = 0;; n++) {
+  const run = "deno-" + String(n).padStart(6, "0");
+  insert.run(run);
+  console.log(run);
+  const { runs, agent } = count.get();
+  if (runs + " " + agent !== last) console.log(last = runs + " " + agent);
+  await new Promise((resolve) => setTimeout(resolve, 3));
+}
+`;
+
+/** A live program, and the lines that it has printed so far. */
+class Live implements AsyncDisposable {
+  readonly lines: string[] = [];
+  readonly #process: Deno.ChildProcess;
+  readonly #read: Promise<void>;
+  readonly #errors: Promise<string>;
+  hasEnded = false;
+
+  constructor(program: string, args: string[]) {
+    this.#process = command(program, args).spawn();
+    this.#errors = new Response(this.#process.stderr).text();
+    this.#read = this.#follow();
+  }
+
+  async #follow(): Promise<void> {
+    let rest = "";
+    for await (const text of this.#process.stdout.pipeThrough(new TextDecoderStream())) {
+      const lines = (rest + text).split("\n");
+      rest = lines.pop()!;
+      this.lines.push(...lines);
+    }
+    this.hasEnded = true;
+  }
+
+  async until(isSo: (lines: string[]) => boolean, ms = 10_000): Promise<void> {
+    const end = performance.now() + ms;
+    while (!isSo(this.lines)) {
+      assert.ok(performance.now() < end && !this.hasEnded, `never so: ${this.lines.slice(-3)}`);
+      await delay(5);
+    }
+  }
+
+  /** Ends it; what it had to say on its standard error. */
+  async end(): Promise<string> {
+    try {
+      this.#process.kill("SIGKILL");
+    } catch { /* it has ended by itself */ }
+    await Promise.all([this.#read, this.#process.status]);
+    return await this.#errors;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.end();
+  }
+}
+
+for (const journal of ["wal", "delete"] as const) {
+  testWith(
+    ["unix", "python", "sqlite3"],
+    `reader and writers hold the database (${journal} mode) open through a restore`,
+    async () => {
+      using temp = new TempFolder();
+      const base = `${temp.path}/store`;
+      const { file, backup } = await makeStore(base, 8000);
+      if (journal === "delete") sqlite(file, "PRAGMA journal_mode=delete");
+      const interpreter = (await python("import sys; print(sys.executable)")).trim();
+      const script = `${temp.path}/writer.ts`;
+      Deno.writeTextFileSync(script, NODE_WRITER);
+      await using reader = new Live(interpreter, ["-c", READER, file]);
+      await using writer = new Live(interpreter, ["-c", WRITER, file]);
+      await using deno = new Live(Deno.execPath(), ["run", "--quiet", "--allow-all", script, file]);
+      using ours = new DatabaseWriter(layoutOf(base));
+      ours.updateRun(newRun({ run_id: "before", agent_name: "later", start_time: "t" }));
+      await Promise.all(
+        [reader, writer, deno].map((live) =>
+          live.until((lines) => lines.length > 8 || live === reader && lines.length > 1)
+        ),
+      );
+
+      const { code, stderr } = await runScript("backup_telemetry_db", base, ["--restore", backup, "--yes"]);
+      assert.deepEqual([code, stderr], [0, ""]);
+      const last = { writer: writer.lines.length, deno: deno.lines.length };
+      const restored = "6000 of the backup";
+      await Promise.all([reader, deno].map((live) => live.until((lines) => lines.includes(restored))));
+      await writer.until((lines) => lines.length > last.writer + 10);
+      await deno.until((lines) => lines.length > last.deno + 10);
+      ours.updateRun(newRun({ run_id: "after", agent_name: "later", start_time: "t" }));
+      assert.equal(ours.getRun("before"), undefined);
+
+      for (const live of [reader, writer, deno]) {
+        assert.ok(!live.hasEnded, "a live program came to its end");
+        assert.equal(await live.end(), "", "no error in any of them");
+      }
+      assert.deepEqual(reader.lines, ["open", "8000 old", restored], "the old state or the new one");
+      ours.close();
+      const runs = new Set((await run("sqlite3", [file, "SELECT run_id FROM agent_runs"])).stdout.split("\n"));
+      assert.ok(runs.has("after"));
+      for (
+        const { lines, from } of [{ lines: writer.lines, from: last.writer }, { lines: deno.lines, from: last.deno }]
+      ) {
+        for (const line of lines.slice(from).filter((line) => /^(python|deno)-/.test(line))) {
+          assert.ok(runs.has(line), line);
+        }
+      }
+      await contentOf(file);
+    },
+  );
+}
+
+const HOLD = `
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+for sql in sys.argv[3:]:
+    db.execute(sql).fetchall()
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+db.close()
+`;
+
+async function hold(file: string, seconds: number, ...statements: string[]): Promise<Holder> {
+  const interpreter = (await python("import sys; print(sys.executable)")).trim();
+  return await Holder.start(interpreter, ["-c", HOLD, file, String(seconds), ...statements]);
+}
+
+testWith(
+  ["unix", "python"],
+  "locked: by a writer or a reader for long: refused; for 6 s: no mark of posting is lost",
+  async () => {
+    using temp = new TempFolder();
+    const makeLocked = async (name: string) => {
+      const base = `${temp.path}/${name}`;
+      const { file, backup } = await makeStore(base, 500);
+      sqlite(file, "UPDATE agent_runs SET api_posted=1, api_posted_at='x'; PRAGMA journal_mode=delete");
+      return { name, base, file, backup };
+    };
+    // Bounded here: a restore that waits without end would hang the tests.
+    const restore = ({ base, backup }: { base: string; backup: string }, ...flags: string[]) => {
+      const args = [...scriptArgs("backup_telemetry_db", base), "--restore", backup, "--yes", "--json", ...flags];
+      return run("timeout", ["-s", "KILL", "24", Deno.execPath(), ...args]);
+    };
+    const writer = await makeLocked("held by a writer");
+    const reader = await makeLocked("held by a reader");
+    const short = await makeLocked("held for 6 s");
+    const before = new Map([writer, reader].map(({ base }) => [base, treeOf(base)]));
+    await using _writer = await hold(writer.file, 60, "BEGIN EXCLUSIVE");
+    await using _reader = await hold(reader.file, 60, "BEGIN", "SELECT count(*) FROM agent_runs");
+    await using _short = await hold(short.file, 7, "BEGIN EXCLUSIVE");
+    const replayed = restore(short, "--replay");
+    const refused = await Promise.all([writer, reader].map(async (store) => ({ ...store, ...await restore(store) })));
+    // It may have waited for the lock or not, but it must not go on without the marks.
+    const { code, stdout, stderr } = await replayed;
+    if (code !== 0) assert.equal(JSON.parse(stdout).error.code, "locked", stderr);
+    const db = new DatabaseSync(short.file, { timeout: 10_000 });
+    const { marked, runs } = db.prepare("SELECT sum(api_posted) AS marked, count(*) AS runs FROM agent_runs").get()!;
+    db.close();
+    assert.equal(marked, runs, `${marked} of ${runs} runs are marked: ${stderr}`);
+    for (const { name, base, code, stdout, stderr } of refused) {
+      assert.equal(code, 1, `${name}: ${code === 137 ? "still waits after 24 s" : stderr}`);
+      assert.equal(JSON.parse(stdout).error.code, "locked", name);
+      assert.deepEqual(treeOf(base), before.get(base), name);
+    }
+  },
+);
+
+// ------------------------------------------------------------------------------------------------ disk full
+
+testWith(["mount", "sqlite3"], "disk full at each step: as before, and fine once there is space", async (t) => {
+  using temp = new TempFolder();
+  const original = await makeStore(`${temp.path}/original`, 3000);
+  const old = await contentOf(original.file);
+  const restored = await contentOf(original.backup);
+  using mounted = new TempFolder();
+  const mount = await run("mount", ["-t", "tmpfs", "-o", "size=8m", "tmpfs", mounted.path]);
+  assert.equal(mount.code, 0, mount.stderr);
+  try {
+    const base = `${mounted.path}/store`;
+    const file = `${base}/db/telemetry.sqlite`;
+    const size = Deno.statSync(original.file).size;
+    const failures: Record<string, number> = {};
+    // From hardly any space to what just does not do: a copy of the backup, a safety copy, a WAL.
+    for (const share of [0, 0.02, 0.3, 0.7, 0.8, 1, 1.3, 1.7, 1.75, 1.8, 1.9, 2.2, 2.5, 4]) {
+      Deno.mkdirSync(`${base}/db`, { recursive: true });
+      Deno.mkdirSync(`${base}/backups`);
+      copyDatabase(original.file, file);
+      const backup = `${base}/${BACKUP}`;
+      Deno.copyFileSync(original.backup, backup);
+      const before = treeOf(base);
+      {
+        using filler = Deno.openSync(`${mounted.path}/filler`, { write: true, create: true });
+        try {
+          for (;;) filler.writeSync(new Uint8Array(4096));
+        } catch { /* it is full */ }
+        filler.truncateSync(filler.statSync().size - Math.round(share * size / 4096) * 4096);
+      }
+      const { code, stdout, stderr } = await runScript("backup_telemetry_db", base, [
+        "--restore",
+        backup,
+        "--yes",
+        "--json",
+      ]);
+      if (code !== 0) {
+        const [what, todo, ...more] = stderr.trimEnd().split("\n");
+        const message = `${share}: ${stderr}`;
+        assert.equal(code, 1, message);
+        assert.deepEqual(more, [], message);
+        assert.match(what!, /^backup_telemetry_db: /, message);
+        assert.match(todo ?? "", /^ {2}-> .*(space|disk)/, message);
+        const { code: kind } = JSON.parse(stdout).error;
+        failures[kind] = (failures[kind] ?? 0) + 1;
+        // A backup in WAL mode gets its sidecars as it is opened; they hold nothing.
+        const left = Object.keys(treeOf(base)).filter((name) => !/^backups.*-(wal|shm)$/.test(name));
+        assert.deepEqual(left, Object.keys(before), message);
+        assert.equal(await contentOf(file), old, message);
+      } else assert.ok(share > 1.5, `${share} did`);
+      Deno.removeSync(`${mounted.path}/filler`);
+      const again = await runScript("backup_telemetry_db", base, ["--restore", backup, "--yes"]);
+      assert.deepEqual([again.code, again.stderr], [0, ""]);
+      assert.equal(await contentOf(file), restored);
+      Deno.removeSync(base, { recursive: true });
+    }
+    await t.step(JSON.stringify(failures), () => {});
+    assert.deepEqual(Object.keys(failures), ["disk_full"]);
+    assert.ok(failures["disk_full"]! >= 8);
+  } finally {
+    const { code, stderr } = await run("umount", [mounted.path]);
+    assert.equal(code, 0, stderr);
+  }
+});
+
+// ------------------------------------------------------------------------------------------------ owner and rights
+
+testWith(
+  ["root"],
+  "root restores where nothing is left: the agents' user gets the database, others no look",
+  async () => {
+    using temp = new TempFolder();
+    for (const left of ["nothing", "no header", "a sound database"]) {
+      const base = `${temp.path}/${left.replaceAll(" ", "_")}`;
+      const { file, backup } = await makeStore(base, 20);
+      const chown = await run("chown", ["-R", `${NOBODY}:${NOBODY}`, base]);
+      assert.equal(chown.code, 0, chown.stderr);
+      Deno.chmodSync(backup, 0o600);
+      Deno.chmodSync(file, 0o600);
+      if (left === "nothing") Deno.removeSync(file);
+      if (left === "no header") {
+        const bytes = Deno.readFileSync(file);
+        Deno.writeFileSync(file, bytes.fill(0, 0, 100));
+      }
+      const { code, stderr } = await runScript("backup_telemetry_db", base, ["--restore", backup, "--yes"]);
+      assert.deepEqual([code, stderr], [0, ""]);
+      for (const name of namesIn(`${base}/db`)) {
+        const { uid, mode } = Deno.statSync(`${base}/db/${name}`);
+        assert.equal(uid, NOBODY, `${left}: ${name} belongs to the owner of the base`);
+        assert.equal((mode! & 0o777).toString(8), "600", `${left}: ${name}`);
+      }
+    }
+  },
+);
