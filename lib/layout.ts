@@ -253,7 +253,7 @@ export function othersWithData(layout: Layout): string[] {
 }
 
 /** Whether a `{base}` holds a database, or a log. Folders that cannot be read count as empty. */
-export function holdsData({ base, raw, database }: Layout): boolean {
+function holdsData({ base, raw, database }: Layout): boolean {
   if (!isGranted({ name: "read", path: base })) return false;
   try {
     if (Deno.statSync(database).size > 0) return true;

@@ -25,7 +25,7 @@ export interface OpenOptions {
 const PRAGMAS = ["PRAGMA synchronous=NORMAL", "PRAGMA wal_autocheckpoint=1000"];
 
 /** The waits between the tries of a write that finds the database locked, in milliseconds (contract, "Pragmas"). */
-export const LOCK_RETRY_DELAYS_MS: readonly number[] = [100, 200];
+const LOCK_RETRY_DELAYS_MS: readonly number[] = [100, 200];
 
 /**
  * A connection whose errors are {@linkcode TelemetryError}s. Foreign keys are not enforced: the contract's

@@ -31,6 +31,11 @@ export function median(values: number[]): number {
   return values.toSorted((a, b) => a - b)[values.length >> 1]!;
 }
 
+/** The middle one of the ratios of measurements that were made one after the other: what slows one slows both. */
+export function medianRatio(ours: number[], baseline: number[]): number {
+  return median(ours.map((value, round) => value / baseline[round]!));
+}
+
 if (import.meta.main) {
   console.log(`| ${["what", "toolkit", "baseline", "ratio", "wanted", ""].join(" | ")} |\n|${" --- |".repeat(6)}`);
   for (const name of Deno.args.length > 0 ? Deno.args : Object.keys(PARTS)) {
