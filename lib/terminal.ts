@@ -117,7 +117,9 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
 export function wholeNumber(flag: string, value: string | boolean | undefined, byDefault: number): number {
   if (value === undefined) return byDefault;
   if (typeof value === "string" && /^[1-9]\d{0,5}$/.test(value)) return Number(value);
-  throw new TelemetryError("usage", `--${flag} takes a whole number from 1 on, not ${value}`);
+  throw new TelemetryError("usage", `--${flag} takes a whole number from 1 on, not "${value}"`, {
+    hint: `say --${flag} ${byDefault}, which is also what happens without it`,
+  });
 }
 
 function parseFlags(command: Command): Terminal["flags"] {
