@@ -22,9 +22,8 @@ const BATCH_CHARACTERS = 4 * 1024 * 1024;
 
 /** An `fsync` that takes longer than this is slow, in milliseconds. */
 const SLOW_SYNC_MS = 2;
-/** How many fast ones in a row it takes to trust a disk, and how many more after a slow one. */
-const TRUSTED_AFTER = 8;
-const DISTRUST = 32;
+/** How many fast ones in a row it takes to trust a disk. */
+const TRUSTED_AFTER = 4;
 
 /** Records that share one open, one lock, one write and one fsync. */
 interface Batch {
@@ -189,8 +188,7 @@ export class EventLog {
     const start = performance.now();
     if (this.#fastSyncs < TRUSTED_AFTER) await file.sync();
     else file.syncSync();
-    if (performance.now() - start > SLOW_SYNC_MS) this.#fastSyncs = -DISTRUST;
-    else this.#fastSyncs++;
+    this.#fastSyncs = performance.now() - start > SLOW_SYNC_MS ? 0 : this.#fastSyncs + 1;
   }
 
   #pathNow(): string {

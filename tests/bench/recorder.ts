@@ -46,11 +46,11 @@ export const recorder: Part = async function* (folder) {
 };
 
 async function* appends(folder: string): ReturnType<Part> {
-  const modes = [[1, 5000, 1], [128, 256_000, 50], [1024, 1_024_000, 100]] as const;
+  const modes = [[1, 15_000, 1], [128, 256_000, 50], [1024, 1_024_000, 100]] as const;
   const rates = new Map<number, number[]>([[0, []], ...modes.map(([at]): [number, number[]] => [at, []])]);
   for (let round = 0; round < ROUNDS; round++) {
     // Each in a folder of its own: the length of a file matters to the file system.
-    rates.get(0)!.push(await rate("python3", [BASELINE, `${folder}/python${round}/raw`, "5000"]));
+    rates.get(0)!.push(await rate("python3", [BASELINE, `${folder}/python${round}/raw`, "15000"]));
     for (const [atOnce, count] of modes) {
       rates.get(atOnce)!.push(await driver("append", `${folder}/deno${round}_${atOnce}`, count, atOnce));
     }
