@@ -11,7 +11,7 @@ import {
   syncFile,
   syncFolder,
 } from "./durable_files.ts";
-import { fileError, TelemetryError, withHint } from "./errors.ts";
+import { type ErrorCode, fileError, hasCode, TelemetryError, withHint } from "./errors.ts";
 import {
   type FileKind,
   fileNames,
@@ -22,6 +22,7 @@ import {
   pathIn,
   sidecarsOf,
   sizeOf,
+  statOf,
 } from "./layout.ts";
 import { SCHEMA_VERSION } from "./records.ts";
 import { applySchema, emptyDatabase, inspect, newerSchema } from "./schema.ts";
@@ -64,7 +65,7 @@ export interface TakenBackup extends BackupContent {
 }
 
 /** What says of a file that it is no sound database, and not that it could not be looked at. */
-const NO_DATABASE: readonly string[] = ["damaged", "not_a_database", "empty_database", "no_storage"];
+const NO_DATABASE: readonly ErrorCode[] = ["damaged", "not_a_database", "empty_database", "no_storage"];
 
 /** What is told of the work as it goes on. */
 export type OnProgress = (done: number, total: number) => void;
@@ -153,8 +154,9 @@ export function examineBackup({ path }: Pick<BackupFile, "path">): BackupContent
     requireSound(db, path, "full");
     return contentOf(db);
   } catch (error) {
-    const isItsOwnFault = error instanceof TelemetryError && NO_DATABASE.includes(error.code);
-    throw isItsOwnFault ? withHint(error, "choose another backup: --list shows which ones are sound") : error;
+    throw hasCode(error, ...NO_DATABASE)
+      ? withHint(error, "choose another backup: --list shows which ones are sound")
+      : error;
   }
 }
 
@@ -197,16 +199,6 @@ export function newestBackup(layout: Layout): BackupFile | undefined {
 
 function backupsUntilNow(layout: Layout): BackupFile[] {
   return listBackups(layout).filter(({ time }) => time.getTime() <= Date.now() + SOON_MS);
-}
-
-/** What a path is; undefined for a link that leads nowhere, and for what went meanwhile. */
-function statOf(path: string): Deno.FileInfo | undefined {
-  try {
-    return Deno.statSync(path);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
 }
 
 /**
@@ -326,7 +318,7 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
 }
 
 function refuseLive(database: string, path: string): void {
-  const [live, backup] = [database, path].map((file) => sizeOf(file) === undefined ? undefined : Deno.statSync(file));
+  const [live, backup] = [database, path].map(statOf);
   if (backup?.isDirectory) {
     throw new TelemetryError("in_the_way", `${path} is a folder, not a backup`, { hint: "--list shows the backups" });
   }
@@ -354,7 +346,7 @@ function examineCurrent(database: string): Current {
       return { state: "sound", version: inspect(db).version, pageSize };
     });
   } catch (error) {
-    if (error instanceof TelemetryError && NO_DATABASE.includes(error.code)) return { state: "damaged" };
+    if (hasCode(error, ...NO_DATABASE)) return { state: "damaged" };
     throw error;
   }
 }
@@ -455,8 +447,7 @@ async function isWrittenThrough(
     return true;
   } catch (error) {
     // "permission" is also what SQLite says of a damaged file with pages of another size.
-    const codes: unknown[] = state === "damaged" ? ["damaged", "not_a_database", "permission"] : [];
-    if (error instanceof TelemetryError && codes.includes(error.code)) return false;
+    if (state === "damaged" && hasCode(error, "damaged", "not_a_database", "permission")) return false;
     throw error;
   }
 }

@@ -4,7 +4,7 @@
  */
 import { type ApiClient, apiFromEnvironment } from "./api_client.ts";
 import { DatabaseWriter, type RunStats } from "./database_writer.ts";
-import { messageOf, TelemetryError } from "./errors.ts";
+import { hasCode, messageOf, TelemetryError } from "./errors.ts";
 import { EventLog } from "./event_log.ts";
 import { isFolder, isGranted, type Layout, locate, readEnv, requireGranted } from "./layout.ts";
 import {
@@ -500,7 +500,7 @@ export class TelemetryClient implements AsyncDisposable {
     try {
       this.#unsaved.get(key)?.(writer);
     } catch (error) {
-      if (!(error instanceof TelemetryError) || error.code !== "invalid_record") throw error;
+      if (!hasCode(error, "invalid_record")) throw error;
       this.#fail("database", error);
     }
     this.#isStuck = false;
@@ -525,8 +525,7 @@ export class TelemetryClient implements AsyncDisposable {
       try {
         return void work();
       } catch (error) {
-        const locked = error instanceof TelemetryError && error.code === "locked";
-        if (!locked || this.#outOfTime || performance.now() > deadline) return error;
+        if (!hasCode(error, "locked") || this.#outOfTime || performance.now() > deadline) return error;
       }
       await pause(LOCKED_PAUSE_MS);
     }

@@ -4,8 +4,8 @@
  */
 import { createDatabase } from "./database.ts";
 import { makeFolder } from "./durable_files.ts";
-import { fileError, TelemetryError } from "./errors.ts";
-import { type Layout } from "./layout.ts";
+import { TelemetryError } from "./errors.ts";
+import { type Layout, statOf } from "./layout.ts";
 import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "./records.ts";
 import { inspect, newerSchema } from "./schema.ts";
 import { Connection, retryLocked, type Statement } from "./sqlite.ts";
@@ -219,15 +219,6 @@ export class DatabaseWriter implements Disposable {
 
 /** The runs that wait to be posted: ended, and not accepted yet. */
 const PENDING = "coalesce(api_posted, 0)=0 AND status<>'running'";
-
-function statOf(path: string): Deno.FileInfo | undefined {
-  try {
-    return Deno.statSync(path);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw fileError(error, `cannot look at ${path}`);
-  }
-}
 
 /** Refuses a database that would refuse our rows. */
 function requireV3(db: Connection): void {

@@ -3,7 +3,7 @@
  * @module
  */
 import { fileError, TelemetryError } from "./errors.ts";
-import { folderOf, isGranted, partialOf, pathIn, sidecarsOf } from "./layout.ts";
+import { folderOf, isGranted, partialOf, pathIn, sidecarsOf, statOf } from "./layout.ts";
 
 /**
  * Makes the names in a folder durable (`fsync` of the folder). Windows has no such thing and needs none.
@@ -233,13 +233,8 @@ export function removeAbandoned(folder: string, isOurs: (name: string) => boolea
 /** What an open file is, if it still is the one at a path; else undefined. */
 export function statIfAt(file: Deno.FsFile, path: string): Deno.FileInfo | undefined {
   const open = file.statSync();
-  try {
-    const there = Deno.statSync(path);
-    return there.ino === open.ino && there.dev === open.dev ? open : undefined;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
+  const there = statOf(path);
+  return there?.ino === open.ino && there?.dev === open.dev ? open : undefined;
 }
 
 /** Removes a partial, with what SQLite keeps beside it. */

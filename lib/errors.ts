@@ -79,6 +79,11 @@ export class TelemetryError extends Error {
   }
 }
 
+/** Whether something that was thrown is a foreseen failure with one of these codes. */
+export function hasCode(thrown: unknown, ...codes: ErrorCode[]): thrown is TelemetryError {
+  return thrown instanceof TelemetryError && codes.includes(thrown.code);
+}
+
 /** The same failure with another word on what to do; what is no {@linkcode TelemetryError} stays as it is. */
 export function withHint(thrown: unknown, hint: string): unknown {
   if (!(thrown instanceof TelemetryError)) return thrown;

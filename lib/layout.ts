@@ -4,7 +4,7 @@
  * @module
  */
 import { posix, win32 } from "node:path";
-import { TelemetryError } from "./errors.ts";
+import { fileError, TelemetryError } from "./errors.ts";
 
 /** The operating systems that differ here: Windows, and the rest. */
 export type Platform = typeof Deno.build.os;
@@ -367,14 +367,23 @@ function parsed(kind: FileKind, stamp: string): ParsedFileName | null {
   return exists ? { kind, time, gzipped: false } : null;
 }
 
-/** The size of a file in bytes, or undefined when there is none. */
-export function sizeOf(path: string): number | undefined {
+/**
+ * What a path leads to, or undefined when there is nothing, or a link that leads nowhere.
+ *
+ * @throws {TelemetryError} when it cannot be looked at
+ */
+export function statOf(path: string): Deno.FileInfo | undefined {
   try {
-    return Deno.statSync(path).size;
+    return Deno.statSync(path);
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
+    throw fileError(error, `cannot look at ${path}`);
   }
+}
+
+/** The size of a file in bytes, or undefined when there is none. */
+export function sizeOf(path: string): number | undefined {
+  return statOf(path)?.size;
 }
 
 /** The files that SQLite keeps beside a database: they belong to it, and to no other. */

@@ -2,7 +2,7 @@
  * Brings what the log says of runs into a database.
  * @module
  */
-import { TelemetryError } from "./errors.ts";
+import { hasCode, TelemetryError } from "./errors.ts";
 import { scanBatches } from "./log_scanner.ts";
 import { type LogRecord, newRun, RUN_COLUMNS, type RunRecord } from "./records.ts";
 import type { Connection } from "./sqlite.ts";
@@ -118,7 +118,7 @@ export function applyRuns(db: Connection, { runs }: LoggedRuns): Applied {
       if (run.api_posted === 1) mark.run(run.api_posted_at, run.run_id);
       done.applied++;
     } catch (error) {
-      if (!(error instanceof TelemetryError) || error.code !== "invalid_record") throw error;
+      if (!hasCode(error, "invalid_record")) throw error;
       done.refused++;
     }
   }
@@ -190,7 +190,7 @@ function around(read: (from: number, to: number) => void, from: number, to: numb
   try {
     return read(from, to);
   } catch (error) {
-    if (!(error instanceof TelemetryError) || error.code !== "damaged") throw error;
+    if (!hasCode(error, "damaged")) throw error;
   }
   if (from >= to) return;
   const middle = Math.floor((from + to) / 2);
@@ -203,7 +203,7 @@ function lastRow(db: Connection): number {
   try {
     return Number(db.get("SELECT max(rowid) AS last FROM agent_runs")!["last"] ?? 0);
   } catch (error) {
-    if (!(error instanceof TelemetryError) || error.code !== "damaged") throw error;
+    if (!hasCode(error, "damaged")) throw error;
     return 2 ** 24;
   }
 }
@@ -227,7 +227,7 @@ export function keepRuns(db: Connection, runs: RunRecord[], marked: string[] = [
     try {
       insert.run(...RUN_COLUMNS.map((column) => run[column]));
     } catch (error) {
-      if (!(error instanceof TelemetryError) || error.code !== "invalid_record") throw error;
+      if (!hasCode(error, "invalid_record")) throw error;
       refused++;
     }
     if (run.api_posted === 1) mark.run(run.api_posted_at, run.run_id);

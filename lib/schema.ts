@@ -2,7 +2,7 @@
  * The SQLite schema of the contract as data: create it, tell which version a database has, upgrade it, print it.
  * @module
  */
-import { TelemetryError } from "./errors.ts";
+import { hasCode, TelemetryError } from "./errors.ts";
 import { RUN_COLUMNS, RUN_STATUSES, type RunRecord, SCHEMA_VERSION, TRIGGER_TYPES } from "./records.ts";
 import type { Connection } from "./sqlite.ts";
 
@@ -257,7 +257,7 @@ function proveInsert(db: Connection): void {
   try {
     db.run(`INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")})`, ...values);
   } catch (error) {
-    if (!(error instanceof TelemetryError) || error.code !== "invalid_record") throw error;
+    if (!hasCode(error, "invalid_record")) throw error;
     throw new TelemetryError("invalid_record", `after the upgrade the database would refuse runs: ${error.message}`, {
       hint: "a column, index or trigger that was added to agent_runs does that: change it and run this again",
       cause: error,

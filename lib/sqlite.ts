@@ -5,7 +5,7 @@
  * @module
  */
 import { backup, DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlite";
-import { type ErrorCode, messageOf, TelemetryError } from "./errors.ts";
+import { type ErrorCode, hasCode, messageOf, TelemetryError } from "./errors.ts";
 import { sidecarsOf, sizeOf } from "./layout.ts";
 
 /** What can be bound to a parameter. Booleans and undefined cannot. */
@@ -176,7 +176,7 @@ export class Connection implements Disposable {
       const found = rows.map((row) => String(Object.values(row)[0]));
       return found.length === 1 && found[0] === "ok" ? [] : found;
     } catch (error) {
-      if (error instanceof TelemetryError && error.code === "damaged") return [messageOf(error.cause)];
+      if (hasCode(error, "damaged")) return [messageOf(error.cause)];
       throw error;
     }
   }
@@ -229,7 +229,7 @@ export function retryLocked<T>(write: () => T): T {
     try {
       return write();
     } catch (error) {
-      if (!(error instanceof TelemetryError) || error.code !== "locked") throw error;
+      if (!hasCode(error, "locked")) throw error;
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, delayMs);
     }
   }

@@ -3,7 +3,7 @@
  * @module
  */
 import { makeFolder, removeIfThere, writeWhole } from "./durable_files.ts";
-import { fileError, messageOf, TelemetryError } from "./errors.ts";
+import { fileError, hasCode, messageOf, TelemetryError } from "./errors.ts";
 import { defaultFolders, homeOf, type Layout, layoutOf, pathIn, readEnv, requireGranted } from "./layout.ts";
 
 /** What {@linkcode createStorage} did. */
@@ -60,7 +60,7 @@ function makeFolders(layout: Layout): string[] {
     if (writeWhole(base, layout.readme, readme, { replace: false, wait: false })) created.push(layout.readme);
   } catch (error) {
     // Another process is writing the very same text.
-    if (!(error instanceof TelemetryError) || error.code !== "locked") throw error;
+    if (!hasCode(error, "locked")) throw error;
   }
   return created;
 }

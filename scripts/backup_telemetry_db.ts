@@ -5,7 +5,7 @@
  */
 import { newestBackup, restoreBackup } from "../lib/backup.ts";
 import { listAsTable, takeAndKeep } from "../lib/backup_report.ts";
-import { TelemetryError } from "../lib/errors.ts";
+import { hasCode, TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
 import { logFiles } from "../lib/log_scanner.ts";
 import type { RunRecord } from "../lib/records.ts";
@@ -107,8 +107,7 @@ function runsThere(terminal: Terminal, database: string): Present {
     using db = Connection.openToRead(database);
     return retryLocked(() => ({ runs: readDatabaseRuns(db), marked: readMarkedIds(db) }));
   } catch (error) {
-    const unreadable: unknown[] = ["damaged", "not_a_database", "no_storage"];
-    if (!(error instanceof TelemetryError) || !unreadable.includes(error.code)) throw error;
+    if (!hasCode(error, "damaged", "not_a_database", "no_storage")) throw error;
     terminal.warn(`marks of posting and runs that only the present database has cannot be read: ${error.message}`);
     return NOTHING;
   }
