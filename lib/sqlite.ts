@@ -6,7 +6,7 @@
  */
 import { backup, DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlite";
 import { type ErrorCode, hasCode, messageOf, TelemetryError } from "./errors.ts";
-import { sidecarsOf, sizeOf } from "./layout.ts";
+import { sidecarsOf, sizeOf, statOf } from "./layout.ts";
 
 /** What can be bound to a parameter. Booleans and undefined cannot. */
 export type SqlValue = SQLInputValue;
@@ -72,14 +72,47 @@ export class Connection implements Disposable {
   /**
    * Opens an existing database to look at it, without changing a byte of its content. Where its WAL holds something that
    * is with `readOnly`, since the last other connection to close would put that into the file; elsewhere without,
-   * since `readOnly` leaves an empty WAL behind.
+   * since `readOnly` leaves an empty WAL behind. Where nothing may be written beside it, SQLite refuses a database in
+   * WAL mode: then its content is read into memory, which is right as long as nothing is in its WAL.
    *
    * @throws {TelemetryError} as `open` does, and `no_storage` when there is no such file
    */
   static openToRead(path: string): Connection {
     const { wal } = sidecarsOf(path);
     if (sizeOf(path) === undefined) throw new TelemetryError("no_storage", `there is no database ${path}`);
-    return retryLocked(() => Connection.open(path, { readOnly: (sizeOf(wal) ?? 0) > 0 }));
+    const walBytes = sizeOf(wal) ?? 0;
+    let db: Connection | undefined;
+    try {
+      db = retryLocked(() => Connection.open(path, { readOnly: walBytes > 0 }));
+      db.get("SELECT count(*) FROM sqlite_schema");
+    } catch (error) {
+      if (hasCode(error, "permission") && walBytes === 0) {
+        db?.close();
+        return Connection.#inMemory(path, error);
+      }
+      // What is wrong with an open one shows where it is used.
+      if (db === undefined) throw error;
+    }
+    return db;
+  }
+
+  static #inMemory(path: string, refusal: TelemetryError): Connection {
+    const before = statOf(path);
+    let bytes: Uint8Array<ArrayBuffer>;
+    try {
+      bytes = Deno.readFileSync(path);
+    } catch {
+      throw refusal;
+    }
+    const after = statOf(path);
+    if ((sizeOf(sidecarsOf(path).wal) ?? 0) > 0 || String(before?.mtime) !== String(after?.mtime)) throw refusal;
+    // Header bytes 18 and 19: the file is not in WAL mode, which memory does not have (SQLite's file format).
+    bytes.fill(1, 18, 20);
+    const db = new DatabaseSync(":memory:", { enableForeignKeyConstraints: false });
+    return attempt(path, () => {
+      db.deserialize(bytes);
+      return new Connection(path, db);
+    });
   }
 
   /** Runs statements that give no rows. */
@@ -287,7 +320,8 @@ const HINTS: Partial<Record<ErrorCode, string>> = {
   io: "see whether the disk is full or failing, and run it again",
 };
 
-function sqliteError(thrown: unknown, path: string): TelemetryError {
+/** What the binding threw, told apart. */
+export function sqliteError(thrown: unknown, path: string): TelemetryError {
   if (thrown instanceof TelemetryError) return thrown;
   const text = messageOf(thrown);
   const errcode = (thrown as { errcode?: unknown }).errcode;
