@@ -2,29 +2,20 @@
  * Backups of the database: taken, kept, listed, restored.
  * @module
  */
-import {
-  claimForSqlite,
-  giveToOwnerOf,
-  nameForGood,
-  removeIfThere,
-  removePartial,
-  syncFile,
-  syncFolder,
-} from "./durable_files.ts";
-import { type ErrorCode, fileError, hasCode, TelemetryError, withHint } from "./errors.ts";
-import {
-  type FileKind,
-  fileNames,
-  folderOf,
-  type Layout,
-  parseFileName,
-  partialOf,
-  pathIn,
-  sidecarsOf,
-  sizeOf,
-  statOf,
-} from "./layout.ts";
+import { claimForSqlite, giveToOwnerOf, removeIfThere, removePartial, syncFolder } from "./durable_files.ts";
+import { fileError, hasCode, TelemetryError, withHint } from "./errors.ts";
+import { type FileKind, type Layout, parseFileName, partialOf, pathIn, sidecarsOf, sizeOf, statOf } from "./layout.ts";
 import { SCHEMA_VERSION } from "./records.ts";
+import {
+  type Current,
+  examineCurrent,
+  keepCurrent,
+  NO_DATABASE,
+  type OnProgress,
+  putInPlace,
+  release,
+  writeThrough,
+} from "./replacement.ts";
 import { applySchema, emptyDatabase, inspect, newerSchema } from "./schema.ts";
 import { requireSound, takeSnapshot } from "./snapshot.ts";
 import { Connection, retryLocked } from "./sqlite.ts";
@@ -63,12 +54,6 @@ export interface TakenBackup extends BackupContent {
   /** How many runs the backup before this one holds, if there is one that can be read. */
   runs_before: number | null;
 }
-
-/** What says of a file that it is no sound database, and not that it could not be looked at. */
-const NO_DATABASE: readonly ErrorCode[] = ["damaged", "not_a_database", "empty_database", "no_storage"];
-
-/** What is told of the work as it goes on. */
-export type OnProgress = (done: number, total: number) => void;
 
 /**
  * Takes a backup while agents write: one consistent snapshot, checked, on the disk, and only then under a good name
@@ -197,6 +182,20 @@ export function newestBackup(layout: Layout): BackupFile | undefined {
   return backupsUntilNow(layout)[0];
 }
 
+/**
+ * The path of a backup as an operator names it: a path, or `latest`.
+ *
+ * @throws {TelemetryError} `no_storage` when there is no backup yet
+ */
+export function backupNamed(layout: Layout, named: string): string {
+  if (named !== "latest") return named;
+  const latest = newestBackup(layout);
+  if (latest) return latest.path;
+  throw new TelemetryError("no_storage", `there is no backup in ${layout.backups}`, {
+    hint: "--list of the backup scripts shows what is there",
+  });
+}
+
 function backupsUntilNow(layout: Layout): BackupFile[] {
   return listBackups(layout).filter(({ time }) => time.getTime() <= Date.now() + SOON_MS);
 }
@@ -262,7 +261,7 @@ export interface RestoreOptions {
   /** Told how many pages are in place, of how many. */
   onProgress?: OnProgress | undefined;
   /** Changes the content, in schema v3, before it is put in place. Not called for a later product's backup. */
-  amend?: (prepared: Connection) => void;
+  amend?: (prepared: Connection) => Promise<void>;
 }
 
 /** What {@linkcode restoreBackup} did. */
@@ -272,9 +271,6 @@ export interface Restored extends BackupContent {
   /** What was there before; null when nothing was. */
   kept: string | null;
 }
-
-/** What stands in the place of the database. */
-type Current = { state: "none" } | { state: "damaged" } | { state: "sound"; version: number; pageSize: number };
 
 /**
  * Puts a backup in the place of the database. The backup is checked and, if it is older, upgraded in a copy; what is
@@ -299,21 +295,18 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   try {
     const content = await prepare(path, partial, current, options.amend);
     giveToOwnerOf(layout.base, partial);
-    const kept = await keepCurrent(layout, current);
-    let isWritten: boolean;
+    const kept = await keepCurrent(layout, current, "before_restore");
     try {
-      isWritten = await isWrittenThrough(partial, database, current.state, options.onProgress);
+      await putInPlace({ path: partial, claim }, database, current, options.onProgress);
     } catch (error) {
       // The database is as it was: its copy is of no use, and would be made again with each try.
       if (kept !== null) removePartial(kept);
       throw error;
     }
-    if (!isWritten) replaceFile(partial, database, claim);
     await verify(database, content, kept, current);
     return { ...content, from_version: backup.schema_version, kept };
   } finally {
-    closeOnce(claim);
-    removePartial(partial);
+    release(claim, partial);
   }
 }
 
@@ -329,25 +322,6 @@ function refuseLive(database: string, path: string): void {
   }
   if (live && backup && live.dev === backup.dev && live.ino === backup.ino && backup.ino !== null) {
     throw new TelemetryError("usage", `${path} is the live database itself`, { hint: "--list shows the backups" });
-  }
-}
-
-/** What is there now, without changing it. What could not be checked is thrown: it is no reason to replace anything. */
-function examineCurrent(database: string): Current {
-  const size = sizeOf(database);
-  // A WAL without its database may hold the last runs: it is kept like a damaged file.
-  if (size === undefined) return { state: (sizeOf(sidecarsOf(database).wal) ?? 0) > 0 ? "damaged" : "none" };
-  if (size === 0) return { state: "damaged" };
-  try {
-    using db = Connection.openToRead(database);
-    return retryLocked(() => {
-      if (db.check("quick").length > 0) return { state: "damaged" };
-      const pageSize = Number(db.get("PRAGMA page_size")!["page_size"]);
-      return { state: "sound", version: inspect(db).version, pageSize };
-    });
-  } catch (error) {
-    if (hasCode(error, ...NO_DATABASE)) return { state: "damaged" };
-    throw error;
   }
 }
 
@@ -384,97 +358,10 @@ async function prepare(
   }
   const { version, missing } = inspect(db);
   if (version <= SCHEMA_VERSION && missing.length > 0) db.transaction(() => applySchema(db));
-  if (amend && version <= SCHEMA_VERSION) db.transaction(() => amend(db));
+  if (amend && version <= SCHEMA_VERSION) await amend(db);
   db.get("PRAGMA journal_mode=WAL");
   requireSound(db, path);
   return contentOf(db);
-}
-
-/** Keeps what is there: a sound database as a true copy with what is in its WAL, a damaged one as it is. */
-async function keepCurrent(layout: Layout, current: Current): Promise<string | null> {
-  if (current.state === "none") return null;
-  if (current.state === "sound") return await takeSnapshot(layout, layout.db, "before_restore");
-  const { base, db, database } = layout;
-  for (const name of fileNames("before_restore", new Date())) {
-    const kept = pathIn(db, name);
-    if (sizeOf(kept) !== undefined) continue;
-    // The sidecars first: whoever finds the file finds all of it.
-    const { wal, shm, journal } = sidecarsOf(database);
-    const copies = sidecarsOf(kept);
-    copyAsItIs(base, [[wal, copies.wal], [shm, copies.shm], [journal, copies.journal], [database, kept]]);
-    return kept;
-  }
-  return null;
-}
-
-/** Copies files as they are; each has its name only when it is whole. The last one is made empty where there is none. */
-function copyAsItIs(base: string, pairs: [from: string, to: string][]): void {
-  const made: string[] = [];
-  try {
-    for (const [from, to] of pairs) {
-      const isLast = to === pairs.at(-1)![1];
-      if (sizeOf(from) === undefined && !isLast) continue;
-      const partial = partialOf(to);
-      made.push(partial);
-      if (sizeOf(from) === undefined) Deno.writeFileSync(partial, new Uint8Array(0));
-      else Deno.copyFileSync(from, partial);
-      syncFile(partial);
-      giveToOwnerOf(base, partial);
-      if (!nameForGood(partial, to)) throw new TelemetryError("io", `${to} has come into being meanwhile`);
-      made.push(to);
-    }
-  } catch (error) {
-    for (const path of made) removeIfThere(path);
-    throw fileError(error, `cannot keep what is there now`);
-  }
-}
-
-/**
- * Puts the content in place through SQLite.
- *
- * @returns false where SQLite cannot write to that name: there is no file, or no database in it
- * @throws {TelemetryError} any other failure; then the database is as it was
- */
-async function isWrittenThrough(
-  partial: string,
-  database: string,
-  state: Current["state"],
-  onProgress: OnProgress | undefined,
-): Promise<boolean> {
-  if (sizeOf(database) === undefined) return false;
-  try {
-    await writeThrough(partial, database, onProgress);
-    return true;
-  } catch (error) {
-    // "permission" is also what SQLite says of a damaged file with pages of another size.
-    if (state === "damaged" && hasCode(error, "damaged", "not_a_database", "permission")) return false;
-    throw error;
-  }
-}
-
-/** Puts a new file in the place of one that SQLite cannot write. It must not find another one's sidecars there. */
-function replaceFile(partial: string, database: string, claim: Deno.FsFile): void {
-  syncFile(partial);
-  for (const sidecar of Object.values(sidecarsOf(database))) removeIfThere(sidecar);
-  closeOnce(claim);
-  try {
-    Deno.renameSync(partial, database);
-  } catch (error) {
-    throw fileError(error, `cannot put the backup in the place of ${database}; stop the agents`);
-  }
-  syncFolder(folderOf(database));
-}
-
-/** Replaces the content of a live database. A lock that another program holds would make SQLite wait without end. */
-async function writeThrough(from: string, database: string, onProgress: OnProgress | undefined): Promise<void> {
-  {
-    using live = retryLocked(() => Connection.open(database));
-    // Without WAL a reader is enough to stop a writer at its end.
-    retryLocked(() => live.run("BEGIN EXCLUSIVE"));
-    live.rollback();
-  }
-  using source = Connection.open(from);
-  await source.copyTo(database, onProgress);
 }
 
 /** Sees that what is in place is what was meant; if not, puts back what was there. */
@@ -488,17 +375,10 @@ async function verify(database: string, content: BackupContent, kept: string | n
     problem = error;
   }
   const isBack = kept !== null && current.state === "sound";
-  if (isBack) await writeThrough(kept, database, undefined);
+  if (isBack) await writeThrough(kept, database);
   const there = isBack ? "what was there is back" : `what was there is ${kept ?? "nothing"}`;
   throw new TelemetryError("damaged", `the restored ${database} did not pass its check: ${there}`, {
     hint: "try another backup (--list), and see whether the disk is failing",
     cause: problem,
   });
-}
-
-/** Closes a file that may be closed already. */
-function closeOnce(file: Deno.FsFile): void {
-  try {
-    file.close();
-  } catch { /* it is */ }
 }

@@ -20,6 +20,9 @@ export const LENIENT = new TextDecoder("utf-8", { ignoreBOM: true });
 
 /** The text of UTF-8; undefined when it is none. */
 export function decoded(bytes: Uint8Array): string | undefined {
+  // Five times as fast as the strict decoder. What it puts in place of bytes that are no UTF-8 may also have been there.
+  const text = LENIENT.decode(bytes);
+  if (!text.includes("\ufffd")) return text;
   try {
     return STRICT.decode(bytes);
   } catch {

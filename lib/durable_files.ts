@@ -163,7 +163,7 @@ const CLAIM_TIMEOUT_MS = 10_000;
  * @param wait whether to wait for another process that writes it, and block the thread meanwhile
  * @throws {TelemetryError} `locked` when another process writes it for too long, or what the operating system says
  */
-function claimPartial(partial: string, wait: boolean = true): Deno.FsFile {
+export function claimPartial(partial: string, wait: boolean = true): Deno.FsFile {
   const timeoutMs = wait ? CLAIM_TIMEOUT_MS : 0;
   const deadline = performance.now() + timeoutMs;
   for (;;) {

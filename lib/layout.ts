@@ -52,6 +52,8 @@ export interface Layout {
   db: string;
   /** The SQLite database. */
   database: string;
+  /** Where recovery builds a new database, beside the one that it will replace. */
+  recovering: string;
   /** Generated reports. */
   reports: string;
   /** CSV exports. */
@@ -167,6 +169,7 @@ export function layoutOf(choice: BaseChoice | string, platform: Platform = Deno.
     raw: choice.raw ?? join(base, "raw"),
     db: dirname(database),
     database,
+    recovering: join(dirname(database), "telemetry.recovering.sqlite"),
     reports: join(base, "reports"),
     exports: join(base, "exports"),
     config,
@@ -272,7 +275,12 @@ export type FileKind =
   | "full_backup"
   | "before_restore"
   | "before_v3"
-  | "corrupted";
+  | "corrupted"
+  | "recovery_report"
+  | "recovery_rejects"
+  | "runs_export"
+  | "events_export"
+  | "commits_export";
 
 /** What a file name says. */
 export interface ParsedFileName {
@@ -290,6 +298,11 @@ const STAMPED: Record<Exclude<FileKind, "log" | "daily_backup">, [before: string
   before_restore: ["telemetry_before_restore_", ".sqlite"],
   before_v3: ["telemetry.before_v3_", ".sqlite"],
   corrupted: ["telemetry.corrupted.", ".sqlite"],
+  recovery_report: ["recovery_", ".json"],
+  recovery_rejects: ["recovery_", ".rejected.ndjson"],
+  runs_export: ["agent_runs_", ".csv"],
+  events_export: ["run_events_", ".csv"],
+  commits_export: ["commits_", ".csv"],
 };
 
 /**

@@ -57,6 +57,32 @@ export interface Rejection {
   text: string;
 }
 
+/** A line that is a run, of which only this much was looked at: most lines are not the last of their run. */
+export interface RunLine {
+  /** The run. */
+  run_id: string;
+  /** Whether it says that the run has ended. */
+  ended: boolean;
+  /** The line, which is whole JSON. */
+  text: string;
+  /** The path of the file, as it was given. */
+  file: string;
+  /** The line, counted from 1. */
+  line: number;
+  /** Where the line starts, in bytes of the uncompressed file. */
+  offset: number;
+}
+
+/** How far {@linkcode scanRuns} is. */
+export interface ScanProgress {
+  /** Files that were begun. */
+  files: number;
+  /** Lines that were read. */
+  lines: number;
+  /** Bytes that were read, of gzipped files those inflated. */
+  bytes: number;
+}
+
 /** What {@linkcode scan} yields. */
 export type Scanned = ScannedRecord | Rejection;
 
@@ -140,12 +166,34 @@ export async function* scanBatches(
   files: Iterable<string>,
   chunkBytes: number = CHUNK_BYTES,
 ): AsyncGenerator<Scanned[], void> {
-  const buffer = new Uint8Array(chunkBytes);
+  yield* scanFiles(files, chunkBytes, (path) => new Lines(path));
+}
+
+/**
+ * The runs that are in these logs, in order, and what is no record. Events are skipped, and what is plainly a run is not
+ * parsed: twice as fast as {@linkcode scanBatches}. What is not plainly an event or a run is judged as there.
+ *
+ * @param files paths; those that end in `.gz` are read as gzip
+ * @param progress is kept up to date
+ */
+export async function* scanRuns(
+  files: Iterable<string>,
+  progress: ScanProgress = { files: 0, lines: 0, bytes: 0 },
+): AsyncGenerator<(Scanned | RunLine)[], void> {
+  yield* scanFiles(files, CHUNK_BYTES, (path) => new RunLines(path, progress));
+}
+
+async function* scanFiles<Found>(
+  files: Iterable<string>,
+  chunkBytes: number,
+  linesOf: (path: string) => Lines<Found>,
+): AsyncGenerator<(Scanned | Found)[], void> {
+  const buffers: Buffers = [new Uint8Array(chunkBytes), new Uint8Array(chunkBytes)];
   for (const path of files) {
-    const lines = new Lines(path);
+    const lines = linesOf(path);
     try {
       using file = await openFile(path);
-      for await (const chunk of path.endsWith(".gz") ? gunzipped(file) : chunksOf(file, buffer)) {
+      for await (const chunk of path.endsWith(".gz") ? gunzipped(file) : chunksOf(file, buffers)) {
         const found = chunk === DAMAGED ? lines.endDamaged() : lines.read(chunk);
         if (found.length > 0) yield found;
       }
@@ -163,18 +211,32 @@ async function openFile(path: string): Promise<Deno.FsFile> {
   return await Deno.open(path);
 }
 
+/** While one is looked at, the other one is filled. */
+type Buffers = [Uint8Array, Uint8Array];
+
 /** A file from here to its end. Each chunk is gone when the next one is asked for. */
-async function* chunksOf(file: Deno.FsFile, buffer: Uint8Array): AsyncGenerator<Uint8Array, void> {
-  for (let count; (count = await readPatiently(file, buffer)) !== null;) yield buffer.subarray(0, count);
+async function* chunksOf(file: Deno.FsFile, [buffer, other]: Buffers): AsyncGenerator<Uint8Array, void> {
+  let next = readPatiently(file, buffer);
+  try {
+    for (let count; (count = await next) !== null;) {
+      const chunk = buffer.subarray(0, count);
+      [buffer, other] = [other, buffer];
+      next = readPatiently(file, buffer);
+      yield chunk;
+    }
+  } finally {
+    // Who stops early must not close the file under a read.
+    await next.catch(() => {});
+  }
 }
 
 /** Cuts one file into lines and judges each. Holds no more than the longest line. */
-class Lines {
-  readonly #file: string;
-  #found: Scanned[] = [];
-  #line = 1;
+class Lines<Found = never> {
+  protected readonly file: string;
+  protected found: (Scanned | Found)[] = [];
+  protected line = 1;
   /** Where the line starts in the file. */
-  #lineStart = 0;
+  protected lineStart = 0;
   /** Where the bytes that are yet to be judged start in the file: not always a line's start. */
   #position = 0;
   /** A line whose end is yet to be read, in the first `#heldBytes` of `#held`. */
@@ -186,14 +248,24 @@ class Lines {
   #damagedAt = -1;
 
   constructor(file: string) {
-    this.#file = file;
+    this.file = file;
+  }
+
+  /** Whether a line of a text needs no closer look; then it has noted what there is to note. */
+  protected skim(_text: string, _start: number, _end: number): boolean {
+    return false;
+  }
+
+  /** Whether a line is yet without its end. */
+  protected get hasHalf(): boolean {
+    return this.#heldBytes > 0 || this.#tooLong !== undefined;
   }
 
   /** What the lines are that end in this chunk. */
-  read(chunk: Uint8Array): Scanned[] {
+  read(chunk: Uint8Array): (Scanned | Found)[] {
     const first = chunk.indexOf(NEWLINE);
     let start = 0;
-    if (first >= 0 && (this.#heldBytes > 0 || this.#tooLong)) {
+    if (first >= 0 && this.hasHalf) {
       this.#hold(chunk.subarray(0, first));
       this.#judgeHeld();
       this.#nextLine(1);
@@ -206,18 +278,18 @@ class Lines {
   }
 
   /** What the last line is, which has no newline. */
-  end(): Scanned[] {
+  end(): (Scanned | Found)[] {
     this.#judgeHeld();
     return this.#take();
   }
 
   /** As `end`, where gzip broke off: half a line there is part of that damage. Another line may follow. */
-  endDamaged(): Scanned[] {
+  endDamaged(): (Scanned | Found)[] {
     if (this.#position + this.#heldBytes === this.#damagedAt) return []; // no more came since: the same damage
     const rejected = "gzip is cut short or damaged";
     const found = this.end();
     const half = found.at(-1);
-    if (half && "rejected" in half) half.rejected = rejected;
+    if (isRejection(half)) half.rejected = rejected;
     else found.push(this.#rejection(rejected, new Uint8Array(0), this.#position));
     this.#nextLine(0);
     this.#damagedAt = this.#position;
@@ -225,23 +297,23 @@ class Lines {
   }
 
   /** As `end`, where the file could not be opened, or not be read any further. */
-  endUnreadable(error: unknown): Scanned[] {
+  endUnreadable(error: unknown): (Scanned | Found)[] {
     const found = this.end();
     const rejection = this.#rejection("cannot be read", new Uint8Array(0), this.#position);
-    found.push({ ...rejection, line: this.#position > 0 ? this.#line : 0, text: messageOf(error) });
+    found.push({ ...rejection, line: this.#position > 0 ? this.line : 0, text: messageOf(error) });
     return found;
   }
 
-  #take(): Scanned[] {
-    const found = this.#found;
-    this.#found = [];
+  #take(): (Scanned | Found)[] {
+    const found = this.found;
+    this.found = [];
     return found;
   }
 
   /** @param gap how many bytes lie between the lines */
   #nextLine(gap: number): void {
-    this.#line++;
-    this.#lineStart = this.#position += gap;
+    this.line++;
+    this.lineStart = this.#position += gap;
   }
 
   #hold(bytes: Uint8Array): void {
@@ -279,7 +351,7 @@ class Lines {
   #judgeHeld(): void {
     if (this.#tooLong) {
       this.#position += this.#tooLong.length;
-      this.#found.push(this.#tooLong);
+      this.found.push(this.#tooLong);
       this.#tooLong = undefined;
     }
     const bytes = this.#held.subarray(0, this.#heldBytes);
@@ -296,8 +368,8 @@ class Lines {
     for (let at = 0; at < bytes.length;) {
       const textEnd = text === undefined ? 0 : text.indexOf("\n", textAt);
       const end = sameIndexes ? textEnd : bytes.indexOf(NEWLINE, at);
-      const line = text === undefined ? decoded(bytes.subarray(at, end)) : text.slice(textAt, textEnd);
-      this.#judge(line, bytes, at, end);
+      if (text === undefined) this.#judge(decoded(bytes.subarray(at, end)), bytes, at, end);
+      else if (!this.skim(text, textAt, textEnd)) this.#judge(text.slice(textAt, textEnd), bytes, at, end);
       this.#position += end - at;
       this.#nextLine(1);
       at = end + 1;
@@ -324,16 +396,99 @@ class Lines {
   }
 
   #accept(record: LogRecord): void {
-    this.#found.push({ record, file: this.#file, line: this.#line, offset: this.#lineStart });
+    this.found.push({ record, file: this.file, line: this.line, offset: this.lineStart });
   }
 
   #reject(reason: RejectionReason, bytes: Uint8Array, position: number): void {
     const [start, end] = trimmed(bytes, 0, bytes.length);
-    this.#found.push(this.#rejection(reason, bytes.subarray(start, end), position + start));
+    this.found.push(this.#rejection(reason, bytes.subarray(start, end), position + start));
   }
 
   #rejection(rejected: RejectionReason, bytes: Uint8Array, offset: number): Rejection {
     const text = LENIENT.decode(bytes.subarray(0, SHOWN_BYTES));
-    return { rejected, file: this.#file, line: this.#line, offset, length: bytes.length, text };
+    return { rejected, file: this.file, line: this.line, offset, length: bytes.length, text };
   }
+}
+
+function isRejection(found: unknown): found is Rejection {
+  return typeof found === "object" && found !== null && "rejected" in found;
+}
+
+/** What JSON allows between quotes, the value of a flat object, and text without escapes. */
+const STRING = String.raw`"[^"\\\x00-\x1f]*(?:\\(?:["\\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"`;
+const SCALAR = String.raw`(?:${STRING}|null|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false)`;
+const PLAIN = String.raw`"[^"\\\x00-\x1f]*"`;
+/** An event as the Python client and this one write it, from here to its end. */
+const PLAIN_EVENT = new RegExp(
+  String.raw`\{"run_id": ?${PLAIN}, ?"event_type": ?${PLAIN}, ?"timestamp": ?${PLAIN}, ` +
+    String.raw`?"payload_json": ?(?:null|${STRING}), ?"id": ?null, ?"record_type": ?"event"\}`,
+  "y",
+);
+/** A flat object that starts with the run's id. */
+const PLAIN_RUN = new RegExp(String.raw`\{"run_id": ?${PLAIN}(?:, ?${PLAIN}: ?${SCALAR})*\}`, "y");
+const RUN_ENDS = ['"record_type": "run"}', '"record_type":"run"}'];
+/** A longer line is judged as any other: the pattern above would need too much of the stack. */
+const MAX_SKIMMED_CHARS = 16 * 1024;
+
+/** Looks at lines no closer than it must to tell whose run they are. */
+class RunLines extends Lines<RunLine> {
+  readonly #progress: ScanProgress;
+  #linesBefore: number;
+
+  constructor(file: string, progress: ScanProgress) {
+    super(file);
+    this.#progress = progress;
+    this.#linesBefore = progress.lines;
+    progress.files++;
+  }
+
+  override read(chunk: Uint8Array): (Scanned | RunLine)[] {
+    const found = super.read(chunk);
+    this.#progress.bytes += chunk.length;
+    this.#progress.lines = this.#linesBefore + this.line - 1;
+    return found;
+  }
+
+  override end(): (Scanned | RunLine)[] {
+    const hasHalf = this.hasHalf;
+    const found = super.end();
+    this.#progress.lines = this.#linesBefore + this.line - (hasHalf ? 0 : 1);
+    return found;
+  }
+
+  protected override skim(text: string, start: number, end: number): boolean {
+    if (end - start > MAX_SKIMMED_CHARS) return false;
+    if (text.charCodeAt(end - 1) === CARRIAGE_RETURN) end--;
+    if (text.endsWith('"event"}', end)) return matches(PLAIN_EVENT, text, start, end);
+    if (!RUN_ENDS.some((last) => text.endsWith(last, end)) || !matches(PLAIN_RUN, text, start, end)) return false;
+    // Within a flat object that is whole JSON, these quotes stand around names and nowhere else. Searching in a slice
+    // is much faster than in the long text.
+    const line = text.slice(start, end);
+    const status = valueAt(line, '"status":');
+    const ended = ENDED.some((word) => line.startsWith(word, status));
+    const isRun = (ended || line.startsWith('"running"', status)) &&
+      line[valueAt(line, '"agent_name":')] === '"' && line[valueAt(line, '"start_time":')] === '"';
+    if (!isRun) return false;
+    const id = line.indexOf('"', ID_NAME.length) + 1;
+    const run_id = line.slice(id, line.indexOf('"', id));
+    this.found.push({ run_id, ended, text: line, file: this.file, line: this.line, offset: this.lineStart });
+    return true;
+  }
+}
+
+const ID_NAME = '{"run_id":';
+const CARRIAGE_RETURN = 0x0d;
+const ENDED = ['"success"', '"failed"', '"partial"'];
+
+/** Whether a pattern matches from start to end. */
+function matches(pattern: RegExp, text: string, start: number, end: number): boolean {
+  pattern.lastIndex = start;
+  return pattern.test(text) && pattern.lastIndex === end;
+}
+
+/** Where the value of a name starts; beyond the line where it has none. */
+function valueAt(line: string, name: string): number {
+  const at = line.indexOf(name);
+  if (at < 0) return line.length;
+  return at + name.length + (line[at + name.length] === " " ? 1 : 0);
 }

@@ -3,168 +3,283 @@
  * @module
  */
 import { hasCode, TelemetryError } from "./errors.ts";
-import { scanBatches } from "./log_scanner.ts";
-import { type LogRecord, newRun, RUN_COLUMNS, type RunRecord } from "./records.ts";
-import type { Connection } from "./sqlite.ts";
+import { type Rejection, type RunLine, type ScannedRecord, type ScanProgress, scanRuns } from "./log_scanner.ts";
+import { newRun, RUN_COLUMNS, type RunRecord, whyNoRecord } from "./records.ts";
+import { readRows } from "./row_reader.ts";
+import type { Connection, SqlValue } from "./sqlite.ts";
 
-/** The last state of each run in some logs. */
-export interface LoggedRuns {
-  /** By run id. */
-  runs: Map<string, RunRecord>;
-  /** How many lines, or parts of lines, are no records. */
-  rejected: number;
+/** The columns that the log has something to say of: the contract's, and one that only older lines have. */
+export const LOG_COLUMNS: readonly string[] = [...RUN_COLUMNS, "custom_metadata"];
+/** How many runs whose end is yet to come are kept in mind; the rest is handed on as it is. */
+const MAX_HELD = 20_000;
+
+/** States of runs, as {@linkcode lastStates} yields them. */
+export interface LogStates {
+  /** The cells of one row after the other, each as long as `LOG_COLUMNS`. */
+  cells: SqlValue[];
+  /** Those of these runs that were posted: when, and the run. */
+  posted: [api_posted_at: SqlValue, run_id: string][];
+  /** What was no record. */
+  rejections: Rejection[];
 }
 
 /**
- * Reads the last state of each run. The last line of a run counts, but an ended state is not taken back by a `running`,
- * nor a mark of posting by a line without it. Holds one record for each run.
+ * The states of runs in some logs, so that with {@linkcode upsertOf} the last one counts, but an ended state is not
+ * taken back by a `running`. Most states that do not last are left out; a run may come more than once. Holds a bounded
+ * number of runs, however many there are.
  *
  * @param files the logs, in order
+ * @param progress is kept up to date
  */
-export async function readRuns(files: Iterable<string>): Promise<LoggedRuns> {
-  const runs = new Map<string, RunRecord>();
-  let rejected = 0;
-  for await (const batch of scanBatches(files)) {
+export async function* lastStates(files: Iterable<string>, progress?: ScanProgress): AsyncGenerator<LogStates, void> {
+  const states = new States();
+  for await (const batch of scanRuns(files, progress)) {
     for (const found of batch) {
-      if ("rejected" in found) rejected++;
+      if ("rejected" in found) states.found.rejections.push(found);
+      else if ("text" in found) states.take(found.run_id, found.ended, found);
       else if (found.record.record_type === "run") {
-        const run = asRun(found.record);
-        runs.set(run.run_id, laterOf(runs.get(run.run_id), run));
+        const { run_id, status } = found.record;
+        states.take(run_id, status !== "running" && Boolean(status), found);
       }
     }
+    states.detach();
+    if (states.found.cells.length > 0 || states.found.rejections.length > 0) yield states.next();
   }
-  return { runs, rejected };
+  yield states.end();
 }
 
-/** A line of any age as today's columns have it. */
-function asRun(line: LogRecord & { record_type: "run" }): RunRecord {
-  const { metrics, ...fields } = line as unknown as Record<string, unknown>;
-  const cells = Object.entries(fields).filter(([name]) => COLUMNS.has(name)).map((
-    [name, value],
-  ) => [name, cellOf(value)]);
-  const run = newRun(Object.fromEntries(cells));
-  if (run.metrics_json === null && metrics !== undefined) run.metrics_json = cellOf(metrics) as string | null;
-  // As the database itself would have noted them: the log has none.
-  run.created_at ??= databaseTime(run.start_time);
-  run.updated_at ??= databaseTime(run.end_time ?? run.start_time);
-  return run;
+/** A line, parsed or not. */
+type State = RunLine | ScannedRecord;
+
+/** Holds the start of each run until its end is found. */
+class States {
+  found: LogStates = { cells: [], posted: [], rejections: [] };
+  readonly #held = new Map<string, State>();
+  /** Those of the held that are slices of a large text. */
+  #attached: string[] = [];
+
+  take(run_id: string, ended: boolean, run: State): void {
+    const before = this.#held.get(run_id);
+    if (before !== undefined) {
+      this.#held.delete(run_id);
+      // Its mark must not be lost with it.
+      if (mayBePosted(before)) this.#put(before);
+    }
+    if (ended) return this.#put(run);
+    this.#held.set(run_id, run);
+    if ("text" in run) this.#attached.push(run_id);
+    if (this.#held.size > MAX_HELD) this.#letGo(this.#held.entries().next().value!);
+  }
+
+  /** Copies what is held, else a line would keep the whole megabyte that it was read with. */
+  detach(): void {
+    for (const run_id of this.#attached) {
+      const run = this.#held.get(run_id);
+      if (run !== undefined && "text" in run) run.text = DECODER.decode(ENCODER.encode(run.text));
+    }
+    this.#attached = [];
+  }
+
+  next(): LogStates {
+    const { found } = this;
+    this.found = { cells: [], posted: [], rejections: [] };
+    return found;
+  }
+
+  /** Those that never ended. */
+  end(): LogStates {
+    for (const entry of this.#held) this.#letGo(entry);
+    return this.next();
+  }
+
+  #letGo([run_id, run]: [string, State]): void {
+    this.#held.delete(run_id);
+    this.#put(run);
+  }
+
+  #put(run: State): void {
+    const fields = ("text" in run ? JSON.parse(run.text) : run.record) as Record<string, unknown>;
+    // What was only skimmed is judged now: its fields may come twice.
+    const rejected = "text" in run ? whyNoRecord(fields) : undefined;
+    if (rejected !== undefined) {
+      const { file, line, offset, text } = run as RunLine;
+      this.found.rejections.push({ rejected, file, line, offset, length: text.length, text });
+      return;
+    }
+    const { cells } = this.found;
+    const first = cells.length;
+    for (const column of LOG_COLUMNS) cells.push(cellOf(fields[column], column));
+    const [posted, at] = [cells[first + POSTED], cells[first + POSTED + 1]!];
+    if (posted === 1) this.found.posted.push([at, fields["run_id"] as string]);
+    cells[first + METRICS] ??= cellOf(fields["metrics"] ?? null, "metrics_json");
+    // As the database itself would have noted them: the log has none.
+    cells[first + CREATED] ??= databaseTime(fields["start_time"]);
+    cells[first + CREATED + 1] ??= databaseTime(fields["end_time"] ?? fields["start_time"]);
+  }
 }
 
-const COLUMNS = new Set<string>(RUN_COLUMNS);
+const ENCODER = new TextEncoder();
+const DECODER = new TextDecoder("utf-8", { ignoreBOM: true });
+const METRICS = LOG_COLUMNS.indexOf("metrics_json");
+const POSTED = LOG_COLUMNS.indexOf("api_posted");
+const CREATED = LOG_COLUMNS.indexOf("created_at");
+/** What a line that lacks a field says of it. */
+const DEFAULTS = newRun({ run_id: "", agent_name: "", start_time: "" }) as unknown as Record<string, SqlValue>;
 
-function cellOf(value: unknown): unknown {
-  if (typeof value === "boolean") return Number(value);
-  return typeof value === "object" && value !== null ? JSON.stringify(value) : value;
+function mayBePosted(run: State): boolean {
+  return "text" in run ? /"api_posted": ?[1t]/.test(run.text) : Number((run.record as RunRecord).api_posted) === 1;
+}
+
+function cellOf(value: unknown, column: string): SqlValue {
+  if (typeof value === "string" || typeof value === "number" || value === null) return value;
+  if (value === undefined) return DEFAULTS[column] ?? null;
+  return typeof value === "boolean" ? Number(value) : pythonJson(value);
+}
+
+/** JSON as Python's `json.dumps` writes it: what the Python client put into the database for this object. */
+function pythonJson(value: unknown): string {
+  // No newline of the indented form is inside of a string.
+  const spaced = JSON.stringify(value, null, 1).replace(/,\n\s*/g, ", ").replace(/\n\s*/g, "");
+  return spaced.replace(/[\x7f-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
 /** `YYYY-MM-DD HH:MM:SS`, as SQLite's `datetime('now')` writes it; null for what is no time. */
-function databaseTime(time: string): string | null {
+function databaseTime(time: unknown): string | null {
+  if (typeof time !== "string") return null;
+  if (PLAIN_TIME.test(time)) return `${time.slice(0, 10)} ${time.slice(11, 19)}`;
   const at = new Date(time);
   return isNaN(at.getTime()) ? null : at.toISOString().slice(0, 19).replace("T", " ");
 }
 
-function laterOf(before: RunRecord | undefined, now: RunRecord): RunRecord {
-  if (before === undefined) return now;
-  const state = now.status === "running" && before.status !== "running" ? before : now;
-  const marked = [now, before].find(({ api_posted }) => api_posted === 1);
-  if (marked === undefined || state.api_posted === 1) return state;
-  return { ...state, api_posted: 1, api_posted_at: marked.api_posted_at };
+/** A time in UTC as the clients write it, which is cut much faster than it is parsed. */
+const PLAIN_TIME = /^\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d(?:\.\d+)?(?:\+00:00|Z)$/;
+
+/** The columns that schema v1 or v2 did not have, and the one that only they have. */
+const NOT_ALWAYS: readonly string[] = ["insight_id", "product_family", "subdomain", "custom_metadata"];
+
+/**
+ * The statement that writes a state from the log: its fields win, but neither an ended state nor a mark of posting that
+ * the database has is taken back.
+ *
+ * @param columns which ones the table has, of `LOG_COLUMNS`
+ */
+export function upsertOf(columns: readonly string[]): string {
+  const changed = columns.filter((column) => !["run_id", "api_posted", "api_posted_at"].includes(column)).map(
+    (column) => {
+      const [was, is] = [`agent_runs.${column}`, `excluded.${column}`];
+      // A line that is older than the column says nothing of it.
+      if (NOT_ALWAYS.includes(column)) return `${column}=coalesce(${is}, ${was})`;
+      if (column === "api_retry_count") return `${column}=coalesce(max(${was}, ${is}), ${was}, ${is})`;
+      if (column === "created_at") return `${column}=coalesce(${was}, ${is})`;
+      // The database knows better when its row was changed, unless the log knows of a later change.
+      if (column === "updated_at") {
+        return `${column}=CASE WHEN ${HAS_ENDED} THEN ${is} ELSE coalesce(${was}, ${is}) END`;
+      }
+      return `${column}=${is}`;
+    },
+  );
+  return `INSERT INTO agent_runs (${columns}) VALUES (${columns.map(() => "?")})
+    ON CONFLICT(run_id) DO UPDATE SET ${changed}
+    WHERE excluded.status<>'running' OR agent_runs.status IS NULL OR agent_runs.status='running'`;
 }
 
-/** How many runs the log has that a v3 database lacks, or has in an older state, and could take. */
-export function countNewer(db: Connection, { runs }: LoggedRuns): number {
-  const known = db.prepare("SELECT status FROM agent_runs WHERE run_id=?");
-  const newer = [...runs.values()].filter((run) => {
-    const row = known.get(run.run_id);
-    return row === undefined || (row["status"] === "running" && run.status !== "running");
-  });
-  // What the table refuses would be counted for ever: only trying tells.
-  db.exec("SAVEPOINT counting");
-  const { applied } = applyRuns(db, { runs: new Map(newer.map((run) => [run.run_id, run])), rejected: 0 });
-  db.exec("ROLLBACK TO counting; RELEASE counting");
-  return applied;
-}
+const HAS_ENDED = "agent_runs.status='running' AND excluded.status<>'running'";
 
-/** What {@linkcode applyRuns} did. */
+/** The statement that marks a run as posted, unless it is: when, and which. */
+export const MARK = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
+  "WHERE run_id=? AND coalesce(api_posted, 0)=0";
+
+/** What {@linkcode applyLog} did. */
 export interface Applied {
-  /** How many runs were written. */
-  applied: number;
-  /** How many the table refuses: they stay in the log alone. */
+  /** How many runs the database lacked, or had in an older state. */
+  newer: number;
+  /** How many states the table refuses: they stay in the log alone. */
   refused: number;
 }
 
 /**
- * Writes the runs of the log into a v3 database. The log's fields win, but neither an ended state nor a mark of posting
- * that the database has is taken back. To be called in a transaction.
+ * Writes what the log says of runs into a v3 database, in short transactions: it may be live.
+ *
+ * @param db the database
+ * @param files the logs, in order
  */
-export function applyRuns(db: Connection, { runs }: LoggedRuns): Applied {
-  const keep: readonly string[] = ["run_id", "api_posted", "api_posted_at", "api_retry_count", "created_at"];
-  const changed = RUN_COLUMNS.filter((column) => !keep.includes(column)).map((column) =>
-    // A line that is older than the column says nothing of it.
-    ADDED_LATER.includes(column)
-      ? `${column}=coalesce(excluded.${column}, agent_runs.${column})`
-      : `${column}=excluded.${column}`
-  );
-  const upsert = db.prepare(
-    `INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")})
-    ON CONFLICT(run_id) DO UPDATE SET ${changed}
-    WHERE excluded.status<>'running' OR agent_runs.status IS NULL OR agent_runs.status='running'`,
-  );
+export async function applyLog(db: Connection, files: Iterable<string>): Promise<Applied> {
+  return await apply(db, files, (work) => db.transaction(work));
+}
+
+/**
+ * How many runs the log has that a v3 database lacks, or has in an older state, and could take. What the table refuses
+ * would be counted for ever, and only trying tells: nothing else can write to the database meanwhile.
+ */
+export async function countNewer(db: Connection, files: Iterable<string>): Promise<number> {
+  db.run("BEGIN IMMEDIATE");
+  try {
+    return (await apply(db, files, (work) => work())).newer;
+  } finally {
+    db.rollback();
+  }
+}
+
+async function apply(db: Connection, files: Iterable<string>, write: (work: () => void) => void): Promise<Applied> {
+  const known = db.prepare("SELECT status FROM agent_runs WHERE run_id=?");
+  const upsert = db.prepare(upsertOf(RUN_COLUMNS));
   const mark = db.prepare(MARK);
-  const done: Applied = { applied: 0, refused: 0 };
-  for (const run of runs.values()) {
+  const done: Applied = { newer: 0, refused: 0 };
+  const put = (row: SqlValue[]) => {
+    const before = known.get(row[0]!);
     try {
-      upsert.run(...RUN_COLUMNS.map((column) => run[column]));
-      if (run.api_posted === 1) mark.run(run.api_posted_at, run.run_id);
-      done.applied++;
+      upsert.run(...row);
+      if (before === undefined || before["status"] === "running" && row[STATUS] !== "running") done.newer++;
     } catch (error) {
       if (!hasCode(error, "invalid_record")) throw error;
       done.refused++;
     }
+  };
+  for await (const { cells, posted } of lastStates(files)) {
+    write(() => {
+      for (let at = 0; at < cells.length; at += LOG_COLUMNS.length) put(cells.slice(at, at + RUN_COLUMNS.length));
+      for (const values of posted) mark.run(...values);
+    });
   }
   return done;
 }
 
-/** The columns that schema v1 or v2 did not have. */
-const ADDED_LATER: readonly string[] = ["insight_id", "product_family", "subdomain"];
-
-const MARK = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
-  "WHERE run_id=? AND coalesce(api_posted, 0)=0";
+const STATUS = LOG_COLUMNS.indexOf("status");
 
 /**
- * Every run of a database that can still be read, of whatever version; a damaged page costs the runs that are on it.
+ * Brings runs of the database that is about to be replaced into the one that comes: those that it lacks, and all marks
+ * of posting, since a run that lost its mark would be posted twice. What is damaged is left out.
  *
- * @param db what is about to be replaced
+ * @param db what comes in its place
+ * @param replaced of whatever version
+ * @returns how many runs the table refuses
  */
-export function readDatabaseRuns(db: Connection): RunRecord[] {
-  const there = new Set(db.all("SELECT name FROM pragma_table_info('agent_runs')").map((row) => String(row["name"])));
+export function keepRuns(db: Connection, replaced: Connection): number {
+  const there = new Set(replaced.all("SELECT name FROM pragma_table_info('agent_runs')").map(({ name }) => name));
   const columns = RUN_COLUMNS.filter((column) => there.has(column));
-  // As JSON: SQLite's binding cuts text at a NUL. Not by an index: that may be what is damaged.
-  const rows = db.prepare(
-    `SELECT rowid AS at, json_array(${columns.map(asText)}) AS run FROM agent_runs NOT INDEXED
-    WHERE rowid BETWEEN ? AND ? ORDER BY rowid LIMIT ${CHUNK_ROWS}`,
+  const posted = columns.indexOf("api_posted");
+  const insert = db.prepare(
+    `INSERT INTO agent_runs (${columns}) VALUES (${columns.map(() => "?")}) ON CONFLICT(run_id) DO NOTHING`,
   );
-  const runs: RunRecord[] = [];
-  const read = (from: number, to: number) => {
-    for (let at = from; at <= to;) {
-      const chunk = rows.all(at, to);
-      for (const row of chunk) {
-        const cells = JSON.parse(row["run"] as string) as unknown[];
-        runs.push(newRun(Object.fromEntries(columns.map((column, i) => [column, cells[i]])) as unknown as RunRecord));
+  const mark = db.prepare(MARK);
+  let refused = 0;
+  for (const rows of readRows(replaced, "agent_runs", columns)) {
+    db.transaction(() => {
+      for (const { cells } of rows) {
+        try {
+          insert.run(...cells);
+        } catch (error) {
+          if (!hasCode(error, "invalid_record")) throw error;
+          refused++;
+        }
+        if (cells[posted] === 1) mark.run(cells[posted + 1]!, cells[0]!);
       }
-      if (chunk.length < CHUNK_ROWS) return;
-      at = Number(chunk.at(-1)!["at"]) + 1;
-    }
-  };
-  around(read, 1, lastRow(db));
-  return runs;
-}
-
-const CHUNK_ROWS = 5000;
-
-/** JSON refuses BLOBs, and one that somebody has put there must not cost all other runs. */
-function asText(column: string): string {
-  return `CASE WHEN typeof(${column})='blob' THEN CAST(${column} AS TEXT) ELSE ${column} END`;
+    });
+  }
+  db.transaction(() => {
+    for (const run_id of readMarkedIds(replaced)) mark.run(null, run_id);
+  });
+  return refused;
 }
 
 /**
@@ -183,55 +298,4 @@ export function readMarkedIds(db: Connection): string[] {
     if (error instanceof TelemetryError) return [];
     throw error;
   }
-}
-
-/** Reads what is to the left and to the right of damage. */
-function around(read: (from: number, to: number) => void, from: number, to: number): void {
-  try {
-    return read(from, to);
-  } catch (error) {
-    if (!hasCode(error, "damaged")) throw error;
-  }
-  if (from >= to) return;
-  const middle = Math.floor((from + to) / 2);
-  around(read, from, middle);
-  around(read, middle + 1, to);
-}
-
-/** The highest row number, or one that no table of runs reaches where the last page is damaged. */
-function lastRow(db: Connection): number {
-  try {
-    return Number(db.get("SELECT max(rowid) AS last FROM agent_runs")!["last"] ?? 0);
-  } catch (error) {
-    if (!hasCode(error, "damaged")) throw error;
-    return 2 ** 24;
-  }
-}
-
-/**
- * Brings runs of the database that is replaced into the one that comes: those that neither backup nor log has, and all
- * marks of posting, since a run that lost its mark would be posted twice. To be called in a transaction.
- *
- * @param db what comes in its place
- * @param runs from {@linkcode readDatabaseRuns}
- * @param marked from {@linkcode readMarkedIds}, for what could not be read
- * @returns how many runs the table refuses
- */
-export function keepRuns(db: Connection, runs: RunRecord[], marked: string[] = []): number {
-  const insert = db.prepare(
-    `INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")}) ON CONFLICT(run_id) DO NOTHING`,
-  );
-  const mark = db.prepare(MARK);
-  let refused = 0;
-  for (const run of runs) {
-    try {
-      insert.run(...RUN_COLUMNS.map((column) => run[column]));
-    } catch (error) {
-      if (!hasCode(error, "invalid_record")) throw error;
-      refused++;
-    }
-    if (run.api_posted === 1) mark.run(run.api_posted_at, run.run_id);
-  }
-  for (const run_id of marked) mark.run(null, run_id);
-  return refused;
 }

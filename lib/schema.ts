@@ -80,6 +80,9 @@ const TABLES: Record<TableName, Record<string, string>> = {
 
 const TABLE_NAMES = Object.keys(TABLES) as TableName[];
 
+/** The columns of `agent_runs` that schema v2 does not have. */
+const ADDED_IN_V3: readonly string[] = ["product_family", "subdomain"];
+
 /** Every index with its table and column. */
 const INDEXES: Record<string, [table: TableName, column: string]> = {
   idx_runs_agent: ["agent_runs", "agent_name"],
@@ -102,6 +105,39 @@ function tableSql(table: TableName): string {
 function indexSql(name: string): string {
   const [table, column] = INDEXES[name]!;
   return `CREATE INDEX IF NOT EXISTS ${name} ON ${table}(${column})`;
+}
+
+/**
+ * The v2 layout that recovery fills (contract, "Databases in the field"): without a CHECK on `trigger_type`, since the
+ * log holds runs of other triggers, and with `custom_metadata`, which old lines have. {@linkcode applySchema} makes a v3
+ * of it.
+ */
+export function recoveryLayoutSql(): string {
+  const columns = Object.entries(TABLES.agent_runs).filter(([name]) => !ADDED_IN_V3.includes(name)).map((
+    [name, declaration],
+  ) => `  ${name} ${name === "trigger_type" ? "TEXT" : declaration}`);
+  columns.splice(columns.findIndex((column) => column.includes(" created_at ")), 0, "  custom_metadata TEXT");
+  return `CREATE TABLE agent_runs (\n${columns.join(",\n")}\n)`;
+}
+
+/**
+ * Takes away those of the contract's indexes that slow a bulk load down; {@linkcode applySchema} makes them again.
+ * Those that grow at their end alone are as fast while the table is filled.
+ */
+export function dropSlowIndexes(db: Connection): void {
+  for (const index of ["idx_runs_agent", "idx_runs_status", "idx_runs_insight"]) {
+    db.exec(`DROP INDEX IF EXISTS ${index}`);
+  }
+}
+
+/** Whether the contract names a table or an index of this name. */
+export function isOfContract(name: string): boolean {
+  return name in TABLES || name in INDEXES;
+}
+
+/** The names of a contract table's columns in schema v3, in order. */
+export function columnNamesOf(table: TableName): string[] {
+  return Object.keys(TABLES[table]);
 }
 
 const MIGRATION_SQL = `INSERT OR IGNORE INTO schema_migrations (version, description) ` +
@@ -249,8 +285,12 @@ function addColumn(db: Connection, table: TableName, column: string, declaration
   db.exec(`ALTER TABLE ${table} ADD COLUMN ${column} ${declaration}`);
 }
 
-/** Inserts a row with every v3 column, and takes it back: what people added must not make later inserts fail. */
-function proveInsert(db: Connection): void {
+/**
+ * Inserts a row with every v3 column, and takes it back: what people added must not make later inserts fail.
+ *
+ * @throws {TelemetryError} `invalid_record` when they would
+ */
+export function proveInsert(db: Connection): void {
   const run: Partial<RunRecord> = { run_id: crypto.randomUUID(), agent_name: "setup", start_time: "" };
   db.exec("SAVEPOINT proof");
   const values = RUN_COLUMNS.map((column) => run[column] ?? null);

@@ -236,6 +236,11 @@ export class Statement {
     this.#statement = statement;
   }
 
+  /** Has integers come back as `bigint` from now on: those over 2^53 cannot be read else. */
+  readBigInts(): void {
+    this.#statement.setReadBigInts(true);
+  }
+
   /** Runs it; the number of rows it changed. */
   run(...values: SqlValue[]): number {
     return attempt(this.#path, () => Number(this.#statement.run(...values).changes));

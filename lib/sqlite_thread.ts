@@ -135,7 +135,7 @@ function thrownBy({ name, message, errcode }: Failure): Error {
 /** The thread's whole program. Uses nothing but what is passed to it. */
 function thread(
   Database: typeof DatabaseSync,
-  port: { onmessage: (event: { data: Request }) => void; postMessage(answer: Answer): void },
+  port: { onmessage: (event: { data: Request }) => void; postMessage(answer: Answer, moved?: Transferable[]): void },
 ): void {
   let db: DatabaseSync | undefined;
   const statements = new Map<string, StatementSync>();
@@ -146,7 +146,11 @@ function thread(
   };
   const done = (request: Request): unknown => {
     if ("open" in request) {
-      db = new Database(request.open, { readOnly: request.readOnly, timeout: 5000, enableForeignKeyConstraints: false });
+      db = new Database(request.open, {
+        readOnly: request.readOnly,
+        timeout: 5000,
+        enableForeignKeyConstraints: false,
+      });
     } else if ("exec" in request) {
       db!.exec(request.exec);
     } else if ("all" in request) {
@@ -162,7 +166,13 @@ function thread(
   };
   port.onmessage = ({ data }) => {
     try {
-      port.postMessage({ id: data.id, result: done(data) });
+      const result = done(data);
+      // Moved, not copied: what stays here would wait for the next garbage collection, 64 MB later.
+      const cells = Array.isArray(result) ? (result as Row[]).flatMap((row) => Object.values(row)) : [];
+      port.postMessage(
+        { id: data.id, result },
+        cells.flatMap((cell) => cell instanceof Uint8Array ? [cell.buffer as ArrayBuffer] : []),
+      );
     } catch (thrown) {
       const { name, message, errcode } = thrown as Failure;
       port.postMessage({ id: data.id, failure: { name, message, errcode } });

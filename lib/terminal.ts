@@ -54,6 +54,8 @@ const SHARED_FLAGS: Record<string, Flag> = {
 
 /** The operator's side of a running script. */
 export interface Terminal {
+  /** What the script exits with when its task has come to its end. @default 0 */
+  exitCode: number;
   /** The value of each flag that was given: text, or true. */
   readonly flags: Readonly<Record<string, string | boolean | undefined>>;
   /**
@@ -94,19 +96,21 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
     }
     const silent = json || flags["quiet"] === true;
     const warn = (line: string) => print(Deno.stderr, `${paint("warning:", 33)} ${line}`);
-    const result = await task({
+    const terminal: Terminal = {
+      exitCode: 0,
       flags,
       locate: () => locateForScript(flags["base"] as string | undefined, warn),
       say: (line) => silent || print(Deno.stdout, line),
       warn,
       progress: (what, unitBytes) => silent || !Deno.stderr.isTerminal() ? undefined : progressBar(what, unitBytes),
       confirm: (question) => Deno.stdin.isTerminal() && /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? ""),
-    });
-    if (json) print(Deno.stdout, JSON.stringify({ ok: true, ...result }));
+    };
+    const result = await task(terminal);
+    if (json) print(Deno.stdout, JSON.stringify({ ok: terminal.exitCode === 0, ...result }));
+    Deno.exit(terminal.exitCode);
   } catch (error) {
     Deno.exit(reportFailure(command, isFromSystem(error) ? fileError(error, "this failed") : error, json));
   }
-  Deno.exit(0);
 }
 
 /**

@@ -3,14 +3,13 @@
  * Takes a fully checked backup of the database and keeps those of the last days; or restores one.
  * @module
  */
-import { newestBackup, restoreBackup } from "../lib/backup.ts";
+import { backupNamed, restoreBackup } from "../lib/backup.ts";
 import { listAsTable, takeAndKeep } from "../lib/backup_report.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
 import { logFiles } from "../lib/log_scanner.ts";
-import type { RunRecord } from "../lib/records.ts";
-import { applyRuns, countNewer, keepRuns, readDatabaseRuns, readMarkedIds, readRuns } from "../lib/replay.ts";
-import { Connection, retryLocked } from "../lib/sqlite.ts";
+import { applyLog, countNewer, keepRuns } from "../lib/replay.ts";
+import { Connection } from "../lib/sqlite.ts";
 import { type Result, runCommand, type Terminal, wholeNumber } from "../lib/terminal.ts";
 
 const COMMAND = {
@@ -27,14 +26,6 @@ const COMMAND = {
   example: "--keep-days 30",
 };
 
-/** What the database has that is about to be replaced. */
-interface Present {
-  runs: RunRecord[];
-  marked: string[];
-}
-
-const NOTHING: Present = { runs: [], marked: [] };
-
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { flags } = terminal;
@@ -48,16 +39,7 @@ if (import.meta.main) {
     const layout = terminal.locate();
     if (flags["list"]) return listAsTable(terminal, layout);
     if (flags["restore"] === undefined) return await takeAndKeep(terminal, layout, "full_backup", { days });
-    return await restore(terminal, layout, pathOf(layout, String(flags["restore"])));
-  });
-}
-
-function pathOf(layout: Layout, named: string): string {
-  if (named !== "latest") return named;
-  const latest = newestBackup(layout);
-  if (latest) return latest.path;
-  throw new TelemetryError("no_storage", `there is no backup in ${layout.backups}`, {
-    hint: "--list shows what is there",
+    return await restore(terminal, layout, backupNamed(layout, String(flags["restore"])));
   });
 }
 
@@ -68,22 +50,27 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
     });
   }
   const replay = terminal.flags["replay"] === true;
-  const logged = await readRuns(logFiles(layout.raw));
-  const present = replay ? runsThere(terminal, layout.database) : NOTHING;
   let newer = 0;
   let [refused, refusedThere] = [0, 0];
   let replayed = false;
   const restored = await restoreBackup(layout, path, {
     onProgress: terminal.progress("restore", 4096),
-    amend: (prepared) => {
-      newer = countNewer(prepared, logged);
-      if (!replay) return;
-      refused = applyRuns(prepared, logged).refused;
-      refusedThere = keepRuns(prepared, present.runs, present.marked);
+    amend: async (prepared) => {
+      const logs = logFiles(layout.raw);
+      if (!replay) {
+        newer = await countNewer(prepared, logs);
+        return;
+      }
+      ({ newer, refused } = await applyLog(prepared, logs));
+      refusedThere = keepPresent(terminal, layout, prepared);
       replayed = true;
     },
   });
-  if (replayed) await applyLog(layout);
+  if (replayed) {
+    // Once more, for what agents have written while the database was being replaced.
+    using db = Connection.open(layout.database);
+    await applyLog(db, logFiles(layout.raw));
+  }
   terminal.say(`restored ${path}: ${restored.runs} runs, schema v${restored.schema_version}`);
   if (restored.from_version !== restored.schema_version) {
     terminal.say(`  upgraded from schema v${restored.from_version}`);
@@ -101,21 +88,14 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
   return { path, ...restored, newer_in_log: newer, replayed, refused: refused + refusedThere };
 }
 
-/** The runs that the database has now, as far as it can be read; that it is locked is no reason to lose them. */
-function runsThere(terminal: Terminal, database: string): Present {
+/** Keeps what only the present database has, as far as it can be read; that it is locked is no reason to lose it. */
+function keepPresent(terminal: Terminal, { database }: Layout, prepared: Connection): number {
   try {
-    using db = Connection.openToRead(database);
-    return retryLocked(() => ({ runs: readDatabaseRuns(db), marked: readMarkedIds(db) }));
+    using present = Connection.openToRead(database);
+    return keepRuns(prepared, present);
   } catch (error) {
     if (!hasCode(error, "damaged", "not_a_database", "no_storage")) throw error;
     terminal.warn(`marks of posting and runs that only the present database has cannot be read: ${error.message}`);
-    return NOTHING;
+    return 0;
   }
-}
-
-/** Once more, for what agents have written while the database was being replaced. */
-async function applyLog(layout: Layout): Promise<void> {
-  const logged = await readRuns(logFiles(layout.raw));
-  using db = Connection.open(layout.database);
-  db.transaction(() => applyRuns(db, logged));
 }

@@ -1,0 +1,348 @@
+/**
+ * Gives back a database that was lost: from the log, and from everything that can still be read in what is left of it.
+ * @module
+ */
+import {
+  claimForSqlite,
+  exists,
+  giveToOwnerOf,
+  makeFolder,
+  removeIfThere,
+  removePartial,
+  syncFile,
+} from "./durable_files.ts";
+import { TelemetryError } from "./errors.ts";
+import { type Layout, parseFileName, pathIn, sidecarsOf, sizeOf, statOf } from "./layout.ts";
+import { logFiles, type ScanProgress } from "./log_scanner.ts";
+import { SCHEMA_VERSION } from "./records.ts";
+import { RecoveryReport } from "./recovery_report.ts";
+import { examineCurrent, isCopy, keepCurrent, putInPlace, release } from "./replacement.ts";
+import { applyLog, keepRuns, lastStates, LOG_COLUMNS, MARK, upsertOf } from "./replay.ts";
+import { Salvage } from "./salvage.ts";
+import { applySchema, dropSlowIndexes, newerSchema, recoveryLayoutSql } from "./schema.ts";
+import { requireSound } from "./snapshot.ts";
+import { Connection } from "./sqlite.ts";
+import { ThreadConnection } from "./sqlite_thread.ts";
+
+/** How {@linkcode recoverDatabase} goes about it. */
+export interface RecoveryOptions {
+  /** Whether to read what can still be read in the database that is replaced. @default true */
+  salvage?: boolean;
+  /** A sound backup to take runs from that neither log nor database have any more. */
+  backup?: string | undefined;
+  /** Told how many bytes of the log are read, of how many. */
+  onProgress?: ((done: number, total: number) => void) | undefined;
+}
+
+/** What {@linkcode recoverDatabase} did. */
+export interface Recovery {
+  /** The database. */
+  database: string;
+  /** What was there before, with its sidecars; null when nothing was. */
+  kept: string | null;
+  /** How many logs were read. */
+  files: number;
+  /** How many lines they have. */
+  lines: number;
+  /** How many bytes they have, inflated. */
+  bytes: number;
+  /** How many runs the new database has. */
+  runs: number;
+  /** Where these are from; `salvaged` are in no log. */
+  runs_from: { log: number; log_and_salvaged: number; salvaged: number };
+  /** How many rows the other tables of the contract have. */
+  commits: number;
+  /** As above. */
+  run_events: number;
+  /** The databases that were read, weakest first, and whether SQLite found them sound. */
+  sources: { path: string; sound: boolean }[];
+  /** What is in the log or in the sources and not in the new database, by reason. */
+  rejected: Record<string, number>;
+  /** What people had added to the database and could not be brought over, in words. */
+  not_brought: string[];
+  /** What went wrong beside the recovery, in words: the new database is in place all the same. */
+  warnings: string[];
+  /** How long it took, in milliseconds. */
+  duration_ms: number;
+  /** Where all this is written; null when it could not be. */
+  report: string | null;
+  /** Where what was rejected is written; null when nothing was. */
+  rejected_file: string | null;
+}
+
+/** How many batches of rows may wait for the thread that writes them. */
+const MAX_IN_FLIGHT = 4;
+/** How many batches are written in one transaction: what it has changed is held in memory until it ends. */
+const TRANSACTION_BATCHES = 50;
+/** While a database is filled that is scrap until it is whole. */
+const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000;";
+
+/**
+ * Rebuilds the database beside the present one and puts it in its place. What was there is kept as
+ * `db/telemetry.corrupted.….sqlite`. Killed at any moment, the database is as it was or finished, and running it again
+ * ends right. Agents go on meanwhile: what they write is in the log, which is read once more at the end.
+ *
+ * Of a run that is in the log, the log's fields count, but neither an ended state nor a mark of posting is taken back
+ * that another source has (contract, "NDJSON records": the last line of a run is its state).
+ *
+ * @param layout whose database
+ * @param options what to read beside the log
+ * @throws {TelemetryError} `newer_schema`: it is a later product's; `locked`, `permission`, `disk_full`, `io`: then the
+ * database is as it was
+ *
+ * @example
+ * ```ts no-eval
+ * import { locate } from "./layout.ts";
+ * import { recoverDatabase } from "./recovery.ts";
+ *
+ * const { runs, kept } = await recoverDatabase(locate());
+ * console.log(`${runs} runs are back; what was there is ${kept}`);
+ * ```
+ */
+export async function recoverDatabase(layout: Layout, options: RecoveryOptions = {}): Promise<Recovery> {
+  const start = performance.now();
+  const { base, db, database, recovering, reports } = layout;
+  if (statOf(database)?.isDirectory) {
+    throw new TelemetryError("in_the_way", `${database} is a folder, but the database belongs there`, {
+      hint: "move that folder away and run this again",
+    });
+  }
+  makeFolder(base, db);
+  const wasInterrupted = exists(recovering);
+  const claim = claimForSqlite(recovering, sizeOf(database) === undefined ? recovering : database);
+  try {
+    for (const sidecar of Object.values(sidecarsOf(recovering))) removeIfThere(sidecar);
+    const current = examineCurrent(database);
+    if (current.state === "sound" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
+    makeFolder(base, reports);
+    const previous = wasInterrupted ? newestCorrupted(layout) : undefined;
+    // Else each try that is killed would leave one more copy.
+    const isKept = previous !== undefined && current.state === "damaged" && isCopy(previous, database);
+    // Before the copy is made, where that goes through SQLite; after it, where these files are read as they are.
+    const early = current.state === "sound" ? Watch.over(database) : undefined;
+    const kept = isKept ? previous : await keepCurrent(layout, current, "corrupted");
+    const watch = early ?? Watch.over(database);
+    const sources = [options.backup, ...options.salvage === false ? [] : new Set([previous, kept])];
+    const report = new RecoveryReport(layout);
+    let isPlaced = false;
+    try {
+      const rebuild = new Rebuild(layout, report);
+      const pageSize = current.state === "sound" ? current.pageSize : undefined;
+      const built = await rebuild.build(sources.filter((path) => typeof path === "string"), {
+        ...options,
+        watch,
+        pageSize,
+      });
+      giveToOwnerOf(base, recovering);
+      await putInPlace({ path: recovering, claim }, database, current);
+      isPlaced = true;
+      if (current.state === "sound") requirePlaced(database);
+      const warnings = await rebuild.catchUp();
+      const duration_ms = Math.round(performance.now() - start);
+      return report.finish({ database, kept, ...built, warnings, duration_ms });
+    } catch (error) {
+      report.abandon();
+      // The database is as it was: its copy is of no use, and would be made again with each try.
+      if (kept !== null && !isKept && !isPlaced) removePartial(kept);
+      throw error;
+    }
+  } finally {
+    release(claim, recovering);
+  }
+}
+
+/** Sees that what was written over a sound database is sound. What was there is kept. */
+function requirePlaced(database: string): void {
+  using db = Connection.open(database);
+  requireSound(db, database);
+}
+
+/** What a recovery that was killed has kept; it may have been half way through replacing it. */
+function newestCorrupted({ db }: Layout): string | undefined {
+  const found = [...Deno.readDirSync(db)].flatMap(({ name }) => {
+    const parsed = parseFileName(name);
+    return parsed?.kind === "corrupted" ? [{ name, time: parsed.time.getTime() }] : [];
+  });
+  const newest = found.sort((a, b) => b.time - a.time)[0];
+  return newest && pathIn(db, newest.name);
+}
+
+/** The new database on its way. */
+class Rebuild {
+  readonly #layout: Layout;
+  readonly #report: RecoveryReport;
+  /** How large each log was when it was read. */
+  readonly #sizes = new Map<string, number>();
+
+  constructor(layout: Layout, report: RecoveryReport) {
+    this.#layout = layout;
+    this.#report = report;
+  }
+
+  /**
+   * Builds it.
+   *
+   * @param paths the databases to take from, weakest first
+   * @param options `watch` sees whether agents write to the present one meanwhile
+   */
+  async build(paths: string[], options: RecoveryOptions & { watch: Watch | undefined; pageSize: number | undefined }) {
+    const { recovering } = this.#layout;
+    // Closed before anything is put in place: its sidecars may then be another database's.
+    using watch = options.watch;
+    const { salvage, sources, salvaged } = this.#salvage(paths, options.pageSize);
+    const progress: ScanProgress = { files: 0, lines: 0, bytes: 0 };
+    const inBoth = await this.#load(salvaged, progress, options.onProgress);
+    using db = Connection.open(recovering);
+    db.exec(SCRAP_PRAGMAS);
+    if (db.get("SELECT 1 FROM schema_migrations") === undefined) {
+      db.exec(
+        "INSERT INTO schema_migrations (version, description) VALUES (2, 'Schema v2, filled by recover_database')",
+      );
+    }
+    db.transaction(() => applySchema(db));
+    if (watch?.hasChanged()) watch.carryOver(db);
+    db.transaction(() => salvage.finish(db));
+    requireSound(db, recovering);
+    const count = (table: string) => Number(db.get(`SELECT count(*) AS rows FROM ${table}`)!["rows"]);
+    const runs = count("agent_runs");
+    const built = {
+      ...progress,
+      runs,
+      runs_from: { log: runs - salvaged, log_and_salvaged: inBoth, salvaged: salvaged - inBoth },
+      commits: count("commits"),
+      run_events: count("run_events"),
+      sources,
+      not_brought: salvage.notBrought,
+    };
+    db.get("PRAGMA journal_mode=WAL");
+    db.close();
+    syncFile(recovering);
+    return built;
+  }
+
+  /** Makes the new database, and takes what the other ones have. */
+  #salvage(paths: string[], pageSize: number | undefined) {
+    using db = Connection.open(this.#layout.recovering);
+    // SQLite cannot replace pages of one size by pages of another.
+    if (pageSize !== undefined) db.exec(`PRAGMA page_size=${pageSize}`);
+    db.exec(SCRAP_PRAGMAS + recoveryLayoutSql());
+    applySchema(db);
+    dropSlowIndexes(db);
+    db.exec("DELETE FROM schema_migrations");
+    const salvage = new Salvage(db, (row) => this.#report.rejectRow(row));
+    const sources = paths.map((path) => ({ path, sound: salvage.takeFrom(path) }));
+    const salvaged = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
+    return { salvage, sources, salvaged };
+  }
+
+  /**
+   * Loads what the log says, on another thread.
+   *
+   * @returns how many runs were there already
+   */
+  async #load(salvaged: number, progress: ScanProgress, onProgress: RecoveryOptions["onProgress"]): Promise<number> {
+    const files = logFiles(this.#layout.raw);
+    for (const file of files) this.#sizes.set(file, sizeOf(file) ?? 0);
+    const total = [...this.#sizes.values()].reduce((sum, size) => sum + size, 0);
+    await using thread = await ThreadConnection.open(this.#layout.recovering);
+    // The log's records have been checked as the table would: that halves the time.
+    await thread.exec(`${SCRAP_PRAGMAS} PRAGMA ignore_check_constraints=ON;`);
+    if (salvaged > 0) await thread.exec(TOUCHED);
+    await thread.exec("BEGIN");
+    const upsert = upsertOf(LOG_COLUMNS);
+    const inFlight: Promise<void>[] = [];
+    let batches = 0;
+    for await (const { cells, posted, rejections } of lastStates(files, progress)) {
+      for (const rejection of rejections) this.#report.rejectLine(rejection);
+      const written = [thread.runAll(upsert, LOG_COLUMNS.length, cells)];
+      if (posted.length > 0) written.push(thread.runAll(MARK, 2, posted.flat()));
+      if (++batches % TRANSACTION_BATCHES === 0) written.push(thread.exec("COMMIT; BEGIN"));
+      const all = Promise.all(written).then(() => {});
+      // Seen when it is waited for.
+      all.catch(() => {});
+      inFlight.push(all);
+      if (inFlight.length > MAX_IN_FLIGHT) await inFlight.shift();
+      onProgress?.(Math.min(progress.bytes, total - 1), total);
+    }
+    await Promise.all(inFlight);
+    onProgress?.(total, total);
+    await thread.exec("COMMIT");
+    if (salvaged === 0) return 0;
+    return Number((await thread.all("SELECT count(*) AS runs FROM touched"))[0]!["runs"]);
+  }
+
+  /** Adds what agents have written to the log meanwhile. What fails here is in the log, and only warned of. */
+  async catchUp(): Promise<string[]> {
+    const { raw, database } = this.#layout;
+    try {
+      const grown = logFiles(raw).filter((file) => sizeOf(file) !== this.#sizes.get(file));
+      if (grown.length === 0) return [];
+      using db = Connection.open(database);
+      await applyLog(db, grown);
+      return [];
+    } catch (error) {
+      if (!(error instanceof TelemetryError)) throw error;
+      return [
+        `what agents wrote to the log meanwhile is not in the database yet (${error.message}): ` +
+        `run recover_database --force when it is free`,
+      ];
+    }
+  }
+}
+
+/** Notes which of the runs that are there are in the log too, states that change nothing included. */
+const TOUCHED = `
+  PRAGMA temp_store=MEMORY;
+  CREATE TEMP TABLE touched (run INTEGER PRIMARY KEY);
+  CREATE TEMP TABLE before AS SELECT max(rowid) AS last FROM agent_runs;
+  CREATE TEMP TRIGGER touch BEFORE INSERT ON agent_runs BEGIN
+    INSERT OR IGNORE INTO touched
+      SELECT rowid FROM agent_runs WHERE run_id=new.run_id AND rowid<=(SELECT last FROM before);
+  END;`;
+
+/** Sees whether agents go on writing to a database that is about to be replaced. */
+class Watch implements Disposable {
+  readonly #db: Connection;
+  readonly #before: unknown;
+
+  private constructor(db: Connection) {
+    this.#db = db;
+    this.#before = this.#version();
+  }
+
+  /** Undefined where the database cannot be read: then nobody can write to it either. */
+  static over(database: string): Watch | undefined {
+    let db: Connection | undefined;
+    try {
+      db = Connection.openToRead(database);
+      return new Watch(db);
+    } catch {
+      db?.close();
+      return undefined;
+    }
+  }
+
+  #version(): unknown {
+    return this.#db.get("PRAGMA data_version")?.["data_version"];
+  }
+
+  /** Whether another connection has changed it since. */
+  hasChanged(): boolean {
+    return this.#version() !== this.#before;
+  }
+
+  /** Brings over what was written meanwhile and is not in the log: marks of posting above all. */
+  carryOver(db: Connection): void {
+    try {
+      keepRuns(db, this.#db);
+      new Salvage(db, () => {}).takeOthersFrom(this.#db);
+    } catch (error) {
+      if (!(error instanceof TelemetryError)) throw error;
+      // What is damaged has been read before.
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#db.close();
+  }
+}

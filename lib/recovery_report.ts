@@ -1,0 +1,103 @@
+/**
+ * What a recovery tells of itself: every line and row that it could not use, and a summary.
+ * @module
+ */
+import { giveToOwnerOf, nameForGood, removeAbandoned, removeIfThere, writeWhole } from "./durable_files.ts";
+import { messageOf } from "./errors.ts";
+import { fileNames, type Layout, parseFileName, partialOf, pathIn, sizeOf } from "./layout.ts";
+import type { Rejection } from "./log_scanner.ts";
+import type { Recovery } from "./recovery.ts";
+import type { RejectedRow } from "./salvage.ts";
+
+/** How much of what was rejected is written down, in characters. */
+const SHOWN_CHARS = 64 * 1024;
+
+/** The files of one recovery in `reports/`. A report that cannot be written is no reason to have no database. */
+export class RecoveryReport {
+  readonly #base: string;
+  readonly #path: string;
+  readonly #rejectedPath: string;
+  readonly #counts = new Map<string, number>();
+  #file: Deno.FsFile | undefined;
+  #failure: string | undefined;
+
+  /** Chooses the names; files are made when there is something to write. */
+  constructor({ base, reports }: Layout) {
+    this.#base = base;
+    removeAbandoned(reports, (name) => parseFileName(name)?.kind === "recovery_rejects");
+    const now = new Date();
+    const rejects = fileNames("recovery_rejects", now);
+    for (const name of fileNames("recovery_report", now)) {
+      this.#path = pathIn(reports, name);
+      this.#rejectedPath = pathIn(reports, rejects.next().value);
+      if (sizeOf(this.#path) === undefined && sizeOf(this.#rejectedPath) === undefined) return;
+    }
+    throw new Error("unreachable: there is always a later second");
+  }
+
+  /** Notes a line, or a part of one, that is no record. */
+  rejectLine({ rejected, ...rejection }: Rejection): void {
+    this.#note(rejected, { ...rejection, reason: rejected });
+  }
+
+  /** Notes a row that is not in the new database. */
+  rejectRow({ rejected, cells, ...row }: RejectedRow): void {
+    const text = JSON.stringify(
+      cells,
+      (_, cell) => typeof cell === "bigint" ? String(cell) : cell instanceof Uint8Array ? `x'${cell.toHex()}'` : cell,
+    );
+    this.#note(rejected, { ...row, reason: rejected, length: text.length, text: text.slice(0, SHOWN_CHARS) });
+  }
+
+  #note(reason: string, entry: object): void {
+    this.#counts.set(reason, (this.#counts.get(reason) ?? 0) + 1);
+    if (this.#failure !== undefined) return;
+    try {
+      if (this.#file === undefined) {
+        this.#file = Deno.openSync(partialOf(this.#rejectedPath), { write: true, create: true, truncate: true });
+        this.#file.lockSync(true);
+      }
+      const bytes = new TextEncoder().encode(`${JSON.stringify(entry)}\n`);
+      for (let written = 0; written < bytes.length;) written += this.#file.writeSync(bytes.subarray(written));
+    } catch (error) {
+      this.#failure = messageOf(error);
+    }
+  }
+
+  /** Gives the files their names. What fails becomes a warning. */
+  finish(recovery: Omit<Recovery, "rejected" | "report" | "rejected_file">): Recovery {
+    const rejected = Object.fromEntries(this.#counts);
+    const done: Recovery = { ...recovery, rejected, report: this.#path, rejected_file: this.#nameRejected() };
+    try {
+      const text = `${JSON.stringify(done, null, 2)}\n`;
+      writeWhole(this.#base, this.#path, new TextEncoder().encode(text), { replace: false });
+    } catch (error) {
+      this.#failure ??= messageOf(error);
+      done.report = null;
+    }
+    if (this.#failure === undefined) return done;
+    return { ...done, warnings: [...done.warnings, `the report could not be written: ${this.#failure}`] };
+  }
+
+  #nameRejected(): string | null {
+    const partial = partialOf(this.#rejectedPath);
+    try {
+      if (this.#file === undefined) return null;
+      this.#file.syncSync();
+      giveToOwnerOf(this.#base, partial);
+      return nameForGood(partial, this.#rejectedPath) ? this.#rejectedPath : null;
+    } catch (error) {
+      this.#failure ??= messageOf(error);
+      return null;
+    } finally {
+      this.#file?.close();
+    }
+  }
+
+  /** Leaves nothing. */
+  abandon(): void {
+    if (this.#file === undefined) return;
+    this.#file.close();
+    removeIfThere(partialOf(this.#rejectedPath));
+  }
+}

@@ -1,0 +1,225 @@
+/**
+ * New content in the place of the database: what is there is kept first, agents that have it open go on, and a kill at
+ * any moment leaves the old content or the new.
+ * @module
+ */
+import {
+  exists,
+  giveToOwnerOf,
+  nameForGood,
+  removeIfThere,
+  removePartial,
+  syncFile,
+  syncFolder,
+} from "./durable_files.ts";
+import { type ErrorCode, fileError, hasCode, TelemetryError } from "./errors.ts";
+import { fileNames, folderOf, type Layout, partialOf, pathIn, sidecarsOf, sizeOf } from "./layout.ts";
+import { inspect } from "./schema.ts";
+import { takeSnapshot } from "./snapshot.ts";
+import { Connection, retryLocked } from "./sqlite.ts";
+
+/** What says of a file that it is no sound database, and not that it could not be looked at. */
+export const NO_DATABASE: readonly ErrorCode[] = ["damaged", "not_a_database", "empty_database", "no_storage"];
+
+/** Told of the work as it goes on. */
+export type OnProgress = (done: number, total: number) => void;
+
+/** What stands in the place of the database. */
+export type Current =
+  | { state: "none" }
+  | { state: "damaged" }
+  | { state: "sound"; version: number; pageSize: number };
+
+/**
+ * What is there now, without changing it.
+ *
+ * @throws {TelemetryError} when it could not be checked, which is no reason to replace anything
+ */
+export function examineCurrent(database: string): Current {
+  const size = sizeOf(database);
+  // A WAL without its database may hold the last runs: it is kept like a damaged file.
+  if (size === undefined) return { state: (sizeOf(sidecarsOf(database).wal) ?? 0) > 0 ? "damaged" : "none" };
+  if (size === 0) return { state: "damaged" };
+  try {
+    using db = Connection.openToRead(database);
+    return retryLocked(() => {
+      if (db.check("quick").length > 0) return { state: "damaged" };
+      const pageSize = Number(db.get("PRAGMA page_size")!["page_size"]);
+      return { state: "sound", version: inspect(db).version, pageSize };
+    });
+  } catch (error) {
+    if (hasCode(error, ...NO_DATABASE)) return { state: "damaged" };
+    throw error;
+  }
+}
+
+/**
+ * Keeps what is there in `db/`: a sound database as a true copy with what is in its WAL, a damaged one as it is, with
+ * its sidecars.
+ *
+ * @param kind how the copy is named
+ * @returns its path; null where there is nothing to keep
+ */
+export async function keepCurrent(
+  layout: Layout,
+  current: Current,
+  kind: "before_restore" | "corrupted",
+): Promise<string | null> {
+  if (current.state === "none") return null;
+  if (current.state === "sound") return await takeSnapshot(layout, layout.db, kind);
+  const { base, db, database } = layout;
+  for (const name of fileNames(kind, new Date())) {
+    const kept = pathIn(db, name);
+    if (exists(kept)) continue;
+    // The sidecars first: whoever finds the file finds all of it.
+    const { wal, shm, journal } = sidecarsOf(database);
+    const copies = sidecarsOf(kept);
+    copyAsItIs(base, [[wal, copies.wal], [shm, copies.shm], [journal, copies.journal], [database, kept]]);
+    return kept;
+  }
+  return null;
+}
+
+/** Copies files as they are; each has its name only when it is whole. The last one is made empty where there is none. */
+function copyAsItIs(base: string, pairs: [from: string, to: string][]): void {
+  const made: string[] = [];
+  try {
+    for (const [from, to] of pairs) {
+      const isLast = to === pairs.at(-1)![1];
+      if (sizeOf(from) === undefined && !isLast) continue;
+      const partial = partialOf(to);
+      made.push(partial);
+      if (sizeOf(from) === undefined) Deno.writeFileSync(partial, new Uint8Array(0));
+      else Deno.copyFileSync(from, partial);
+      syncFile(partial);
+      giveToOwnerOf(base, partial);
+      if (!nameForGood(partial, to)) throw new TelemetryError("io", `${to} has come into being meanwhile`);
+      made.push(to);
+    }
+  } catch (error) {
+    for (const path of made) removeIfThere(path);
+    throw fileError(error, `cannot keep what is there now`);
+  }
+}
+
+/** What is to be put in place: a database in WAL mode that nobody else has open. */
+export interface Prepared {
+  /** Its file, beside the database. */
+  path: string;
+  /** What holds it. */
+  claim: Deno.FsFile;
+}
+
+/**
+ * Puts new content in the place of the database: through SQLite, in one transaction, so that agents which have it open
+ * see the old state or the new one; where SQLite cannot write what is there, by one rename.
+ *
+ * @param prepared what
+ * @param database where
+ * @param current what is there now; it has been kept
+ * @param onProgress told how many pages are in place, of how many
+ * @throws {TelemetryError} `locked`, `disk_full` …: then everything is as it was
+ */
+export async function putInPlace(
+  prepared: Prepared,
+  database: string,
+  current: Current,
+  onProgress?: OnProgress,
+): Promise<void> {
+  if (!await isWrittenThrough(prepared.path, database, current.state, onProgress)) replaceFile(prepared, database);
+}
+
+/**
+ * Puts the content in place through SQLite.
+ *
+ * @returns false where SQLite cannot write to that name: there is no file, no database in it, or too much is wrong
+ * @throws {TelemetryError} any other failure; then the database is as it was
+ */
+async function isWrittenThrough(
+  partial: string,
+  database: string,
+  state: Current["state"],
+  onProgress: OnProgress | undefined,
+): Promise<boolean> {
+  if (sizeOf(database) === undefined) return false;
+  try {
+    await writeThrough(partial, database, onProgress);
+    return state !== "damaged" || isSound(database);
+  } catch (error) {
+    // "permission" is also what SQLite says of a damaged file with pages of another size.
+    if (state === "damaged" && hasCode(error, "damaged", "not_a_database", "permission")) return false;
+    throw error;
+  }
+}
+
+/** Whether what was written into a damaged file can be trusted. */
+function isSound(database: string): boolean {
+  try {
+    using db = Connection.open(database);
+    return db.check("quick").length === 0;
+  } catch {
+    return false;
+  }
+}
+
+/** Puts a new file in the place of one that SQLite cannot write. It must not find another one's sidecars there. */
+function replaceFile({ path, claim }: Prepared, database: string): void {
+  syncFile(path);
+  for (const sidecar of Object.values(sidecarsOf(database))) removeIfThere(sidecar);
+  claim.close();
+  try {
+    Deno.renameSync(path, database);
+  } catch (error) {
+    throw fileError(error, `cannot put a new file in the place of ${database}; stop the agents`);
+  }
+  syncFolder(folderOf(database));
+}
+
+/** Replaces the content of a live database. A lock that another program holds would make SQLite wait without end. */
+export async function writeThrough(from: string, database: string, onProgress?: OnProgress): Promise<void> {
+  {
+    using live = retryLocked(() => Connection.open(database));
+    // Without WAL a reader is enough to stop a writer at its end.
+    retryLocked(() => live.run("BEGIN EXCLUSIVE"));
+    live.rollback();
+  }
+  using source = Connection.open(from);
+  await source.copyTo(database, onProgress);
+}
+
+/** Lets go of what was prepared: it has been put in place, or is of no use. */
+export function release(claim: Deno.FsFile, path: string): void {
+  try {
+    claim.statSync();
+  } catch {
+    return; // closed, since the file has got its name: what is at this path now is another process's
+  }
+  removePartial(path);
+  claim.close();
+}
+
+/** Whether a copy has every byte of a database and of its WAL. Nobody may have either open in SQLite here. */
+export function isCopy(copy: string, database: string): boolean {
+  return haveSameBytes(copy, database) && haveSameBytes(sidecarsOf(copy).wal, sidecarsOf(database).wal);
+}
+
+function haveSameBytes(a: string, b: string): boolean {
+  if (sizeOf(a) !== sizeOf(b)) return false;
+  if (sizeOf(a) === undefined) return true;
+  using one = Deno.openSync(a);
+  using other = Deno.openSync(b);
+  const [bytes, otherBytes] = [new Uint8Array(1024 * 1024), new Uint8Array(1024 * 1024)];
+  for (;;) {
+    const [count, otherCount] = [filled(one, bytes), filled(other, otherBytes)];
+    if (count !== otherCount) return false;
+    if (count === 0) return true;
+    for (let i = 0; i < count; i++) if (bytes[i] !== otherBytes[i]) return false;
+  }
+}
+
+/** Fills a buffer from a file; how many bytes there were. */
+function filled(file: Deno.FsFile, bytes: Uint8Array): number {
+  let at = 0;
+  for (let count; at < bytes.length && (count = file.readSync(bytes.subarray(at))) !== null;) at += count;
+  return at;
+}

@@ -1,0 +1,104 @@
+#!/usr/bin/env -S deno run --allow-env=TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,HOME,USERPROFILE --allow-read=/agent-metrics,/opt/telemetry,/data/telemetry --allow-write=/agent-metrics,/opt/telemetry,/data/telemetry
+/**
+ * Gives back a damaged or lost database: from the log, and from all that can still be read of it.
+ * @module
+ */
+import { backupNamed, examineBackup } from "../lib/backup.ts";
+import { TelemetryError } from "../lib/errors.ts";
+import { checkHealth, type Health } from "../lib/health.ts";
+import { isFolder, type Layout } from "../lib/layout.ts";
+import { recoverDatabase, type Recovery } from "../lib/recovery.ts";
+import { megabytes, type Result, runCommand, type Terminal } from "../lib/terminal.ts";
+
+const COMMAND = {
+  name: "recover_database",
+  summary: "gives back a damaged or lost database: from the log, and from all that can still be read of it",
+  flags: {
+    "check-only": { about: "say whether the database is healthy, and change nothing (exits with 1 when it is not)" },
+    force: { about: "rebuild a healthy database too: runs that are in the log alone get into it" },
+    "no-salvage": { about: "use the log alone: runs and marks of posting that are not in it are lost" },
+    "with-backup": {
+      value: "PATH",
+      about: "also take what this backup (or `latest`) has and nothing else has any more",
+    },
+  },
+  example: "--check-only",
+};
+
+if (import.meta.main) {
+  await runCommand(COMMAND, async (terminal) => {
+    const { flags } = terminal;
+    const useless = ["force", "no-salvage", "with-backup"].find((flag) => flags[flag] !== undefined);
+    if (flags["check-only"] && useless) {
+      throw new TelemetryError("usage", `--${useless} does not go with --check-only`, {
+        hint: "see recover_database --help",
+      });
+    }
+    const layout = terminal.locate();
+    requireStore(layout);
+    const checkOnly = flags["check-only"] === true;
+    const health = await checkHealth(layout, { compare: checkOnly, mayUndo: !checkOnly });
+    tellHealth(terminal, layout, health);
+    if (checkOnly) {
+      terminal.exitCode = health.healthy ? 0 : 1;
+      return { ...health };
+    }
+    if (health.healthy && !flags["force"]) {
+      terminal.say("nothing to do; --force rebuilds it all the same");
+      return { recovered: false, ...health };
+    }
+    return await recover(terminal, layout);
+  });
+}
+
+/** An operator who has mistyped the folder must not get a new and empty store there. */
+function requireStore({ base }: Layout): void {
+  if (isFolder(base)) return;
+  throw new TelemetryError("no_storage", `there is no folder ${base}`, {
+    hint: "name the folder of the store with --base DIR; setup_storage makes a new one",
+  });
+}
+
+function tellHealth(terminal: Terminal, { database }: Layout, { healthy, problems, runs }: Health): void {
+  terminal.say(healthy ? `${database} is healthy` : `${database} is not healthy:`);
+  for (const problem of problems) terminal.say(`  ${problem}`);
+  if (runs === null) return;
+  terminal.say(`  ${runs.in_database} runs, ${runs.only_in_database} of them in no log`);
+  if (runs.only_in_log > 0) terminal.say(`  ${runs.only_in_log} runs are in the log alone: --force brings them in`);
+  if (runs.older_in_database > 0) {
+    terminal.say(
+      `  ${runs.older_in_database} runs have ended by the log and not by the database: --force corrects that`,
+    );
+  }
+}
+
+async function recover(terminal: Terminal, layout: Layout): Promise<Result> {
+  const { flags } = terminal;
+  const named = flags["with-backup"];
+  const backup = named === undefined ? undefined : backupNamed(layout, String(named));
+  if (backup !== undefined) examineBackup({ path: backup });
+  const recovery = await recoverDatabase(layout, {
+    salvage: !flags["no-salvage"],
+    backup,
+    onProgress: terminal.progress("recover", 1),
+  });
+  tellRecovery(terminal, recovery);
+  if (recovery.files === 0) terminal.warn(`there is no log in ${layout.raw}: what is back is from databases alone`);
+  for (const warning of recovery.warnings) terminal.warn(warning);
+  return { recovered: true, ...recovery };
+}
+
+function tellRecovery(terminal: Terminal, recovery: Recovery): void {
+  const { database, runs, runs_from: from, commits, run_events, files, lines, bytes, duration_ms } = recovery;
+  terminal.say(`recovered ${database}: ${runs} runs, ${commits} commits, ${run_events} events, schema v3`);
+  terminal.say(`  read ${files} logs, ${lines} lines, ${megabytes(bytes)}, in ${(duration_ms / 1000).toFixed(1)} s`);
+  terminal.say(
+    `  runs from the log alone ${from.log}, from both ${from.log_and_salvaged}, from no log ${from.salvaged}`,
+  );
+  for (const { path, sound } of recovery.sources) terminal.say(`  taken from ${path}${sound ? "" : " (damaged)"}`);
+  for (const what of recovery.not_brought) terminal.warn(`not brought over: ${what}`);
+  for (const [reason, count] of Object.entries(recovery.rejected)) terminal.say(`  rejected ${count}: ${reason}`);
+  if (recovery.rejected_file) terminal.say(`  all that was rejected: ${recovery.rejected_file}`);
+  if (recovery.kept) terminal.say(`  what was there before: ${recovery.kept}`);
+  if (recovery.report) terminal.say(`  report: ${recovery.report}`);
+}
