@@ -8,6 +8,9 @@ export const ROOT = fileURLToPath(new URL("../", import.meta.url));
 /** The folder of samples beside a developer's clone; a user's clone has none. */
 export const SAMPLE = `${ROOT}../shared/sample`;
 
+/** The plain ways to do each job, to measure against; a user's clone has none. */
+export const BASELINES = `${ROOT}../shared/baselines`;
+
 /** A temporary folder that goes at the end of its block. */
 export class TempFolder implements Disposable {
   readonly path: string;
@@ -86,7 +89,8 @@ function canMount(): boolean {
   return mounted && runs("umount", temp.path);
 }
 
-function isThere(path: string): boolean {
+/** Whether something is at a path. */
+export function isThere(path: string): boolean {
   try {
     Deno.statSync(path);
     return true;

@@ -1,7 +1,7 @@
 /** A hot backup of a 400 MB database, checks included, against the sqlite3 program, as whole processes. */
 import { DatabaseSync } from "node:sqlite";
-import { command, run, runScript, scriptArgs } from "../fixtures.ts";
-import { median, medianRatio, type Part } from "./bench.ts";
+import { run, runScript, scriptArgs } from "../fixtures.ts";
+import { median, medianRatio, type Part, peakOf } from "./bench.ts";
 
 const ROUNDS = 5;
 const MEGABYTES = 400;
@@ -70,21 +70,4 @@ function fill(database: string): void {
   }
   db.exec("PRAGMA wal_checkpoint(TRUNCATE)");
   db.close();
-}
-
-/** Runs a Deno process; the most memory it had, in MB (Linux; elsewhere 0). */
-async function peakOf(args: string[]): Promise<number> {
-  const process = command(Deno.execPath(), args).spawn();
-  let peak = 0;
-  const timer = setInterval(() => {
-    try {
-      const status = Deno.readTextFileSync(`/proc/${process.pid}/status`);
-      const now = Number(/VmHWM:\s+(\d+)/.exec(status)?.[1] ?? 0) / 1024;
-      peak = Math.max(peak, now);
-    } catch { /* it has ended */ }
-  }, 10);
-  const { code, stderr } = await process.output();
-  clearInterval(timer);
-  if (code !== 0) throw new Error(new TextDecoder().decode(stderr));
-  return peak;
 }

@@ -2,9 +2,10 @@
  * Measures the toolkit against the plain way of doing each job, on the same disk in the same run, and prints ratios.
  * What lacks its baseline (../shared/baselines, Python) is left out aloud. usage: deno task bench [PART …]
  */
-import { TempFolder } from "../fixtures.ts";
+import { command, TempFolder } from "../fixtures.ts";
 import { backup } from "./backup.ts";
 import { recorder } from "./recorder.ts";
+import { recovery } from "./recovery.ts";
 import { setup } from "./setup.ts";
 
 /** One line of the table. */
@@ -24,7 +25,7 @@ export interface Measure {
 /** A part of the bench; yields its measures as they are ready, or a line on what it leaves out. */
 export type Part = (folder: string) => AsyncIterable<Measure | string>;
 
-const PARTS: Record<string, Part> = { setup, recorder, backup };
+const PARTS: Record<string, Part> = { setup, recorder, backup, recovery };
 
 /** The middle one of some measurements. */
 export function median(values: number[]): number {
@@ -34,6 +35,23 @@ export function median(values: number[]): number {
 /** The middle one of the ratios of measurements that were made one after the other: what slows one slows both. */
 export function medianRatio(ours: number[], baseline: number[]): number {
   return median(ours.map((value, round) => value / baseline[round]!));
+}
+
+/** Runs a Deno process; the most memory it had, in MB (Linux; elsewhere 0). */
+export async function peakOf(args: string[]): Promise<number> {
+  const process = command(Deno.execPath(), args).spawn();
+  let peak = 0;
+  const timer = setInterval(() => {
+    try {
+      const status = Deno.readTextFileSync(`/proc/${process.pid}/status`);
+      const now = Number(/VmHWM:\s+(\d+)/.exec(status)?.[1] ?? 0) / 1024;
+      peak = Math.max(peak, now);
+    } catch { /* it has ended */ }
+  }, 10);
+  const { code, stderr } = await process.output();
+  clearInterval(timer);
+  if (code !== 0) throw new Error(new TextDecoder().decode(stderr));
+  return peak;
 }
 
 if (import.meta.main) {

@@ -1,9 +1,9 @@
 /** Appends and whole runs against plain Python, and memory over a million appends. */
-import { ROOT, run } from "../fixtures.ts";
+import { BASELINES, ROOT, run } from "../fixtures.ts";
 import { median, medianRatio, type Part } from "./bench.ts";
 
 const ROUNDS = 7;
-const BASELINE = `${ROOT}../shared/baselines/append.py`;
+const BASELINE = `${BASELINES}/append.py`;
 
 /** What the Python client does: each write of the log as append.py does it, each of the database in a new connection. */
 const PYTHON_RUNS = `
