@@ -57,12 +57,10 @@ export interface Rejection {
   text: string;
 }
 
-/** A line that is a run, of which only this much was looked at: most lines are not the last of their run. */
+/** A line that says that a run is running, and was looked at no closer: most runs have ended, and their end counts. */
 export interface RunLine {
   /** The run. */
   run_id: string;
-  /** Whether it says that the run has ended. */
-  ended: boolean;
   /** The line, which is whole JSON. */
   text: string;
   /** The path of the file, as it was given. */
@@ -170,8 +168,8 @@ export async function* scanBatches(
 }
 
 /**
- * The runs that are in these logs, in order, and what is no record. Events are skipped, and what is plainly a run is not
- * parsed: twice as fast as {@linkcode scanBatches}. What is not plainly an event or a run is judged as there.
+ * The runs that are in these logs, in order, and what is no record. Events are skipped, and the start of a run is not
+ * parsed: twice as fast as {@linkcode scanBatches}. What is not plainly one or the other is judged as there.
  *
  * @param files paths; those that end in `.gz` are read as gzip
  * @param progress is kept up to date
@@ -460,25 +458,24 @@ class RunLines extends Lines<RunLine> {
     if (end - start > MAX_SKIMMED_CHARS) return false;
     if (text.charCodeAt(end - 1) === CARRIAGE_RETURN) end--;
     if (text.endsWith('"event"}', end)) return matches(PLAIN_EVENT, text, start, end);
-    if (!RUN_ENDS.some((last) => text.endsWith(last, end)) || !matches(PLAIN_RUN, text, start, end)) return false;
-    // Within a flat object that is whole JSON, these quotes stand around names and nowhere else. Searching in a slice
-    // is much faster than in the long text.
+    // Searching in a slice is much faster than in the long text.
     const line = text.slice(start, end);
-    const status = valueAt(line, '"status":');
-    const ended = ENDED.some((word) => line.startsWith(word, status));
-    const isRun = (ended || line.startsWith('"running"', status)) &&
-      line[valueAt(line, '"agent_name":')] === '"' && line[valueAt(line, '"start_time":')] === '"';
+    if (!line.startsWith('"running"', valueAt(line, '"status":')) || !RUN_ENDS.some((last) => line.endsWith(last))) {
+      return false;
+    }
+    // In a flat object that is whole JSON, quotes without a backslash stand around names and values alone.
+    const isRun = matches(PLAIN_RUN, text, start, end) && line[valueAt(line, '"agent_name":')] === '"' &&
+      line[valueAt(line, '"start_time":')] === '"';
     if (!isRun) return false;
     const id = line.indexOf('"', ID_NAME.length) + 1;
     const run_id = line.slice(id, line.indexOf('"', id));
-    this.found.push({ run_id, ended, text: line, file: this.file, line: this.line, offset: this.lineStart });
+    this.found.push({ run_id, text: line, file: this.file, line: this.line, offset: this.lineStart });
     return true;
   }
 }
 
 const ID_NAME = '{"run_id":';
 const CARRIAGE_RETURN = 0x0d;
-const ENDED = ['"success"', '"failed"', '"partial"'];
 
 /** Whether a pattern matches from start to end. */
 function matches(pattern: RegExp, text: string, start: number, end: number): boolean {

@@ -36,10 +36,11 @@ export async function* lastStates(files: Iterable<string>, progress?: ScanProgre
   for await (const batch of scanRuns(files, progress)) {
     for (const found of batch) {
       if ("rejected" in found) states.found.rejections.push(found);
-      else if ("text" in found) states.take(found.run_id, found.ended, found);
+      else if ("text" in found) states.takeStart(found.run_id, found);
       else if (found.record.record_type === "run") {
         const { run_id, status } = found.record;
-        states.take(run_id, status !== "running" && Boolean(status), found);
+        if (status === "running" || !status) states.takeStart(run_id, found);
+        else states.takeEnd(run_id, found);
       }
     }
     states.detach();
@@ -55,17 +56,38 @@ type State = RunLine | ScannedRecord;
 class States {
   found: LogStates = { cells: [], posted: [], rejections: [] };
   readonly #held = new Map<string, State>();
+  /** The start that was found last: mostly its end comes next, and nothing else need be held. */
+  #last: { run_id: string; run: State } | undefined;
   /** Those of the held that are slices of a large text. */
   #attached: string[] = [];
 
-  take(run_id: string, ended: boolean, run: State): void {
-    const before = this.#held.get(run_id);
-    if (before !== undefined) {
+  takeStart(run_id: string, run: State): void {
+    this.#drop(run_id);
+    this.#holdLast();
+    this.#last = { run_id, run };
+  }
+
+  takeEnd(run_id: string, run: State): void {
+    this.#drop(run_id);
+    this.#put(run);
+  }
+
+  /** Lets go of the state before, but for its mark, which must not be lost with it. */
+  #drop(run_id: string): void {
+    let before: State | undefined;
+    if (this.#last?.run_id === run_id) {
+      before = this.#last.run;
+      this.#last = undefined;
+    } else if ((before = this.#held.get(run_id)) !== undefined) {
       this.#held.delete(run_id);
-      // Its mark must not be lost with it.
-      if (mayBePosted(before)) this.#put(before);
     }
-    if (ended) return this.#put(run);
+    if (before !== undefined && mayBePosted(before)) this.#put(before);
+  }
+
+  #holdLast(): void {
+    if (this.#last === undefined) return;
+    const { run_id, run } = this.#last;
+    this.#last = undefined;
     this.#held.set(run_id, run);
     if ("text" in run) this.#attached.push(run_id);
     if (this.#held.size > MAX_HELD) this.#letGo(this.#held.entries().next().value!);
@@ -73,6 +95,7 @@ class States {
 
   /** Copies what is held, else a line would keep the whole megabyte that it was read with. */
   detach(): void {
+    this.#holdLast();
     for (const run_id of this.#attached) {
       const run = this.#held.get(run_id);
       if (run !== undefined && "text" in run) run.text = DECODER.decode(ENCODER.encode(run.text));
@@ -88,6 +111,7 @@ class States {
 
   /** Those that never ended. */
   end(): LogStates {
+    this.#holdLast();
     for (const entry of this.#held) this.#letGo(entry);
     return this.next();
   }
