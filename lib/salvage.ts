@@ -6,9 +6,9 @@
 import { hasCode, messageOf, TelemetryError } from "./errors.ts";
 import { sidecarsOf, sizeOf } from "./layout.ts";
 import { RUN_COLUMNS, RUN_STATUSES, SCHEMA_VERSION } from "./records.ts";
-import { MARK, readMarkedIds } from "./replay.ts";
+import { MARK } from "./replay.ts";
 import { quotedName, readRows } from "./row_reader.ts";
-import { columnNamesOf, isOfContract, newerSchema, proveInsert, type TableName } from "./schema.ts";
+import { columnsOf, isOfContract, newerSchema, proveInsert, type TableName } from "./schema.ts";
 import { Connection, retryLocked, type SqlValue, type Statement } from "./sqlite.ts";
 import { PageFile } from "./sqlite_pages.ts";
 
@@ -109,7 +109,7 @@ export class Salvage {
     if (!isSound) this.#transaction(() => this.#takePages(source));
     try {
       using db = Connection.open(path, { readOnly });
-      this.#transaction(() => this.#takeRows(db, source, isSound));
+      this.#transaction(() => this.#takeRows(db, source));
     } catch (error) {
       if (!isUnreadable(error)) throw error;
     }
@@ -121,7 +121,7 @@ export class Salvage {
     const source: Source = { path: db.path, objects: [], columns: new Map() };
     this.#readSchema(db, source);
     source.columns.delete("agent_runs");
-    this.#transaction(() => this.#takeRows(db, source, true));
+    this.#transaction(() => this.#takeRows(db, source));
   }
 
   /**
@@ -179,7 +179,7 @@ export class Salvage {
       if (owner !== undefined) {
         this.#leave(`table ${name}`, `it is of the virtual table ${owner}, which is to be made anew`);
       } else if (type === "table") {
-        const columns = columnsOf(sql, name);
+        const columns = declaredBy(sql, name);
         if (columns === undefined) this.#leave(`table ${name}`, "its declaration cannot be read");
         else source.columns.set(name, columns);
       } else if (!isOfContract(name) && !virtual.includes(table)) {
@@ -233,7 +233,7 @@ export class Salvage {
   }
 
   /** Takes what SQLite can read. */
-  #takeRows(db: Connection, source: Source, isSound: boolean): void {
+  #takeRows(db: Connection, source: Source): void {
     for (const [table, all] of source.columns) {
       if (!isOfContract(table) && !this.#added.has(table)) continue;
       const columns = all.filter(({ generated }) => generated === "no").map(({ name }) => name);
@@ -247,12 +247,6 @@ export class Salvage {
         if (isOfContract(table)) throw error;
         this.#leave(`table ${table}`, `some or all of its rows cannot be read (${messageOf(error)})`);
       }
-    }
-    if (isSound || !source.columns.has("agent_runs")) return;
-    const known = this.#db.prepare("SELECT 1 FROM agent_runs WHERE run_id=?");
-    const mark = this.#db.prepare(MARK);
-    for (const run_id of readMarkedIds(db)) {
-      if (mark.run(null, run_id) === 0 && known.get(run_id) === undefined) this.#marked.add(run_id);
     }
   }
 
@@ -277,6 +271,22 @@ export class Salvage {
       } else if (table !== undefined && source.columns.has(table)) {
         this.#reject(source.path, table, rowid, "its cells do not fit the table", cells);
       }
+    }
+    this.#takeMarks(file, source);
+  }
+
+  /** The marks of posting, by the indexes: they may be whole where the table is not. */
+  #takeMarks(file: PageFile, { objects }: Source): void {
+    const rootOf = (index: string) => objects.find(({ type, name }) => type === "index" && name === index)?.root;
+    const [byId, byMark] = [rootOf("sqlite_autoindex_agent_runs_1"), rootOf("idx_runs_api_posted")];
+    if (byId === undefined || byMark === undefined) return;
+    const posted = new Set<number>();
+    for (const [api_posted, rowid] of file.indexEntries(byMark)) if (api_posted === 1) posted.add(Number(rowid));
+    const known = this.#db.prepare("SELECT 1 FROM agent_runs WHERE run_id=?");
+    const mark = this.#db.prepare(MARK);
+    for (const [run_id, rowid] of file.indexEntries(byId)) {
+      if (typeof run_id !== "string" || !posted.has(Number(rowid))) continue;
+      if (mark.run(null, run_id) === 0 && known.get(run_id) === undefined) this.#marked.add(run_id);
     }
   }
 
@@ -379,7 +389,7 @@ function mergeOf(columns: string[]): string {
 }
 
 /** The columns of a table that somebody declared; undefined when SQLite does not take the declaration. */
-function columnsOf(sql: string, table: string): Column[] | undefined {
+function declaredBy(sql: string, table: string): Column[] | undefined {
   using memory = Connection.open(":memory:");
   try {
     memory.exec(sql);
@@ -432,7 +442,7 @@ class RowLayout {
     this.#created = names.indexOf("created_at");
     const required = isOfContract(table) ? REQUIRED[table as TableName] : [];
     this.#least = Math.max(1, ...required.map((name) => names.indexOf(name) + 1));
-    const ofContract = isOfContract(table) ? [...columnNamesOf(table as TableName), "custom_metadata"] : [];
+    const ofContract = isOfContract(table) ? [...Object.keys(columnsOf(table as TableName)), "custom_metadata"] : [];
     this.#rules = this.#columns.map(({ name, isRowid }) => {
       if (!ofContract.includes(name)) return () => true;
       if (isRowid) return (cell) => cell === null;
@@ -519,6 +529,6 @@ const GUESSES: RowLayout[] = (() => {
   const others: TableName[] = ["commits", "run_events"];
   return [
     ...orders.map((order) => new RowLayout("agent_runs", order.map(plain))),
-    ...others.map((table) => new RowLayout(table, columnNamesOf(table).map(plain))),
+    ...others.map((table) => new RowLayout(table, Object.keys(columnsOf(table)).map(plain))),
   ];
 })();

@@ -135,9 +135,14 @@ export function isOfContract(name: string): boolean {
   return name in TABLES || name in INDEXES;
 }
 
-/** The names of a contract table's columns in schema v3, in order. */
-export function columnNamesOf(table: TableName): string[] {
-  return Object.keys(TABLES[table]);
+/** The columns of a contract table in schema v3, in order, with their declarations. */
+export function columnsOf(table: TableName): Readonly<Record<string, string>> {
+  return TABLES[table];
+}
+
+/** Which column of which table each index of the contract is for. */
+export function indexes(): Readonly<Record<string, readonly [table: TableName, column: string]>> {
+  return INDEXES;
 }
 
 const MIGRATION_SQL = `INSERT OR IGNORE INTO schema_migrations (version, description) ` +
@@ -194,7 +199,7 @@ export function inspect(db: Connection): Inspection {
       },
     );
   }
-  const runColumns = columnsOf(db, "agent_runs");
+  const runColumns = columnsThere(db, "agent_runs");
   if (runColumns.size === 0) {
     throw new TelemetryError("not_a_database", `${db.path} is not a telemetry database: it has no table agent_runs`, {
       hint: "see whether it belongs to another program; move it away and run this again",
@@ -229,7 +234,7 @@ function missingIn(db: Connection, names: Set<string>): string[] {
       missing.push(table);
       continue;
     }
-    const there = columnsOf(db, table);
+    const there = columnsThere(db, table);
     missing.push(...Object.keys(columns).filter((column) => !there.has(column)).map((column) => `${table}.${column}`));
   }
   missing.push(...Object.keys(INDEXES).filter((index) => !names.has(index)));
@@ -242,7 +247,7 @@ function namesIn(db: Connection): Set<string> {
   return new Set(rows.map((row) => row["name"] as string));
 }
 
-function columnsOf(db: Connection, table: string): Set<string> {
+function columnsThere(db: Connection, table: string): Set<string> {
   const rows = db.all("SELECT lower(name) AS name FROM pragma_table_info(?)", table);
   return new Set(rows.map((row) => row["name"] as string));
 }
@@ -266,7 +271,7 @@ export function newerSchema(path: string, version: number): TelemetryError {
 export function applySchema(db: Connection): void {
   for (const table of TABLE_NAMES) {
     db.exec(tableSql(table));
-    const there = columnsOf(db, table);
+    const there = columnsThere(db, table);
     for (const [column, declaration] of Object.entries(TABLES[table])) {
       if (!there.has(column)) addColumn(db, table, column, declaration);
     }

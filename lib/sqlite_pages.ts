@@ -125,6 +125,37 @@ export class PageFile implements Disposable {
     }
   }
 
+  /**
+   * The entries of an index, as far as the pages are whole that lead to them: the cells that it is made of, and the
+   * number of the row.
+   *
+   * @param root the root page of the index
+   */
+  *indexEntries(root: number): Generator<SqlValue[], void> {
+    for (const { page, at } of this.#frames()) this.#inWal.set(page, at);
+    const seen = new Set<number>();
+    for (const pending = [root]; pending.length > 0;) {
+      const page = pending.pop()!;
+      const bytes = seen.has(page) ? undefined : this.#page(page)?.slice();
+      seen.add(page);
+      const type = bytes?.[0];
+      if (bytes === undefined || (type !== LEAF_INDEX && type !== INTERIOR_INDEX)) continue;
+      const isLeaf = type === LEAF_INDEX;
+      pending.push(...this.#children(page, bytes));
+      const count = Math.min(numberAt(bytes, 3, 2), bytes.length / 4);
+      for (let i = 0; i < count; i++) {
+        const cell = numberAt(bytes, (isLeaf ? 8 : 12) + 2 * i, 2) + (isLeaf ? 0 : 4);
+        const reader = new VarintReader(bytes, cell);
+        const size = reader.next();
+        const payload = size > 0 && size <= MAX_ROW_BYTES && cell < this.#usable
+          ? this.#payload(bytes, reader.at, size, Math.floor((this.#usable - 12) * 64 / 255) - 23)
+          : undefined;
+        const cells = payload && this.#record(payload.bytes);
+        if (cells !== undefined) yield cells;
+      }
+    }
+  }
+
   /** The newest version of a page that is known by now; undefined beyond the end of the file. */
   #page(page: number): Uint8Array | undefined {
     const at = this.#inWal.get(page);
@@ -172,7 +203,7 @@ export class PageFile implements Disposable {
   /** The pages that an interior page leads to. */
   #children(page: number, bytes: Uint8Array): number[] {
     const start = startOf(page);
-    if (bytes[start] !== INTERIOR_TABLE) return [];
+    if (bytes[start] !== INTERIOR_TABLE && bytes[start] !== INTERIOR_INDEX) return [];
     const children = [numberAt(bytes, start + 8, 4)];
     for (let i = 0; i < numberAt(bytes, start + 3, 2); i++) {
       const cell = numberAt(bytes, start + 12 + 2 * i, 2);
@@ -257,10 +288,18 @@ export class PageFile implements Disposable {
     return cells === undefined ? "its cells make no sense" : { rowid, cells, end: payload.end };
   }
 
-  /** The whole of a row, with what goes on in overflow pages, and where its cell ends. */
-  #payload(bytes: Uint8Array, at: number, size: number): { bytes: Uint8Array; end: number } | undefined {
+  /**
+   * The whole of a row, with what goes on in overflow pages, and where its cell ends.
+   *
+   * @param most how many bytes a page takes of it at most
+   */
+  #payload(
+    bytes: Uint8Array,
+    at: number,
+    size: number,
+    most: number = this.#usable - 35,
+  ): { bytes: Uint8Array; end: number } | undefined {
     const usable = this.#usable;
-    const most = usable - 35;
     const least = Math.floor((usable - 12) * 32 / 255) - 23;
     const spilled = least + (size - least) % (usable - 4);
     const local = size <= most ? size : spilled <= most ? spilled : least;

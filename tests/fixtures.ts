@@ -30,6 +30,7 @@ export class TempFolder implements Disposable {
 export const NEEDS = {
   python: ["no python3", () => runs("python3", "-c", "import sqlite3")],
   sqlite3: ["no sqlite3 program", () => runs("sqlite3", "-version")],
+  postgres: ["no PostgreSQL in /usr/lib/postgresql", () => isThere("/usr/lib/postgresql") && runs("psql", "--version")],
   strace: ["no strace that may trace", () => runs("strace", "-f", "-o", "/dev/null", "true")],
   root: ["not root", () => Deno.build.os === "linux" && Deno.uid() === 0],
   unix: ["not on Windows", () => Deno.build.os !== "windows"],
@@ -61,6 +62,11 @@ export function testWith(
   const lacking = needs.filter(lacks).map((need) => NEEDS[need][0]);
   if (lacking.length > 0) Deno.test({ name: `${name} [SKIPPED: ${lacking.join(", ")}]`, ignore: true, fn });
   else Deno.test(name, fn);
+}
+
+/** Whether this machine has no Python. */
+export function lacksPython(): boolean {
+  return lacks("python");
 }
 
 function runs(program: string, ...args: string[]): boolean {

@@ -4,6 +4,7 @@
  */
 import { command, TempFolder } from "../fixtures.ts";
 import { backup } from "./backup.ts";
+import { exports } from "./export.ts";
 import { recorder } from "./recorder.ts";
 import { recovery } from "./recovery.ts";
 import { setup } from "./setup.ts";
@@ -25,7 +26,7 @@ export interface Measure {
 /** A part of the bench; yields its measures as they are ready, or a line on what it leaves out. */
 export type Part = (folder: string) => AsyncIterable<Measure | string>;
 
-const PARTS: Record<string, Part> = { setup, recorder, backup, recovery };
+const PARTS: Record<string, Part> = { setup, recorder, backup, recovery, export: exports };
 
 /** The middle one of some measurements. */
 export function median(values: number[]): number {

@@ -159,6 +159,7 @@ Deno.test("layoutOf: the contract's folders and files", () => {
     raw: "/srv/telemetry/raw",
     db: "/srv/telemetry/db",
     database: "/srv/telemetry/db/telemetry.sqlite",
+    recovering: "/srv/telemetry/db/telemetry.recovering.sqlite",
     reports: "/srv/telemetry/reports",
     exports: "/srv/telemetry/exports",
     config: "/srv/telemetry/config",
@@ -230,16 +231,19 @@ Deno.test("othersWithData: the same folder by another name is no other", () => {
   }
 });
 
-const STAMPED: [FileKind, before: string][] = [
-  ["full_backup", "telemetry_backup_"],
-  ["before_restore", "telemetry_before_restore_"],
-  ["before_v3", "telemetry.before_v3_"],
-  ["corrupted", "telemetry.corrupted."],
+const STAMPED: [FileKind, before: string, after: string][] = [
+  ["full_backup", "telemetry_backup_", ".sqlite"],
+  ["before_restore", "telemetry_before_restore_", ".sqlite"],
+  ["before_v3", "telemetry.before_v3_", ".sqlite"],
+  ["corrupted", "telemetry.corrupted.", ".sqlite"],
+  ["runs_export", "agent_runs_", ".csv"],
+  ["events_export", "run_events_", ".csv"],
+  ["commits_export", "commits_", ".csv"],
 ];
 
 Deno.test("fileName: the contract's names; local time, but for logs", () => {
   const local = new Date(2025, 11, 10, 3, 4, 5);
-  for (const [kind, before] of STAMPED) assert.equal(fileName(kind, local), `${before}20251210_030405.sqlite`);
+  for (const [kind, before, after] of STAMPED) assert.equal(fileName(kind, local), `${before}20251210_030405${after}`);
   assert.equal(fileName("daily_backup", local), "telemetry.backup.20251210.sqlite");
   assert.equal(fileName("log", new Date("2025-12-10T00:00:00Z")), "events_20251210.ndjson");
   assert.equal(fileName("log", new Date("2025-12-10T23:59:59.999Z")), "events_20251210.ndjson");
@@ -256,9 +260,9 @@ Deno.test("fileNames: the names to try while the first are taken", () => {
     "telemetry.backup.20251231_235959.sqlite",
     "telemetry.backup.20260101_000000.sqlite",
   ]);
-  for (const [kind, before] of STAMPED) {
+  for (const [kind, before, after] of STAMPED) {
     const times = ["20251231_235958", "20251231_235959", "20260101_000000"];
-    assert.deepEqual(first(kind, 3), times.map((time) => `${before}${time}.sqlite`));
+    assert.deepEqual(first(kind, 3), times.map((time) => `${before}${time}${after}`));
   }
 });
 

@@ -26,15 +26,24 @@ Deno.test("a script runs from a plain file server, with permissions for its base
   });
 
   const base = `${temp.path}/store`;
-  const script = `http://127.0.0.1:${server.addr.port}/scripts/setup_storage.ts`;
+  const scripts = `http://127.0.0.1:${server.addr.port}/scripts`;
+  const script = `${scripts}/setup_storage.ts`;
   const access = [`--allow-read=${base}`, `--allow-write=${base}`];
-  const { code, stdout, stderr } = await run(
-    Deno.execPath(),
-    ["run", "--no-prompt", "--quiet", ...access, script, "--base", base, "--with-database", "--json"],
-    { cwd: `${temp.path}/elsewhere`, env: { DENO_DIR: `${temp.path}/cache` } },
-  );
-  assert.deepEqual([code, stderr], [0, ""]);
-  assert.equal(JSON.parse(stdout).database.outcome, "created");
+  const runFromServer = async (url: string, ...args: string[]) => {
+    const { code, stdout, stderr } = await run(
+      Deno.execPath(),
+      ["run", "--no-prompt", "--quiet", ...access, url, "--base", base, "--json", ...args],
+      { cwd: `${temp.path}/elsewhere`, env: { DENO_DIR: `${temp.path}/cache` } },
+    );
+    assert.deepEqual([code, stderr], [0, ""]);
+    return JSON.parse(stdout);
+  };
+  assert.equal((await runFromServer(script, "--with-database")).database.outcome, "created");
+  // The one that has a thread of its own.
+  const line = { run_id: "r", agent_name: "a", start_time: "2025-12-10T00:00:00Z", record_type: "run" };
+  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, `${JSON.stringify(line)}\n`);
+  assert.equal((await runFromServer(`${scripts}/recover_database.ts`, "--force")).runs, 1);
+  assert.equal((await runFromServer(`${scripts}/export_csv.ts`)).rows, 1);
   assert.ok("db/telemetry.sqlite" in treeOf(base));
   assert.deepEqual(treeOf(`${temp.path}/elsewhere`), {});
   const files = publicFiles();

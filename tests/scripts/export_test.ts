@@ -1,0 +1,358 @@
+import assert from "node:assert/strict";
+import { DatabaseSync } from "node:sqlite";
+import { schemaSql } from "../../lib/schema.ts";
+import { RUN_COLUMNS } from "../../lib/records.ts";
+import {
+  command,
+  makeOldDatabase,
+  type OldKind,
+  pathWithDeno,
+  ROOT,
+  run,
+  runScript,
+  SAMPLE,
+  scriptArgs,
+  TempFolder,
+  testWith,
+  treeOf,
+} from "../fixtures.ts";
+
+/** More pages than are read on the thread of the script itself. */
+const MANY = 40_000;
+
+/** A store with so many runs. */
+function newStore(temp: TempFolder, runs = 3): string {
+  const base = `${temp.path}/store`;
+  for (const folder of ["db", "raw"]) Deno.mkdirSync(`${base}/${folder}`, { recursive: true });
+  using db = new DatabaseSync(`${base}/db/telemetry.sqlite`);
+  db.exec(schemaSql());
+  db.prepare(
+    `INSERT INTO agent_runs (run_id, agent_name, start_time, status, metrics_json)
+    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+    SELECT printf('run%06d', i), 'a', datetime(1760000000 + i, 'unixepoch'), 'success', '{"text": "' || hex(zeroblob(100)) || '"}'
+    FROM n`,
+  ).run(runs);
+  return base;
+}
+
+const exportsIn = (base: string) => {
+  try {
+    return [...Deno.readDirSync(`${base}/exports`)].map(({ name }) => name).sort();
+  } catch {
+    return [];
+  }
+};
+
+/** Runs the export, with its result. */
+async function exportJson(base: string, args: string[] = []) {
+  const { code, stdout, stderr } = await runScript("export_csv", base, ["--json", ...args]);
+  return { code, stderr, ...JSON.parse(stdout) };
+}
+
+/** The lines of a file or of stdout, without the header. */
+function linesOf(text: string): string[] {
+  assert.ok(text.endsWith("\r\n"));
+  const [header, ...lines] = text.slice(0, -2).split("\r\n");
+  assert.match(header!, /^[a-z_,]+$/);
+  return lines;
+}
+
+Deno.test("all runs, into a new file in exports/", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  const first = await runScript("export_csv", base);
+  assert.deepEqual([first.code, first.stderr], [0, ""]);
+  const [name] = exportsIn(base);
+  assert.match(name!, /^agent_runs_\d{8}_\d{6}\.csv$/);
+  assert.equal(first.stdout, `${base}/exports/${name}: 3 runs, 2 kB\n`);
+  const text = Deno.readTextFileSync(`${base}/exports/${name}`);
+  assert.equal(text.split("\r\n")[0], RUN_COLUMNS.join());
+  assert.deepEqual(linesOf(text).map((line) => line.split(",")[0]), ["run000001", "run000002", "run000003"]);
+  // Also by several at once, in one second.
+  const more = await Promise.all([1, 2, 3].map(() => exportJson(base)));
+  assert.deepEqual(
+    more.map(({ code, stderr, rows, table }) => [code, stderr, rows, table]),
+    Array(3).fill([0, "", 3, "runs"]),
+  );
+  assert.equal(new Set([name, ...more.map(({ path }) => path)]).size, 4);
+  assert.equal(exportsIn(base).length, 4, "and no partials");
+  for (const { path, bytes } of more) {
+    assert.equal(Deno.readTextFileSync(path), text);
+    assert.equal(bytes, text.length);
+  }
+});
+
+Deno.test("the flags reach the export; warnings say what the table does not show", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  using db = new DatabaseSync(`${base}/db/telemetry.sqlite`);
+  db.exec(
+    `UPDATE agent_runs SET agent_name='=b', status='failed', host=printf('%.*c', 40000, 'x') WHERE run_id='run000002';
+    INSERT INTO agent_runs (run_id, agent_name, start_time, status) VALUES ('x', '=b', 'never', 'failed')`,
+  );
+  const flags = ["--columns", "run_id,agent_name,host", "--agent", "=b", "--status", "failed", "--since", "2025-01-01"];
+  const path = `${base}/out.csv`;
+  const result = await exportJson(base, [
+    ...flags,
+    "--until",
+    "2026-01-01",
+    "--updated-since",
+    "1d",
+    "--for",
+    "excel",
+    "--output",
+    path,
+  ]);
+  assert.deepEqual([result.code, result.path, result.rows, result.cut_cells, result.untimed_rows], [0, path, 1, 1, 1]);
+  assert.match(result.stderr, /^warning: 1 cells were cut[^\n]*\nwarning: 1 rows were left out[^\n]*\n$/);
+  assert.equal(Deno.readTextFileSync(path), `\ufeffrun_id,agent_name,host\r\nrun000002,'=b,${"x".repeat(32_767)}\r\n`);
+
+  Deno.writeTextFileSync(
+    `${base}/raw/events_20251210.ndjson`,
+    'half\n{"run_id":"r","event_type":"e","timestamp":"2025-12-10","record_type":"event"}',
+  );
+  const events = await exportJson(base, ["--table", "events"]);
+  assert.match(events.path, /run_events_\d{8}_\d{6}\.csv$/);
+  assert.deepEqual([events.rows, events.rejected_lines], [1, 1]);
+  assert.match(events.stderr, /^warning: 1 parts of the log are no records[^\n]*\n$/);
+  const commits = await exportJson(base, ["--table", "commits"]);
+  assert.match(commits.path, /commits_\d{8}_\d{6}\.csv$/);
+  assert.equal(commits.rows, 0);
+});
+
+Deno.test("--output PATH: what is there stays, and nothing is left beside it", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  const path = `${base}/mine.csv`;
+  Deno.writeTextFileSync(path, "mine");
+  const tree = treeOf(base);
+  const refused = await exportJson(base, ["--output", path]);
+  assert.deepEqual([refused.code, refused.error.code], [2, "usage"]);
+  for (const output of ["", `${base}/none/x.csv`]) {
+    assert.notEqual((await exportJson(base, ["--output", output])).code, 0);
+  }
+  const elsewhere = await exportJson(base, ["--output", `${temp.path}/x.csv`]);
+  assert.deepEqual([elsewhere.code, elsewhere.error.code], [1, "permission"]);
+  assert.equal(elsewhere.error.hint, `run it with --allow-read=${temp.path} --allow-write=${temp.path}`);
+  assert.deepEqual(treeOf(base), tree);
+  Deno.removeSync(path);
+  assert.equal((await exportJson(base, ["--output", path])).path, path);
+});
+
+testWith(["unix"], "an export may be read by nobody who may not read the database", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  Deno.chmodSync(`${base}/db/telemetry.sqlite`, 0o600);
+  const { path } = await exportJson(base);
+  assert.equal(Deno.statSync(path).mode! & 0o777, 0o600);
+});
+
+Deno.test("--output -: the table alone on stdout, and no file", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp, MANY);
+  const { code, stdout, stderr } = await runScript("export_csv", base, ["--output", "-", "--columns", "run_id"]);
+  assert.deepEqual([code, stderr], [0, ""]);
+  const lines = linesOf(stdout);
+  assert.equal(lines.length, MANY);
+  assert.ok(lines.every((line, i) => Number(line.slice(3)) === i + 1));
+  assert.deepEqual(exportsIn(base), []);
+  const both = await exportJson(base, ["--output", "-"]);
+  assert.deepEqual([both.code, both.error.code], [2, "usage"]);
+});
+
+testWith(["unix"], "a reader that closes the pipe early is no error", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp, MANY);
+  const args = scriptArgs("export_csv", base).map((arg) => `'${arg}'`).join(" ");
+  for (const flags of ["", "--for sheets", "--since 2020-01-01"]) {
+    const line = `deno ${args} --output - ${flags} | head -1`;
+    const result = await run("bash", ["-o", "pipefail", "-c", line], { env: { PATH: pathWithDeno() } });
+    assert.deepEqual(result, { code: 0, stdout: `${RUN_COLUMNS.join()}\r\n`, stderr: "" });
+  }
+});
+
+Deno.test("while a writer commits, an export is one snapshot, and holds up nobody", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp, MANY);
+  using db = new DatabaseSync(`${base}/db/telemetry.sqlite`);
+  // One of a pair is read first, the other last.
+  const insert = db.prepare("INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES (?, 'pair', ?)");
+  let pairs = 0;
+  const addPair = () => {
+    db.exec("BEGIN");
+    insert.run(`first${++pairs}`, `2000-01-01 ${pairs}`);
+    insert.run(`last${pairs}`, `2100-01-01 ${pairs}`);
+    db.exec("COMMIT");
+  };
+  for (const flags of [[], ["--for", "sheets"], ["--agent", "pair"]]) {
+    let hasEnded = false;
+    const said = runScript("export_csv", base, ["--output", "-", "--columns", "run_id", ...flags]);
+    said.finally(() => hasEnded = true);
+    while (!hasEnded) {
+      addPair();
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    const { code, stdout } = await said;
+    assert.equal(code, 0);
+    const lines = linesOf(stdout);
+    const [first, last] = ["first", "last"].map((name) => lines.filter((line) => line.startsWith(name)).length);
+    assert.equal(first, last);
+    assert.ok(first! < pairs, "the writer went on");
+  }
+});
+
+testWith(["unix"], "kill -9: no half file under a good name, and the next run cleans up", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp, MANY);
+  for (const flags of [[], ["--output", `${base}/exports/mine.csv`]]) {
+    // A kill that comes too late proves nothing.
+    for (let tries = 1; await killedTooLate(base, flags); tries++) assert.ok(tries < 10);
+    assert.deepEqual(exportsIn(base).map((name) => name.replace(/.*\.csv/, "")), [".partial"]);
+    assert.equal((await exportJson(base, flags)).rows, MANY);
+    const [name, ...others] = exportsIn(base);
+    assert.deepEqual([name!.endsWith(".csv"), others], [true, []]);
+    Deno.removeSync(`${base}/exports/${name}`);
+  }
+});
+
+/** Kills an export when it has begun to write; whether it was done all the same, and then removes what it made. */
+async function killedTooLate(base: string, flags: string[]): Promise<boolean> {
+  const process = command(Deno.execPath(), [...scriptArgs("export_csv", base), ...flags]).spawn();
+  const said = process.output();
+  await until(() => exportsIn(base).some((name) => sizeOf(`${base}/exports/${name}`) > 0));
+  try {
+    process.kill("SIGKILL");
+  } catch { /* it has ended */ }
+  await said;
+  const whole = exportsIn(base).filter((name) => name.endsWith(".csv"));
+  for (const name of whole) Deno.removeSync(`${base}/exports/${name}`);
+  return whole.length > 0;
+}
+
+const sizeOf = (path: string) => {
+  try {
+    return Deno.statSync(path).size;
+  } catch {
+    return -1;
+  }
+};
+
+async function until(isSo: () => boolean): Promise<void> {
+  const deadline = performance.now() + 20_000;
+  while (!isSo()) {
+    assert.ok(performance.now() < deadline, "it never came so far");
+    await new Promise((resolve) => setTimeout(resolve, 1));
+  }
+}
+
+testWith(
+  ["unix"],
+  "older and later databases, also with content in their WAL, are exported and not changed",
+  async () => {
+    for (const kind of ["v1", "v2", "v2_recovered", "says3_is2", "v7"] as OldKind[]) {
+      using temp = new TempFolder();
+      const base = `${temp.path}/store`;
+      Deno.mkdirSync(`${base}/db`, { recursive: true });
+      const database = `${base}/db/telemetry.sqlite`;
+      makeOldDatabase(database, kind);
+      using writer = new DatabaseSync(database);
+      writer.exec("UPDATE agent_runs SET host='in the WAL'");
+      const before = treeOf(`${base}/db`);
+      const { code, stdout, stderr } = await runScript("export_csv", base, [
+        "--output",
+        "-",
+        "--columns",
+        "subdomain,host",
+      ]);
+      assert.deepEqual([code, stderr, linesOf(stdout)], [0, "", Array(40).fill(",in the WAL")], kind);
+      const after = treeOf(`${base}/db`);
+      for (const name of ["telemetry.sqlite", "telemetry.sqlite-wal"]) assert.equal(after[name], before[name], kind);
+    }
+  },
+);
+
+testWith(["mount"], "from a folder where nothing can be written", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp, MANY);
+  const [mounted, out] = [`${temp.path}/mounted`, `${temp.path}/out`];
+  for (const folder of [mounted, out]) Deno.mkdirSync(folder);
+  await run("mount", ["-t", "tmpfs", "tmpfs", mounted]);
+  try {
+    await run("cp", ["-r", `${base}/db`, mounted]);
+    await run("mount", ["-o", "remount,ro", mounted]);
+    const access = [`--allow-read=${mounted},${out}`, `--allow-write=${mounted},${out}`];
+    const args = ["run", "--no-prompt", ...access, `${ROOT}scripts/export_csv.ts`, "--base", mounted, "--output"];
+    const piped = await run(Deno.execPath(), [...args, "-"]);
+    assert.deepEqual([piped.code, piped.stderr, linesOf(piped.stdout).length], [0, "", MANY]);
+    const filed = await run(Deno.execPath(), [...args, `${out}/x.csv`]);
+    assert.deepEqual([filed.code, filed.stderr], [0, ""]);
+    assert.equal(Deno.readTextFileSync(`${out}/x.csv`), piped.stdout);
+  } finally {
+    await run("umount", [mounted]);
+  }
+});
+
+Deno.test("no database, an empty one, a file that is none: said, and nothing is left", async () => {
+  const cases: [name: string, code: string, make: (path: string) => void][] = [
+    ["none", "no_storage", () => {}],
+    ["empty", "empty_database", (path) => Deno.writeFileSync(path, new Uint8Array(0))],
+    ["text", "not_a_database", (path) => Deno.writeTextFileSync(path, "no database at all ".repeat(100))],
+    ["foreign", "not_a_database", (path) => {
+      using db = new DatabaseSync(path);
+      db.exec("CREATE TABLE t (c)");
+    }],
+  ];
+  for (const [name, code, make] of cases) {
+    using temp = new TempFolder();
+    Deno.mkdirSync(`${temp.path}/db`);
+    make(`${temp.path}/db/telemetry.sqlite`);
+    const result = await exportJson(temp.path);
+    assert.deepEqual([result.code, result.error.code], [1, code], name);
+    assert.ok(result.error.hint, name);
+    assert.deepEqual(exportsIn(temp.path), [], name);
+  }
+  using temp = new TempFolder();
+  const events = await exportJson(temp.path, ["--table", "events"]);
+  assert.deepEqual([events.code, events.error.code], [1, "no_storage"]);
+});
+
+Deno.test("a damaged database: said where the damage is, and nothing is left", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp, MANY);
+  const database = `${base}/db/telemetry.sqlite`;
+  {
+    using file = Deno.openSync(database, { write: true });
+    file.seekSync(Math.floor(sizeOf(database) / 2 / 4096) * 4096, Deno.SeekMode.Start);
+    for (let page = 0; page < 20; page++) file.writeSync(new Uint8Array(4096).fill(0xaa));
+  }
+  for (const flags of [[], ["--output", `${base}/mine.csv`]]) {
+    const result = await exportJson(base, flags);
+    assert.deepEqual([result.code, result.error.code], [1, "damaged"]);
+    assert.match(result.error.hint, /recover_database/);
+    assert.deepEqual([exportsIn(base), sizeOf(`${base}/mine.csv`), sizeOf(`${base}/mine.csv.partial`)], [[], -1, -1]);
+  }
+  assert.equal((await runScript("export_csv", base, ["--output", "-"])).code, 1);
+});
+
+testWith(["sample"], "the sample's damaged database", async () => {
+  using temp = new TempFolder();
+  Deno.mkdirSync(`${temp.path}/db`);
+  Deno.copyFileSync(`${SAMPLE}/databases/damaged.sqlite`, `${temp.path}/db/telemetry.sqlite`);
+  Deno.chmodSync(`${temp.path}/db/telemetry.sqlite`, 0o644);
+  const { code, error } = await exportJson(temp.path);
+  assert.deepEqual([code, error.code], [1, "damaged"]);
+  assert.deepEqual(exportsIn(temp.path), []);
+});
+
+Deno.test("wrong usage is exit 2, and nothing is made", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  for (
+    const args of [["--nope"], ["runs"], ["--table", "users"], ["--since"], ["--until", "soon"], ["--status", "done"]]
+  ) {
+    const { code, stdout, stderr } = await runScript("export_csv", base, args);
+    assert.deepEqual([code, stdout], [2, ""], `${args}`);
+    assert.match(stderr, /^export_csv: [^\n]+\n {2}-> [^\n]+\n$/);
+  }
+  assert.deepEqual(exportsIn(base), []);
+});

@@ -1,0 +1,251 @@
+/** The README's way beyond one machine, run against a PostgreSQL of its own. */
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { DatabaseSync } from "node:sqlite";
+import { RUN_COLUMNS } from "../../lib/records.ts";
+import { pathWithDeno, ROOT, run, runScript, SAMPLE, scriptArgs, TempFolder, testWith } from "../fixtures.ts";
+
+type Run = Record<string, string | number | null>;
+
+/** A server on a free port, with a data folder of its own, that goes at the end of its block. */
+class Postgres implements AsyncDisposable {
+  readonly url: string;
+  readonly #folder: TempFolder;
+  readonly #uid: number | undefined;
+
+  private constructor(folder: TempFolder, port: number, uid: number | undefined) {
+    this.#folder = folder;
+    this.#uid = uid;
+    this.url = `postgresql://telemetry@127.0.0.1:${port}/postgres`;
+  }
+
+  static async start(): Promise<Postgres> {
+    const folder = new TempFolder();
+    const uid = await ownUser();
+    if (uid !== undefined) Deno.chownSync(folder.path, uid, uid);
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const { port } = listener.addr as Deno.NetAddr;
+    listener.close();
+    const postgres = new Postgres(folder, port, uid);
+    const options = `-p ${port} -k ${folder.path} -c listen_addresses=127.0.0.1 -c fsync=off`;
+    await postgres.#run(
+      "initdb",
+      "--auth=trust",
+      "--username=telemetry",
+      "--encoding=UTF8",
+      "--locale=C",
+      "-N",
+      "-D",
+      "data",
+    );
+    await postgres.#run("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", options, "start");
+    return postgres;
+  }
+
+  async #run(program: string, ...args: string[]): Promise<void> {
+    const { code, stderr } = await run(`${binaries()}/${program}`, args, { cwd: this.#folder.path, ...this.#user });
+    assert.equal(code, 0, stderr);
+  }
+
+  get #user(): { uid: number } | Record<never, never> {
+    return this.#uid === undefined ? {} : { uid: this.#uid };
+  }
+
+  /** Runs a shell command of the README, as a user would. */
+  async shell(text: string, base: string): Promise<string> {
+    const env = { FLEET: this.url, PATH: pathWithDeno() };
+    // A task may use the default folders alone.
+    const here = text.replace("deno task -q export_csv", `deno ${scriptArgs("export_csv", base).join(" ")}`);
+    const { code, stdout, stderr } = await run("bash", ["-euo", "pipefail", "-c", here], { env, cwd: ROOT });
+    assert.equal(code, 0, stderr);
+    return stdout + stderr;
+  }
+
+  /** All runs, as JSON has them: text apart from NULL. */
+  async runs(table = "agent_runs"): Promise<Run[]> {
+    const sql = `SELECT coalesce(json_agg(t ORDER BY run_id COLLATE "C"), '[]') FROM ${table} t`;
+    const { code, stdout, stderr } = await run("psql", [this.url, "-qAtc", sql]);
+    assert.equal(code, 0, stderr);
+    return JSON.parse(stdout);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop");
+    this.#folder[Symbol.dispose]();
+  }
+}
+
+/** PostgreSQL refuses to run as root. */
+async function ownUser(): Promise<number | undefined> {
+  if (Deno.uid() !== 0) return undefined;
+  return Number((await run("id", ["-u", "postgres"])).stdout);
+}
+
+/** The programs of the newest PostgreSQL. */
+function binaries(): string {
+  const versions = [...Deno.readDirSync("/usr/lib/postgresql")].map(({ name }) => name).sort((a, b) => +b - +a);
+  return `/usr/lib/postgresql/${versions[0]}/bin`;
+}
+
+/** The code blocks of the README's section. */
+function blocks(language: string): string[] {
+  const readme = Deno.readTextFileSync(`${ROOT}README.md`);
+  const section = readme.slice(readme.indexOf("## More than one machine"), readme.indexOf("## Packages"));
+  return [...section.matchAll(new RegExp(`\`\`\`${language}\n(.*?)\`\`\``, "gs"))].map(([, code]) => code!);
+}
+
+/** A store with these runs. */
+async function makeBase(path: string, runs: Run[]): Promise<void> {
+  const { code, stderr } = await runScript("setup_storage", path, ["--with-database"]);
+  assert.equal(code, 0, stderr);
+  const db = new DatabaseSync(`${path}/db/telemetry.sqlite`);
+  const insert = db.prepare(`INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")})`);
+  db.exec("BEGIN");
+  for (const row of runs) insert.run(...RUN_COLUMNS.map((column) => row[column] ?? null));
+  db.exec("COMMIT");
+  db.close();
+}
+
+/** A run as one machine may know it. The later its state, the later the row was written. */
+function runOf(id: number, state: number, posted: boolean): Run {
+  const at = new Date(Date.now() - 3600_000 + state * 60_000).toISOString();
+  return {
+    run_id: `20251210T000000Z-a-${String(id).padStart(8, "0")}`,
+    schema_version: 3,
+    agent_name: "a",
+    start_time: "2025-12-10T00:00:00+00:00",
+    end_time: state > 0 ? at : null,
+    status: state > 0 ? "success" : "running",
+    items_discovered: state,
+    output_summary: `state ${state}, "quoted",\nnaïve — 日本語 🚀`,
+    input_summary: id % 2 ? "" : null,
+    api_posted: posted ? 1 : 0,
+    api_posted_at: posted ? "2025-12-10T00:10:00+00:00" : null,
+    api_retry_count: id % 3,
+    created_at: "2025-12-10 00:00:00",
+    // Both forms that are found.
+    updated_at: id % 2 ? at.slice(0, 19).replace("T", " ") : at,
+  };
+}
+
+testWith(
+  ["postgres"],
+  "three machines with overlapping runs, each loaded twice, all at once: the union, the newer states",
+  async () => {
+    await using postgres = await Postgres.start();
+    using temp = new TempFolder();
+    const machines = [0, 1, 2].map((machine) => {
+      const runs: Run[] = [];
+      for (let id = machine * 100; id < machine * 100 + 300; id++) {
+        runs.push(runOf(id, (id + machine) % 3, (id + machine) % 4 === 0));
+      }
+      return runs;
+    });
+    const bases = machines.map((_, machine) => `${temp.path}/${machine}`);
+    await Promise.all(machines.map((runs, machine) => makeBase(bases[machine]!, runs)));
+    const [once, often] = blocks("sh") as [string, string];
+    const scripts = once.replace("> load_runs.sql", `> ${temp.path}/load_runs.sql`);
+    await postgres.shell(scripts, bases[0]!);
+    await postgres.shell(scripts, bases[0]!); // safe to run again
+    const increment = often.replace("load_runs.sql", `${temp.path}/load_runs.sql`);
+    await Promise.all([...bases, ...bases].map((base) => postgres.shell(increment, base)));
+    const union = new Map<string, Run>();
+    for (const row of machines.flat()) {
+      const before = union.get(row["run_id"] as string);
+      const isNewer = before === undefined || Number(row["items_discovered"]) >= Number(before["items_discovered"]);
+      const newer = { ...(isNewer ? row : before) };
+      const posted = [row, before].find((state) => state?.["api_posted"] === 1);
+      newer["api_posted"] = posted ? 1 : 0;
+      newer["api_posted_at"] = posted?.["api_posted_at"] ?? null;
+      union.set(row["run_id"] as string, newer);
+    }
+    const wanted = [...union.values()].map((row) =>
+      Object.fromEntries(RUN_COLUMNS.map((column) => [column, row[column] ?? null]))
+    );
+    assert.equal(wanted.length, 500);
+    assert.deepEqual(await postgres.runs(), wanted);
+  },
+);
+
+testWith(
+  ["postgres"],
+  "COPY of an export gives the same table; NUL, which PostgreSQL refuses, is shown and told of",
+  async () => {
+    await using postgres = await Postgres.start();
+    using temp = new TempFolder();
+    const worst = [
+      "",
+      "\\.",
+      "\\N",
+      "NULL",
+      "a\0b\0",
+      '"',
+      ",",
+      "\r\n",
+      "\r",
+      "'",
+      "=1+1",
+      " x ",
+      "\u2028",
+      "𝒳",
+      "\ufeff",
+    ];
+    const runs = worst.map((text, id): Run => ({
+      ...runOf(id, 1, false),
+      input_summary: text,
+      product: text,
+      platform: null,
+    }));
+    await makeBase(temp.path, runs);
+    await postgres.shell(blocks("sh")[0]!.replace("> load_runs.sql", "> /dev/null"), temp.path);
+    const copy = `\\copy agent_runs FROM pstdin WITH (FORMAT csv, HEADER)`;
+    const exported = [...scriptArgs("export_csv", temp.path), "--for", "postgres", "--output", "-"];
+    const line = `deno ${exported.map((arg) => `'${arg}'`).join(" ")} | psql "$FLEET" -qc '${copy}'`;
+    const said = await postgres.shell(line, temp.path);
+    assert.match(said, /2 .*NUL/);
+    const shown = (value: string | number | null) => typeof value === "string" ? value.replaceAll("\0", "␀") : value;
+    const wanted = runs.map((row) =>
+      Object.fromEntries(RUN_COLUMNS.map((column) => [column, shown(row[column] ?? null)]))
+    );
+    assert.deepEqual(await postgres.runs(), wanted);
+  },
+);
+
+testWith(["postgres", "sample"], "the sample in PostgreSQL, cell by cell", async () => {
+  await using postgres = await Postgres.start();
+  using temp = new TempFolder();
+  Deno.mkdirSync(`${temp.path}/db`);
+  Deno.copyFileSync(`${SAMPLE}/base/db/telemetry.sqlite`, `${temp.path}/db/telemetry.sqlite`);
+  await postgres.shell(blocks("sh")[0]!.replace("> load_runs.sql", `> ${temp.path}/load_runs.sql`), temp.path);
+  await postgres.shell(
+    blocks("sh")[1]!.replace("--updated-since 2d", "").replace("load_runs.sql", `${temp.path}/load_runs.sql`),
+    temp.path,
+  );
+  const db = new DatabaseSync(`${temp.path}/db/telemetry.sqlite`, { readOnly: true });
+  const rows = db.prepare(`SELECT json_array(${RUN_COLUMNS}) AS cells FROM agent_runs ORDER BY run_id`).all();
+  db.close();
+  const wanted = rows.map(({ cells }) => {
+    const values = JSON.parse(cells as string) as (string | number | null)[];
+    return Object.fromEntries(
+      RUN_COLUMNS.map((
+        column,
+        i,
+      ) => [column, typeof values[i] === "string" ? values[i].replaceAll("\0", "␀") : values[i]]),
+    );
+  });
+  const inBytes = (a: Run, b: Run) =>
+    Buffer.compare(Buffer.from(String(a["run_id"])), Buffer.from(String(b["run_id"])));
+  assert.deepEqual(await postgres.runs(), wanted.sort(inBytes as never));
+});
+
+testWith(["sample"], "DuckDB asks the log as the README says", async () => {
+  const { DuckDBInstance } = await import("npm:@duckdb/node-api@1.5.4-r.1");
+  const instance = await DuckDBInstance.create(":memory:");
+  const connection = await instance.connect();
+  const sql = blocks("sql")[0]!.replace("raw/*.ndjson*", `${SAMPLE}/base/raw/*.ndjson*`);
+  const result = await connection.runAndReadAll(sql);
+  const ended = result.getRowObjectsJson().reduce((sum, { runs }) => sum + Number(runs), 0);
+  connection.closeSync();
+  const facts = JSON.parse(Deno.readTextFileSync(`${SAMPLE}/facts.json`));
+  assert.equal(ended, facts.runs_in_logs - facts.unended_runs);
+});
