@@ -60,8 +60,11 @@ function requireStore({ base }: Layout): void {
 }
 
 function tellHealth(terminal: Terminal, { database }: Layout, { healthy, problems, runs }: Health): void {
-  terminal.say(healthy ? `${database} is healthy` : `${database} is not healthy:`);
-  for (const problem of problems) terminal.say(`  ${problem}`);
+  if (healthy) terminal.say(`${database} is healthy`);
+  else {
+    const more = problems.length > 5 ? `; and ${problems.length - 5} more` : "";
+    terminal.warn(`${database} is not healthy: ${problems.slice(0, 5).join("; ")}${more}`);
+  }
   if (runs === null) return;
   terminal.say(`  ${runs.in_database} runs, ${runs.only_in_database} of them in no log`);
   if (runs.only_in_log > 0) terminal.say(`  ${runs.only_in_log} runs are in the log alone: --force brings them in`);

@@ -30,6 +30,7 @@ export class TempFolder implements Disposable {
 export const NEEDS = {
   python: ["no python3", () => runs("python3", "-c", "import sqlite3")],
   sqlite3: ["no sqlite3 program", () => runs("sqlite3", "-version")],
+  flock: ["no flock program", () => runs("flock", "--version")],
   postgres: ["no PostgreSQL in /usr/lib/postgresql", () => isThere("/usr/lib/postgresql") && runs("psql", "--version")],
   strace: ["no strace that may trace", () => runs("strace", "-f", "-o", "/dev/null", "true")],
   root: ["not root", () => Deno.build.os === "linux" && Deno.uid() === 0],

@@ -1,0 +1,115 @@
+/** The README's section on automation, run as it stands but for the folders. */
+import assert from "node:assert/strict";
+import { gzipSync } from "node:zlib";
+import { logFiles, scan } from "../../lib/log_scanner.ts";
+import { fileName } from "../../lib/layout.ts";
+import { pathWithDeno, ROOT, run, runScript, TempFolder, testWith } from "../fixtures.ts";
+
+const DAY = 86_400_000;
+const README = Deno.readTextFileSync(`${ROOT}README.md`);
+const SECTION = README.slice(README.indexOf("## Automation"), README.indexOf("## More than one machine"));
+
+async function newStore(temp: TempFolder): Promise<string> {
+  const base = `${temp.path}/store`;
+  const { code, stderr } = await runScript("setup_storage", base, ["--with-database"]);
+  assert.equal(code, 0, stderr);
+  return base;
+}
+
+testWith(
+  ["unix"],
+  "every command for cron and systemd does its work without a word, with its permissions alone",
+  async () => {
+    using temp = new TempFolder();
+    const base = await newStore(temp);
+    const commands = [...SECTION.matchAll(/deno run .*scripts.(\w+)\.ts.*--quiet/g)];
+    const names = commands.map(([, name]) => name);
+    assert.deepEqual(
+      names,
+      ["backup_database", "backup_telemetry_db", "recover_database", "backup_database", "backup_database"],
+    );
+    for (const [command] of commands) {
+      const here = command
+        .replaceAll("C:\\agent-metrics", base).replaceAll("C:\\toolkit\\", ROOT).replaceAll("scripts\\", "scripts/")
+        .replaceAll("/srv/telemetry", base).replaceAll("/opt/toolkit/", ROOT);
+      const done = await run("sh", ["-c", here], { env: { PATH: pathWithDeno() }, cwd: temp.path });
+      assert.deepEqual(done, { code: 0, stdout: "", stderr: "" }, here);
+    }
+    assert.equal([...Deno.readDirSync(`${base}/backups`)].length, 4);
+    // And the check that runs every hour says so when somebody should look.
+    Deno.writeTextFileSync(`${base}/db/telemetry.sqlite`, "damaged");
+    const check = commands[2]![0].replaceAll("/srv/telemetry", base).replaceAll("/opt/toolkit/", ROOT);
+    const { code, stderr } = await run("sh", ["-c", check], { env: { PATH: pathWithDeno() } });
+    assert.equal(code, 1);
+    assert.match(stderr, /not healthy/);
+  },
+);
+
+testWith(
+  ["linux", "flock"],
+  "archiving: old days are gzipped, and nothing of them is lost; today and yesterday stay",
+  async () => {
+    using temp = new TempFolder();
+    const base = await newStore(temp);
+    const nameOf = (days: number) => fileName("log", new Date(Date.now() - days * DAY));
+    const event = (n: number) =>
+      `${
+        JSON.stringify({
+          run_id: `r${n}`,
+          event_type: "e",
+          timestamp: "t",
+          payload_json: null,
+          id: null,
+          record_type: "event",
+        })
+      }\n`;
+    for (const days of [0, 1, 2, 3, 40]) {
+      Deno.writeTextFileSync(`${base}/raw/${nameOf(days)}`, event(days) + '{"half');
+    }
+    // Left by an archiving that was killed; and a day that somebody has gzipped in part.
+    Deno.writeTextFileSync(`${base}/raw/${nameOf(2)}.gz.partial`, "half");
+    Deno.writeFileSync(`${base}/raw/${nameOf(3)}.gz`, gzipSync(event(33)));
+    const before = await idsIn(base);
+    const script = /```bash\n(.*?)```/s.exec(SECTION)![1]!;
+    Deno.writeTextFileSync(`${temp.path}/archive_logs.sh`, script);
+    for (let times = 0; times < 2; times++) {
+      const { code, stdout, stderr } = await run("bash", [`${temp.path}/archive_logs.sh`, base]);
+      assert.deepEqual([code, stdout], [0, ""], stderr);
+      assert.match(stderr, new RegExp(`^${nameOf(3)}.gz is there already[^\n]*\n$`));
+      const names = [...Deno.readDirSync(`${base}/raw`)].map(({ name }) => name).sort();
+      const kept = [nameOf(0), nameOf(1), `${nameOf(2)}.gz`, nameOf(3), `${nameOf(3)}.gz`, `${nameOf(40)}.gz`];
+      assert.deepEqual(names, kept.sort());
+      assert.deepEqual(await idsIn(base), before);
+    }
+  },
+);
+
+async function idsIn(base: string): Promise<string[]> {
+  const ids: string[] = [];
+  for await (const found of scan(logFiles(`${base}/raw`))) {
+    ids.push("record" in found ? found.record.run_id : found.text);
+  }
+  return ids.sort();
+}
+
+testWith(["unix"], "deno task compile makes a program that needs no Deno", async (t) => {
+  using temp = new TempFolder();
+  const output = `${temp.path}/setup_storage`;
+  const args = ["compile", "-q", "-P=setup_storage", "-o", output, "scripts/setup_storage.ts"];
+  const compiled = await run(Deno.execPath(), args, { cwd: ROOT });
+  if (compiled.code !== 0 && /error sending request|dns error|download|tcp connect/i.test(compiled.stderr)) {
+    await t.step({
+      name: "[SKIPPED: the base that deno compile needs cannot be downloaded]",
+      ignore: true,
+      fn: () => {},
+    });
+    return;
+  }
+  assert.equal(compiled.code, 0, compiled.stderr);
+  const help = await run(output, ["--help"], { env: { PATH: "" } });
+  assert.deepEqual([help.code, help.stderr], [0, ""]);
+  assert.match(help.stdout, /^setup_storage: /);
+  const refused = await run(output, ["--base", temp.path]);
+  assert.equal(refused.code, 1);
+  assert.match(refused.stderr, /built in/);
+});
