@@ -297,7 +297,7 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
     giveToOwnerOf(layout.base, partial);
     const kept = await keepCurrent(layout, current, "before_restore");
     try {
-      await putInPlace({ path: partial, claim }, database, current, options.onProgress);
+      await putInPlace({ path: partial, claim }, database, current, { onProgress: options.onProgress });
     } catch (error) {
       // The database is as it was: its copy is of no use, and would be made again with each try.
       if (kept !== null) removePartial(kept);

@@ -203,12 +203,14 @@ export function claimPartial(partial: string, wait: boolean = true): Deno.FsFile
  *
  * @param partial its path
  * @param model the file whose rights it gets
+ * @param wait whether to wait for another process that writes it
  */
-export function claimForSqlite(partial: string, model: string): Deno.FsFile {
-  const claim = claimPartial(partial);
+export function claimForSqlite(partial: string, model: string, wait: boolean = true): Deno.FsFile {
+  const claim = claimPartial(partial, wait);
   // On Windows locks are mandatory: SQLite could not write past ours.
   if (Deno.build.os === "windows") claim.unlockSync();
-  else Deno.chmodSync(partial, Deno.statSync(model).mode! & 0o777);
+  // Its owner must be able to write it, though the other file may have been protected.
+  else Deno.chmodSync(partial, Deno.statSync(model).mode! & 0o777 | 0o600);
   return claim;
 }
 

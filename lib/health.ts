@@ -73,7 +73,8 @@ export async function checkHealth(layout: Layout, options: HealthOptions = {}): 
     using db = Connection.openToRead(database);
     const problems = retryLocked(() => db.check("quick"));
     const { version, missing } = inspect(db);
-    if (version > SCHEMA_VERSION) throw newerSchema(database, version);
+    // Of a damaged one, a page may say any version: recovery looks closer.
+    if (version > SCHEMA_VERSION && problems.length === 0) throw newerSchema(database, version);
     const missing_tables = missing.filter((name) => !name.includes(".") && !name.startsWith("idx_"));
     problems.push(...missing_tables.map((table) => `the table ${table} is missing`));
     const runs = options.compare && problems.length === missing_tables.length ? await compareRuns(db, layout) : null;
@@ -99,27 +100,42 @@ function refuseBrokenOff(database: string): void {
 async function compareRuns(db: Connection, { raw }: Layout): Promise<RunComparison> {
   const find = db.prepare("SELECT rowid AS at, status FROM agent_runs WHERE run_id=?");
   const last = Number(db.get("SELECT max(rowid) AS last FROM agent_runs")!["last"] ?? 0);
-  const named = new Uint8Array((last >> 3) + 1);
+  const [named, isOlder] = [new Rows(last), new Rows(last)];
   const inLogAlone = new Set<string>();
-  let [both, older] = [0, 0];
   for await (const { cells } of lastStates(logFiles(raw))) {
     for (let at = 0; at < cells.length; at += LOG_COLUMNS.length) {
       const row = find.get(cells[at]!);
       if (row === undefined) inLogAlone.add(String(cells[at]));
-      else if (!(named[Number(row["at"]) >> 3]! & 1 << (Number(row["at"]) & 7))) {
-        named[Number(row["at"]) >> 3]! |= 1 << (Number(row["at"]) & 7);
-        both++;
-        if (row["status"] === "running" && cells[at + STATUS] !== "running") older++;
+      else {
+        named.add(Number(row["at"]));
+        if (row["status"] === "running" && cells[at + STATUS] !== "running") isOlder.add(Number(row["at"]));
       }
     }
   }
   const in_database = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
   return {
     in_database,
-    only_in_database: in_database - both,
+    only_in_database: in_database - named.size,
     only_in_log: inLogAlone.size,
-    older_in_database: older,
+    older_in_database: isOlder.size,
   };
+}
+
+/** Some rows of a table, a bit for each. */
+class Rows {
+  size = 0;
+  readonly #bits: Uint8Array;
+
+  constructor(last: number) {
+    this.#bits = new Uint8Array(Math.floor(last / 8) + 1);
+  }
+
+  add(row: number): void {
+    const [at, bit] = [Math.floor(row / 8), 1 << row % 8];
+    if (this.#bits[at]! & bit) return;
+    this.#bits[at]! |= bit;
+    this.size++;
+  }
 }
 
 const STATUS = LOG_COLUMNS.indexOf("status");

@@ -194,8 +194,20 @@ export function locate(
 ): Layout {
   const platform = Deno.build.os;
   const { isAbsolute, join, normalize } = pathsOf(platform);
-  if (base) return layoutOf(isAbsolute(base) ? normalize(base) : join(Deno.cwd(), base));
-  return layoutOf(findBase({ ...look, platform, cwd: Deno.cwd() }));
+  if (base) return followed(layoutOf(isAbsolute(base) ? normalize(base) : join(Deno.cwd(), base)));
+  return followed(layoutOf(findBase({ ...look, platform, cwd: Deno.cwd() })));
+}
+
+/** The same layout where the database is a link: SQLite keeps its sidecars beside the real file. */
+function followed(layout: Layout): Layout {
+  const { database, choice } = layout;
+  if (!isGranted({ name: "read", path: database })) return layout;
+  try {
+    if (!Deno.lstatSync(database).isSymlink) return layout;
+  } catch {
+    return layout;
+  }
+  return layoutOf({ ...choice, database: realPath(database) });
 }
 
 /** A variable, or undefined where it is unset or Deno does not let us read it. */

@@ -466,7 +466,8 @@ class RunLines extends Lines<RunLine> {
     // In a flat object that is whole JSON, quotes without a backslash stand around names and values alone.
     const isRun = matches(PLAIN_RUN, text, start, end) && line[valueAt(line, '"agent_name":')] === '"' &&
       line[valueAt(line, '"start_time":')] === '"';
-    if (!isRun) return false;
+    // Of a name that comes twice, JSON takes the last.
+    if (!isRun || LOOKED_AT.some((name) => line.indexOf(name) !== line.lastIndexOf(name))) return false;
     const id = line.indexOf('"', ID_NAME.length) + 1;
     const run_id = line.slice(id, line.indexOf('"', id));
     this.found.push({ run_id, text: line, file: this.file, line: this.line, offset: this.lineStart });
@@ -474,6 +475,7 @@ class RunLines extends Lines<RunLine> {
   }
 }
 
+const LOOKED_AT = ['"run_id":', '"status":', '"agent_name":', '"start_time":'];
 const ID_NAME = '{"run_id":';
 const CARRIAGE_RETURN = 0x0d;
 

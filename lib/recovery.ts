@@ -11,12 +11,12 @@ import {
   removePartial,
   syncFile,
 } from "./durable_files.ts";
-import { TelemetryError } from "./errors.ts";
+import { hasCode, TelemetryError } from "./errors.ts";
 import { type Layout, parseFileName, pathIn, sidecarsOf, sizeOf, statOf } from "./layout.ts";
 import { logFiles, type ScanProgress } from "./log_scanner.ts";
 import { SCHEMA_VERSION } from "./records.ts";
-import { RecoveryReport } from "./recovery_report.ts";
-import { examineCurrent, isCopy, keepCurrent, putInPlace, release } from "./replacement.ts";
+import { RecoveryReport, removeHalfReports } from "./recovery_report.ts";
+import { examineCurrent, isCopy, keepCurrent, putInPlace, release, removeHalfCopies } from "./replacement.ts";
 import { applyLog, keepRuns, lastStates, LOG_COLUMNS, MARK, upsertOf } from "./replay.ts";
 import { Salvage } from "./salvage.ts";
 import { applySchema, dropSlowIndexes, newerSchema, recoveryLayoutSql } from "./schema.ts";
@@ -30,6 +30,8 @@ export interface RecoveryOptions {
   salvage?: boolean;
   /** A sound backup to take runs from that neither log nor database have any more. */
   backup?: string | undefined;
+  /** Asked when no other recovery is at work any more: whether this one is still needed. @default it is */
+  isNeeded?: () => Promise<boolean>;
   /** Told how many bytes of the log are read, of how many. */
   onProgress?: ((done: number, total: number) => void) | undefined;
 }
@@ -99,9 +101,12 @@ const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGM
  * console.log(`${runs} runs are back; what was there is ${kept}`);
  * ```
  */
-export async function recoverDatabase(layout: Layout, options: RecoveryOptions = {}): Promise<Recovery> {
+export function recoverDatabase(layout: Layout, options?: RecoveryOptions & { isNeeded?: never }): Promise<Recovery>;
+/** As above; null when it is not needed any more. */
+export function recoverDatabase(layout: Layout, options: RecoveryOptions): Promise<Recovery | null>;
+export async function recoverDatabase(layout: Layout, options: RecoveryOptions = {}): Promise<Recovery | null> {
   const start = performance.now();
-  const { base, db, database, recovering, reports } = layout;
+  const { base, db, database, recovering } = layout;
   if (statOf(database)?.isDirectory) {
     throw new TelemetryError("in_the_way", `${database} is a folder, but the database belongs there`, {
       hint: "move that folder away and run this again",
@@ -112,31 +117,42 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
   const claim = claimForSqlite(recovering, sizeOf(database) === undefined ? recovering : database);
   try {
     for (const sidecar of Object.values(sidecarsOf(recovering))) removeIfThere(sidecar);
-    const current = examineCurrent(database);
+    if (options.isNeeded && !await options.isNeeded()) return null;
+    let current = examineCurrent(database);
     if (current.state === "sound" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
-    makeFolder(base, reports);
-    const previous = wasInterrupted ? newestCorrupted(layout) : undefined;
-    // Else each try that is killed would leave one more copy.
-    const isKept = previous !== undefined && current.state === "damaged" && isCopy(previous, database);
+    const watch = new Watch(database);
+    using _watch = watch;
     // Before the copy is made, where that goes through SQLite; after it, where these files are read as they are.
-    const early = current.state === "sound" ? Watch.over(database) : undefined;
-    const kept = isKept ? previous : await keepCurrent(layout, current, "corrupted");
-    const watch = early ?? Watch.over(database);
-    const sources = [options.backup, ...options.salvage === false ? [] : new Set([previous, kept])];
+    if (current.state === "sound") watch.open();
+    // What a recovery that was killed has kept. It may have been half way through replacing it.
+    const previous = wasInterrupted && current.state !== "sound" ? newestCorrupted(layout) : undefined;
+    // Else each try that is killed would leave one more copy.
+    const isKept = previous !== undefined && isCopy(previous, database);
+    let kept: string | null;
+    try {
+      kept = isKept ? previous : await keepCurrent(layout, current, "corrupted");
+    } catch (error) {
+      // Only a connection that may write sees a row that breaks a CHECK.
+      if (current.state !== "sound" || !hasCode(error, "damaged")) throw error;
+      current = { state: "damaged" };
+      watch.close();
+      kept = await keepCurrent(layout, current, "corrupted");
+    }
+    watch.open();
     const report = new RecoveryReport(layout);
     let isPlaced = false;
     try {
       const rebuild = new Rebuild(layout, report);
       const pageSize = current.state === "sound" ? current.pageSize : undefined;
-      const built = await rebuild.build(sources.filter((path) => typeof path === "string"), {
-        ...options,
-        watch,
-        pageSize,
-      });
+      const built = await rebuild.build({ ...options, kept, previous, pageSize });
       giveToOwnerOf(base, recovering);
-      await putInPlace({ path: recovering, claim }, database, current);
+      await putInPlace({ path: recovering, claim }, database, current, {
+        onLocked: () => watch.freeze(),
+        onRename: () => watch.close(),
+      });
       isPlaced = true;
-      if (current.state === "sound") requirePlaced(database);
+      watch.carryOver();
+      seePlaced(database, current.state === "sound");
       const warnings = await rebuild.catchUp();
       const duration_ms = Math.round(performance.now() - start);
       return report.finish({ database, kept, ...built, warnings, duration_ms });
@@ -151,13 +167,29 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
   }
 }
 
-/** Sees that what was written over a sound database is sound. What was there is kept. */
-function requirePlaced(database: string): void {
-  using db = Connection.open(database);
-  requireSound(db, database);
+/**
+ * Removes what recoveries that were killed have left, when there is nothing to recover any more. Left there, it would
+ * have the next recovery take up what that one has kept, however long ago.
+ */
+export function tidyUp({ recovering, db, reports }: Layout): void {
+  try {
+    if (exists(recovering)) release(claimForSqlite(recovering, recovering, false), recovering);
+    removeHalfCopies(db, "corrupted");
+    removeHalfReports(reports);
+  } catch (error) {
+    if (!(error instanceof TelemetryError) && !(error instanceof Deno.errors.NotFound)) throw error;
+    // Another recovery is at work, or we may not write here: there is nothing that must be done now.
+  }
 }
 
-/** What a recovery that was killed has kept; it may have been half way through replacing it. */
+/** Opens what is in place as agents do. What was written over a sound database has not been checked yet. */
+function seePlaced(database: string, isToBeChecked: boolean): void {
+  using db = Connection.open(database);
+  if (isToBeChecked) requireSound(db, database);
+  // Closing it takes away the sidecars that a reader has left.
+  else db.get("SELECT 1 FROM sqlite_schema");
+}
+
 function newestCorrupted({ db }: Layout): string | undefined {
   const found = [...Deno.readDirSync(db)].flatMap(({ name }) => {
     const parsed = parseFileName(name);
@@ -165,6 +197,16 @@ function newestCorrupted({ db }: Layout): string | undefined {
   });
   const newest = found.sort((a, b) => b.time - a.time)[0];
   return newest && pathIn(db, newest.name);
+}
+
+/** What a rebuild starts from. */
+interface Sources extends RecoveryOptions {
+  /** The copy of the present database. */
+  kept: string | null;
+  /** The copy of one that was being replaced when that was broken off. */
+  previous: string | undefined;
+  /** The size of the present database's pages, where it is sound. */
+  pageSize: number | undefined;
 }
 
 /** The new database on its way. */
@@ -179,19 +221,12 @@ class Rebuild {
     this.#report = report;
   }
 
-  /**
-   * Builds it.
-   *
-   * @param paths the databases to take from, weakest first
-   * @param options `watch` sees whether agents write to the present one meanwhile
-   */
-  async build(paths: string[], options: RecoveryOptions & { watch: Watch | undefined; pageSize: number | undefined }) {
+  /** Builds it. */
+  async build(from: Sources) {
     const { recovering } = this.#layout;
-    // Closed before anything is put in place: its sidecars may then be another database's.
-    using watch = options.watch;
-    const { salvage, sources, salvaged } = this.#salvage(paths, options.pageSize);
+    const { salvage, sources, salvaged } = this.#salvage(from);
     const progress: ScanProgress = { files: 0, lines: 0, bytes: 0 };
-    const inBoth = await this.#load(salvaged, progress, options.onProgress);
+    const inBoth = await this.#load(salvaged, progress, from.onProgress);
     using db = Connection.open(recovering);
     db.exec(SCRAP_PRAGMAS);
     if (db.get("SELECT 1 FROM schema_migrations") === undefined) {
@@ -200,8 +235,7 @@ class Rebuild {
       );
     }
     db.transaction(() => applySchema(db));
-    if (watch?.hasChanged()) watch.carryOver(db);
-    db.transaction(() => salvage.finish(db));
+    salvage.finish(db);
     requireSound(db, recovering);
     const count = (table: string) => Number(db.get(`SELECT count(*) AS rows FROM ${table}`)!["rows"]);
     const runs = count("agent_runs");
@@ -220,17 +254,22 @@ class Rebuild {
     return built;
   }
 
-  /** Makes the new database, and takes what the other ones have. */
-  #salvage(paths: string[], pageSize: number | undefined) {
-    using db = Connection.open(this.#layout.recovering);
+  /** Makes the new database, and takes what the other ones have, weakest first. */
+  #salvage({ backup, previous, kept, pageSize, salvage: isWanted = true }: Sources) {
+    const { recovering, database } = this.#layout;
+    using db = Connection.open(recovering);
     // SQLite cannot replace pages of one size by pages of another.
     if (pageSize !== undefined) db.exec(`PRAGMA page_size=${pageSize}`);
     db.exec(SCRAP_PRAGMAS + recoveryLayoutSql());
     applySchema(db);
     dropSlowIndexes(db);
     db.exec("DELETE FROM schema_migrations");
-    const salvage = new Salvage(db, (row) => this.#report.rejectRow(row));
-    const sources = paths.map((path) => ({ path, sound: salvage.takeFrom(path) }));
+    const salvage = new Salvage(db, database, (row) => this.#report.rejectRow(row));
+    const paths = new Set([backup, ...isWanted ? [previous, kept] : []]);
+    const sources: Recovery["sources"] = [];
+    for (const path of paths) if (path) sources.push({ path, sound: salvage.takeFrom(path) });
+    // A later product's database is not replaced, whatever is wanted.
+    if (!isWanted && kept !== null) salvage.takeFrom(kept, false);
     const salvaged = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
     return { salvage, sources, salvaged };
   }
@@ -300,49 +339,77 @@ const TOUCHED = `
       SELECT rowid FROM agent_runs WHERE run_id=new.run_id AND rowid<=(SELECT last FROM before);
   END;`;
 
-/** Sees whether agents go on writing to a database that is about to be replaced. */
+/**
+ * Holds on to what agents write to the database while it is being replaced. The log has their runs; marks of posting,
+ * and what other programs write, are in the database alone.
+ */
 class Watch implements Disposable {
-  readonly #db: Connection;
-  readonly #before: unknown;
+  readonly #database: string;
+  #db: Connection | undefined;
+  #before: unknown;
+  #isFrozen = false;
 
-  private constructor(db: Connection) {
-    this.#db = db;
-    this.#before = this.#version();
+  constructor(database: string) {
+    this.#database = database;
   }
 
-  /** Undefined where the database cannot be read: then nobody can write to it either. */
-  static over(database: string): Watch | undefined {
-    let db: Connection | undefined;
-    try {
-      db = Connection.openToRead(database);
-      return new Watch(db);
-    } catch {
-      db?.close();
-      return undefined;
+  /** Begins to watch, unless it does already. What cannot be read, nobody can write to either. */
+  open(): void {
+    // SQLite would take an empty file for a new database, and remove its WAL.
+    if (this.#db !== undefined || (sizeOf(this.#database) ?? 0) === 0) return;
+    this.#attempt(() => {
+      const db = this.#db = Connection.openToRead(this.#database);
+      this.#before = versionOf(db);
+      // Elsewhere a reader would keep the new content from being written.
+      if (db.get("PRAGMA journal_mode")?.["journal_mode"] !== "wal") this.close();
+    });
+  }
+
+  /** Holds the last state of the old content, which nobody can change any more, if it was changed meanwhile. */
+  freeze(): void {
+    this.#attempt(() => {
+      if (this.#db === undefined || versionOf(this.#db) === this.#before) return;
+      this.#db.exec("BEGIN");
+      this.#isFrozen = this.#db.get("SELECT count(*) FROM sqlite_schema") !== undefined;
+    });
+  }
+
+  /** Brings over what was written meanwhile. */
+  carryOver(): void {
+    const old = this.#db;
+    if (old !== undefined && this.#isFrozen) {
+      this.#attempt(() => {
+        using db = Connection.open(this.#database);
+        keepRuns(db, old);
+        new Salvage(db, this.#database, () => {}).takeOthersFrom(old);
+      });
     }
+    this.close();
   }
 
-  #version(): unknown {
-    return this.#db.get("PRAGMA data_version")?.["data_version"];
-  }
-
-  /** Whether another connection has changed it since. */
-  hasChanged(): boolean {
-    return this.#version() !== this.#before;
-  }
-
-  /** Brings over what was written meanwhile and is not in the log: marks of posting above all. */
-  carryOver(db: Connection): void {
+  /** What is damaged has been read before, as far as it could be. */
+  #attempt(work: () => void): void {
     try {
-      keepRuns(db, this.#db);
-      new Salvage(db, () => {}).takeOthersFrom(this.#db);
+      work();
     } catch (error) {
       if (!(error instanceof TelemetryError)) throw error;
-      // What is damaged has been read before.
+      this.close();
     }
+  }
+
+  /** Closes it. Afterwards nothing is held. */
+  close(): void {
+    this.#db?.close();
+    this.#db = undefined;
+    this.#isFrozen = false;
   }
 
   [Symbol.dispose](): void {
-    this.#db.close();
+    this.close();
   }
+}
+
+/** A number that changes whenever another connection has changed the database. */
+function versionOf(db: Connection): unknown {
+  return db.get("PRAGMA data_version")?.["data_version"];
 }

@@ -2,7 +2,7 @@
  * What a recovery tells of itself: every line and row that it could not use, and a summary.
  * @module
  */
-import { giveToOwnerOf, nameForGood, removeAbandoned, removeIfThere, writeWhole } from "./durable_files.ts";
+import { giveToOwnerOf, makeFolder, nameForGood, removeAbandoned, removeIfThere, writeWhole } from "./durable_files.ts";
 import { messageOf } from "./errors.ts";
 import { fileNames, type Layout, parseFileName, partialOf, pathIn, sizeOf } from "./layout.ts";
 import type { Rejection } from "./log_scanner.ts";
@@ -11,6 +11,12 @@ import type { RejectedRow } from "./salvage.ts";
 
 /** How much of what was rejected is written down, in characters. */
 const SHOWN_CHARS = 64 * 1024;
+
+/** Removes what killed recoveries have left of their reports. */
+export function removeHalfReports(reports: string): void {
+  const ours = ["recovery_report", "recovery_rejects"];
+  removeAbandoned(reports, (name) => ours.includes(parseFileName(name)?.kind ?? ""));
+}
 
 /** The files of one recovery in `reports/`. A report that cannot be written is no reason to have no database. */
 export class RecoveryReport {
@@ -24,13 +30,20 @@ export class RecoveryReport {
   /** Chooses the names; files are made when there is something to write. */
   constructor({ base, reports }: Layout) {
     this.#base = base;
-    removeAbandoned(reports, (name) => parseFileName(name)?.kind === "recovery_rejects");
     const now = new Date();
     const rejects = fileNames("recovery_rejects", now);
+    try {
+      makeFolder(base, reports);
+      removeHalfReports(reports);
+    } catch (error) {
+      this.#failure = messageOf(error);
+    }
     for (const name of fileNames("recovery_report", now)) {
       this.#path = pathIn(reports, name);
       this.#rejectedPath = pathIn(reports, rejects.next().value);
-      if (sizeOf(this.#path) === undefined && sizeOf(this.#rejectedPath) === undefined) return;
+      if (this.#failure !== undefined || [this.#path, this.#rejectedPath].every((path) => sizeOf(path) === undefined)) {
+        return;
+      }
     }
     throw new Error("unreachable: there is always a later second");
   }

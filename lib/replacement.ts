@@ -7,13 +7,24 @@ import {
   exists,
   giveToOwnerOf,
   nameForGood,
+  removeAbandoned,
   removeIfThere,
   removePartial,
   syncFile,
   syncFolder,
 } from "./durable_files.ts";
 import { type ErrorCode, fileError, hasCode, TelemetryError } from "./errors.ts";
-import { fileNames, folderOf, type Layout, partialOf, pathIn, sidecarsOf, sizeOf } from "./layout.ts";
+import {
+  type FileKind,
+  fileNames,
+  folderOf,
+  type Layout,
+  parseFileName,
+  partialOf,
+  pathIn,
+  sidecarsOf,
+  sizeOf,
+} from "./layout.ts";
 import { inspect } from "./schema.ts";
 import { takeSnapshot } from "./snapshot.ts";
 import { Connection, retryLocked } from "./sqlite.ts";
@@ -68,16 +79,28 @@ export async function keepCurrent(
   if (current.state === "none") return null;
   if (current.state === "sound") return await takeSnapshot(layout, layout.db, kind);
   const { base, db, database } = layout;
+  removeHalfCopies(db, kind);
   for (const name of fileNames(kind, new Date())) {
     const kept = pathIn(db, name);
-    if (exists(kept)) continue;
+    const copies = sidecarsOf(kept);
+    if ([kept, ...Object.values(copies)].some(exists)) continue;
     // The sidecars first: whoever finds the file finds all of it.
     const { wal, shm, journal } = sidecarsOf(database);
-    const copies = sidecarsOf(kept);
     copyAsItIs(base, [[wal, copies.wal], [shm, copies.shm], [journal, copies.journal], [database, kept]]);
     return kept;
   }
   return null;
+}
+
+/** Removes what killed processes have left of copies: partials, and sidecars whose file was never named. */
+export function removeHalfCopies(folder: string, kind: FileKind): void {
+  const ownerOf = (name: string) => name.replace(/-(wal|shm|journal)$/, "");
+  removeAbandoned(folder, (name) => parseFileName(ownerOf(name))?.kind === kind);
+  for (const { name } of [...Deno.readDirSync(folder)]) {
+    const owner = ownerOf(name);
+    if (owner === name || parseFileName(owner)?.kind !== kind) continue;
+    if (!exists(pathIn(folder, owner))) removeIfThere(pathIn(folder, name));
+  }
 }
 
 /** Copies files as they are; each has its name only when it is whole. The last one is made empty where there is none. */
@@ -110,6 +133,16 @@ export interface Prepared {
   claim: Deno.FsFile;
 }
 
+/** What is done at certain moments while content is put in place. */
+export interface PlacingOptions {
+  /** Told how many pages are in place, of how many. */
+  onProgress?: OnProgress | undefined;
+  /** Called when nobody else can write any more, and who reads sees the old content. */
+  onLocked?: () => void;
+  /** Called when SQLite cannot write what is there: nothing may have it open then. */
+  onRename?: () => void;
+}
+
 /**
  * Puts new content in the place of the database: through SQLite, in one transaction, so that agents which have it open
  * see the old state or the new one; where SQLite cannot write what is there, by one rename.
@@ -117,16 +150,18 @@ export interface Prepared {
  * @param prepared what
  * @param database where
  * @param current what is there now; it has been kept
- * @param onProgress told how many pages are in place, of how many
+ * @param options what to do meanwhile
  * @throws {TelemetryError} `locked`, `disk_full` …: then everything is as it was
  */
 export async function putInPlace(
   prepared: Prepared,
   database: string,
   current: Current,
-  onProgress?: OnProgress,
+  options: PlacingOptions = {},
 ): Promise<void> {
-  if (!await isWrittenThrough(prepared.path, database, current.state, onProgress)) replaceFile(prepared, database);
+  if (await isWrittenThrough(prepared.path, database, current.state, options)) return;
+  options.onRename?.();
+  replaceFile(prepared, database);
 }
 
 /**
@@ -139,11 +174,11 @@ async function isWrittenThrough(
   partial: string,
   database: string,
   state: Current["state"],
-  onProgress: OnProgress | undefined,
+  options: PlacingOptions,
 ): Promise<boolean> {
   if (sizeOf(database) === undefined) return false;
   try {
-    await writeThrough(partial, database, onProgress);
+    await writeThrough(partial, database, options);
     return state !== "damaged" || isSound(database);
   } catch (error) {
     // "permission" is also what SQLite says of a damaged file with pages of another size.
@@ -166,9 +201,11 @@ function isSound(database: string): boolean {
 function replaceFile({ path, claim }: Prepared, database: string): void {
   syncFile(path);
   for (const sidecar of Object.values(sidecarsOf(database))) removeIfThere(sidecar);
-  claim.close();
   try {
+    // Elsewhere only when it has its name: else whoever waits for the claim would empty it.
+    if (Deno.build.os === "windows") claim.close();
     Deno.renameSync(path, database);
+    closeOnce(claim);
   } catch (error) {
     throw fileError(error, `cannot put a new file in the place of ${database}; stop the agents`);
   }
@@ -176,7 +213,7 @@ function replaceFile({ path, claim }: Prepared, database: string): void {
 }
 
 /** Replaces the content of a live database. A lock that another program holds would make SQLite wait without end. */
-export async function writeThrough(from: string, database: string, onProgress?: OnProgress): Promise<void> {
+export async function writeThrough(from: string, database: string, options: PlacingOptions = {}): Promise<void> {
   {
     using live = retryLocked(() => Connection.open(database));
     // Without WAL a reader is enough to stop a writer at its end.
@@ -184,7 +221,19 @@ export async function writeThrough(from: string, database: string, onProgress?: 
     live.rollback();
   }
   using source = Connection.open(from);
-  await source.copyTo(database, onProgress);
+  let { onLocked } = options;
+  await source.copyTo(database, (done, total) => {
+    if (done < total) onLocked?.();
+    onLocked = undefined;
+    options.onProgress?.(done, total);
+  });
+}
+
+/** Closes a file that may be closed already. */
+function closeOnce(file: Deno.FsFile): void {
+  try {
+    file.close();
+  } catch { /* it is */ }
 }
 
 /** Lets go of what was prepared: it has been put in place, or is of no use. */
@@ -204,8 +253,9 @@ export function isCopy(copy: string, database: string): boolean {
 }
 
 function haveSameBytes(a: string, b: string): boolean {
-  if (sizeOf(a) !== sizeOf(b)) return false;
-  if (sizeOf(a) === undefined) return true;
+  const [size, otherSize] = [sizeOf(a) ?? 0, sizeOf(b) ?? 0];
+  if (size !== otherSize) return false;
+  if (size === 0) return true;
   using one = Deno.openSync(a);
   using other = Deno.openSync(b);
   const [bytes, otherBytes] = [new Uint8Array(1024 * 1024), new Uint8Array(1024 * 1024)];

@@ -6,6 +6,7 @@ import { hasCode, TelemetryError } from "./errors.ts";
 import { type Rejection, type RunLine, type ScannedRecord, type ScanProgress, scanRuns } from "./log_scanner.ts";
 import { newRun, RUN_COLUMNS, type RunRecord, whyNoRecord } from "./records.ts";
 import { readRows } from "./row_reader.ts";
+import { columnsOf } from "./schema.ts";
 import type { Connection, SqlValue } from "./sqlite.ts";
 
 /** The columns that the log has something to say of: the contract's, and one that only older lines have. */
@@ -127,7 +128,7 @@ class States {
     const rejected = "text" in run ? whyNoRecord(fields) : undefined;
     if (rejected !== undefined) {
       const { file, line, offset, text } = run as RunLine;
-      this.found.rejections.push({ rejected, file, line, offset, length: text.length, text });
+      this.found.rejections.push({ rejected, file, line, offset, length: ENCODER.encode(text).length, text });
       return;
     }
     const { cells } = this.found;
@@ -144,6 +145,9 @@ class States {
 
 const ENCODER = new TextEncoder();
 const DECODER = new TextDecoder("utf-8", { ignoreBOM: true });
+const INTEGERS = new Set(
+  Object.entries(columnsOf("agent_runs")).flatMap(([column, type]) => type.startsWith("INTEGER") ? [column] : []),
+);
 const METRICS = LOG_COLUMNS.indexOf("metrics_json");
 const POSTED = LOG_COLUMNS.indexOf("api_posted");
 const CREATED = LOG_COLUMNS.indexOf("created_at");
@@ -155,7 +159,9 @@ function mayBePosted(run: State): boolean {
 }
 
 function cellOf(value: unknown, column: string): SqlValue {
-  if (typeof value === "string" || typeof value === "number" || value === null) return value;
+  if (typeof value === "string" || value === null) return value;
+  // Bound as it is, a number in a column of text would become "5.0".
+  if (typeof value === "number") return INTEGERS.has(column) ? value : String(value);
   if (value === undefined) return DEFAULTS[column] ?? null;
   return typeof value === "boolean" ? Number(value) : pythonJson(value);
 }

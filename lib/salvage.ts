@@ -7,11 +7,13 @@ import { hasCode, messageOf, TelemetryError } from "./errors.ts";
 import { sidecarsOf, sizeOf } from "./layout.ts";
 import { RUN_COLUMNS, RUN_STATUSES, SCHEMA_VERSION } from "./records.ts";
 import { MARK } from "./replay.ts";
-import { quotedName, readRows } from "./row_reader.ts";
+import { quotedName, type ReadRow, readRows, rowidOf } from "./row_reader.ts";
 import { columnsOf, isOfContract, newerSchema, proveInsert, type TableName } from "./schema.ts";
 import { Connection, retryLocked, type SqlValue, type Statement } from "./sqlite.ts";
 import { PageFile } from "./sqlite_pages.ts";
 
+/** The least that a database has: one page of the smallest size. */
+const SMALLEST_DATABASE = 512;
 /** How many rows are written at a time. */
 const TRANSACTION_ROWS = 20_000;
 
@@ -41,6 +43,8 @@ interface Column {
   isRowid: boolean;
   /** Whether it is computed, and if so whether its value is stored. */
   generated: "no" | "virtual" | "stored";
+  /** Whether its table has row numbers. */
+  table: "with rowid" | "without rowid";
 }
 
 /** Something that a schema names. */
@@ -55,6 +59,8 @@ interface SchemaObject {
 /** What is known of a source: its tables with their columns, and everything that people have added. */
 interface Source {
   path: string;
+  /** Whether SQLite finds nothing wrong with it. */
+  isSound: boolean;
   objects: SchemaObject[];
   columns: Map<string, Column[]>;
 }
@@ -67,7 +73,10 @@ export class Salvage {
   /** What could not be brought over, in words. */
   readonly notBrought: string[] = [];
   readonly #db: Connection;
+  readonly #database: string;
   readonly #onRejected: (row: RejectedRow) => void;
+  /** The rows that were refused: one may be found in a page and by SQLite. */
+  readonly #refused = new Set<string>();
   readonly #statements = new Map<string, Statement>();
   /** The tables of people that the new database has by now. */
   readonly #added = new Set<string>();
@@ -76,49 +85,65 @@ export class Salvage {
   #taken = 0;
   /** Runs that are marked as posted, and that no source has. */
   readonly #marked = new Set<string>();
+  /** The numbers that AUTOINCREMENT must not give again. */
+  readonly #sequences = new Map<string, SqlValue>();
 
   /**
    * @param db the new database, with the contract's tables
+   * @param database the one that it will replace, for errors
    * @param onRejected is told of every row that the new database refuses, and of every one that makes no sense
    */
-  constructor(db: Connection, onRejected: (row: RejectedRow) => void) {
+  constructor(db: Connection, database: string, onRejected: (row: RejectedRow) => void) {
     this.#db = db;
+    this.#database = database;
     this.#onRejected = onRejected;
   }
 
   /**
    * Takes what is in a file and its WAL. Nobody may have it open.
    *
+   * @param path the file
+   * @param rows whether to take its rows, or only to see whose it is
    * @returns whether SQLite found nothing wrong with it
    * @throws {TelemetryError} `newer_schema`: it is a later product's
    */
-  takeFrom(path: string): boolean {
-    const source: Source = { path, objects: [], columns: new Map() };
-    const { wal, journal } = sidecarsOf(path);
-    // Never changed: what its WAL or journal holds is not put into it.
-    const readOnly = [wal, journal].some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
-    let isSound = false;
-    try {
-      using db = Connection.open(path, { readOnly });
+  takeFrom(path: string, rows: boolean = true): boolean {
+    const source: Source = { path, isSound: false, objects: [], columns: new Map() };
+    this.#read(path, (db) => {
       this.#readSchema(db, source);
-      isSound = retryLocked(() => db.check("quick")).length === 0;
-    } catch (error) {
-      if (!isUnreadable(error)) throw error;
+      source.isSound = retryLocked(() => db.check("quick")).length === 0;
+    });
+    // The WAL of another program shows that one's tables, and SQLite finds nothing wrong with them.
+    if (!source.columns.has("agent_runs")) source.isSound = false;
+    {
+      using file = PageFile.open(path);
+      if (!source.columns.has("agent_runs")) this.#seekSchema(file, source);
+      // What pages hold may be old, so that SQLite has the last word.
+      if (rows && !source.isSound) this.#transaction(() => this.#takePages(file, source));
     }
-    // What pages hold may be old, so that SQLite has the last word.
-    if (!isSound) this.#transaction(() => this.#takePages(source));
+    if (!rows) return source.isSound;
+    this.#read(path, (db) => this.#transaction(() => this.#takeRows(db, source)));
+    return source.isSound;
+  }
+
+  /** Does something with a file through SQLite, as far as it can be read like that. The file is not changed. */
+  #read(path: string, work: (db: Connection) => void): void {
+    // SQLite takes that for a new database, and removes its WAL.
+    if ((sizeOf(path) ?? 0) < SMALLEST_DATABASE) return;
+    const { wal, journal } = sidecarsOf(path);
+    // What its WAL or journal holds is not put into it.
+    const readOnly = [wal, journal].some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
     try {
       using db = Connection.open(path, { readOnly });
-      this.#transaction(() => this.#takeRows(db, source));
+      work(db);
     } catch (error) {
       if (!isUnreadable(error)) throw error;
     }
-    return isSound;
   }
 
   /** Takes what an open database has beside its runs; it may be live. */
   takeOthersFrom(db: Connection): void {
-    const source: Source = { path: db.path, objects: [], columns: new Map() };
+    const source: Source = { path: db.path, isSound: true, objects: [], columns: new Map() };
     this.#readSchema(db, source);
     source.columns.delete("agent_runs");
     this.#transaction(() => this.#takeRows(db, source));
@@ -132,17 +157,19 @@ export class Salvage {
    */
   finish(db: Connection): void {
     const mark = db.prepare(MARK);
-    for (const run_id of this.#marked) mark.run(null, run_id);
+    db.transaction(() => {
+      for (const run_id of this.#marked) mark.run(null, run_id);
+      for (const [table, seq] of this.#sequences) keepSequence(db, table, seq);
+    });
     for (const [name, sql] of this.#later) {
-      db.exec("SAVEPOINT addition");
       try {
-        db.exec(sql);
-        proveInsert(db);
+        db.transaction(() => {
+          db.exec(sql);
+          proveInsert(db);
+        });
       } catch (error) {
-        db.exec("ROLLBACK TO addition");
         this.notBrought.push(`${name}: ${messageOf(error)}`);
       }
-      db.exec("RELEASE addition");
     }
   }
 
@@ -160,18 +187,24 @@ export class Salvage {
 
   #readSchema(db: Connection, source: Source): void {
     const rows = retryLocked(() => db.all("SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema"));
-    source.objects = rows.map(({ type, name, tbl_name, rootpage, sql }) => ({
-      type: String(type),
-      name: String(name),
-      table: String(tbl_name),
-      root: Number(rootpage),
-      sql: sql as string | null,
-    }));
-    this.#learnSchema(source);
+    source.objects = rows.map(({ type, name, tbl_name, rootpage, sql }) =>
+      schemaObject([type!, name!, tbl_name!, rootpage!, sql!])
+    );
+    this.#learnSchema(source, () => {
+      try {
+        return Number(db.get("SELECT max(version) AS version FROM schema_migrations")!["version"]);
+      } catch {
+        return SCHEMA_VERSION + 1;
+      }
+    });
   }
 
-  /** Learns the columns of every table by having SQLite make it in memory, and makes room for what people added. */
-  #learnSchema(source: Source): void {
+  /**
+   * Learns the columns of every table by having SQLite make it in memory, and makes room for what people added.
+   *
+   * @param version tells the schema version, where that can be told
+   */
+  #learnSchema(source: Source, version: () => number): void {
     const virtual = source.objects.filter(({ sql }) => /^CREATE VIRTUAL/i.test(sql ?? "")).map(({ name }) => name);
     for (const { type, name, table, sql } of source.objects) {
       if (name.startsWith("sqlite_") || sql === null) continue;
@@ -179,22 +212,22 @@ export class Salvage {
       if (owner !== undefined) {
         this.#leave(`table ${name}`, `it is of the virtual table ${owner}, which is to be made anew`);
       } else if (type === "table") {
-        const columns = declaredBy(sql, name);
+        const columns = declaredBy(sql, name)?.map((column) => ({ ...column, name: plainName(name, column.name) }));
         if (columns === undefined) this.#leave(`table ${name}`, "its declaration cannot be read");
         else source.columns.set(name, columns);
       } else if (!isOfContract(name) && !virtual.includes(table)) {
         this.#later.set(`${type} ${name}`, sql);
       }
     }
-    this.#refuseNewer(source);
-    for (const [table, columns] of source.columns) {
-      if (isOfContract(table)) this.#addColumns(table, columns);
-      else this.#addTable(table, source.objects.find(({ type, name }) => type === "table" && name === table)!.sql!);
+    // That is what tells: a damaged page may say any version.
+    if (source.columns.get("agent_runs")?.some(({ name }) => name === "event_id")) {
+      throw newerSchema(this.#database, version());
     }
-  }
-
-  #refuseNewer({ path, columns }: Source): void {
-    if (columns.get("agent_runs")?.some(({ name }) => name === "event_id")) throw newerSchema(path, SCHEMA_VERSION + 1);
+    for (const [table, columns] of source.columns) {
+      const { sql } = source.objects.find(({ type, name }) => type === "table" && name === table)!;
+      if (isOfContract(table)) this.#addColumns(table, columns, sql!);
+      else this.#addTable(table, sql!);
+    }
   }
 
   #leave(what: string, why: string): void {
@@ -205,7 +238,7 @@ export class Salvage {
   #addTable(name: string, sql: string): void {
     if (this.#added.has(name)) return;
     try {
-      this.#db.exec(sql);
+      if (columnsIn(this.#db, name).length === 0) this.#db.exec(sql);
       this.#added.add(name);
     } catch (error) {
       this.#leave(`table ${name}`, messageOf(error));
@@ -213,7 +246,7 @@ export class Salvage {
   }
 
   /** Adds the columns that people have put into a contract table. */
-  #addColumns(table: string, columns: Column[]): void {
+  #addColumns(table: string, columns: Column[], sql: string): void {
     const there = new Set(columnsIn(this.#db, table).map(({ name }) => name.toLowerCase()));
     for (const { name, type, notNull, defaultValue, generated } of columns) {
       if (there.has(name.toLowerCase())) continue;
@@ -221,14 +254,20 @@ export class Salvage {
         this.#leave(`column ${table}.${name}`, "it is computed; add it again");
         continue;
       }
+      const byDefault = defaultValue === null ? "" : ` DEFAULT (${defaultValue})`;
+      // Without a default, every run of the log would be refused.
+      const isRequired = notNull && defaultValue !== null;
       const add = `ALTER TABLE ${table} ADD COLUMN ${quotedName(name)} ${type}`;
-      const rules = `${notNull ? " NOT NULL" : ""}${defaultValue === null ? "" : ` DEFAULT (${defaultValue})`}`;
       try {
-        this.#db.exec(add + rules);
+        this.#db.exec(`${add}${isRequired ? " NOT NULL" : ""}${byDefault}`);
       } catch {
         this.#db.exec(add);
-        this.#leave(`rules of column ${table}.${name}`, `${rules.trim()} cannot be added to a table that is there`);
+        this.#leave(`column ${table}.${name}`, `${byDefault.trim()} cannot be added to a table that is there`);
       }
+      const declaration = new RegExp(`\\W${RegExp.escape(name)}\\W[^,]*`, "i").exec(sql)?.[0] ?? "";
+      const rule = /\b(COLLATE|CHECK|UNIQUE|REFERENCES)\b/i.exec(declaration)?.[0] ??
+        (notNull && !isRequired ? "NOT NULL" : undefined);
+      if (rule !== undefined) this.#leave(`column ${table}.${name}`, `it is there, but without its ${rule}`);
     }
   }
 
@@ -237,42 +276,61 @@ export class Salvage {
     for (const [table, all] of source.columns) {
       if (!isOfContract(table) && !this.#added.has(table)) continue;
       const columns = all.filter(({ generated }) => generated === "no").map(({ name }) => name);
+      // What people have declared does not always say the type of a cell.
+      const exact = columns.some((name) => !isOfContract(table) || !isContractColumn(table as TableName, name));
       let unread = 0;
       try {
-        for (const rows of readRows(db, table, columns, () => unread++)) {
-          for (const { rowid, cells } of rows) this.#take(source.path, table, columns, rowid, cells);
+        for (const rows of readRows(db, table, columns, { exact, onDamage: () => unread++ })) {
+          for (const { rowid, cells } of rows) this.#take(source, table, columns, rowid, cells);
         }
       } catch (error) {
+        // What is laid over it may hide the table.
         if (!isUnreadable(error) && !hasCode(error, "io")) throw error;
-        if (isOfContract(table)) throw error;
-        this.#leave(`table ${table}`, `some or all of its rows cannot be read (${messageOf(error)})`);
+        if (isOfContract(table) && source.isSound) throw error;
+        if (!isOfContract(table)) {
+          this.#leave(`table ${table}`, `some or all of its rows cannot be read (${messageOf(error)})`);
+        }
       }
+      if (unread > 0 && all.some(({ table: kind }) => kind === "without rowid")) {
+        this.#leave(`table ${table}`, "its rows cannot be read: it has no row numbers");
+      }
+    }
+    if (!source.objects.some(({ name }) => name === "sqlite_sequence")) return;
+    try {
+      for (const { name, seq } of db.all("SELECT name, seq FROM sqlite_sequence")) {
+        this.#sequences.set(String(name), seq!);
+      }
+    } catch (error) {
+      if (!isUnreadable(error) && (source.isSound || !hasCode(error, "io"))) throw error;
     }
   }
 
   /** Takes what is in the pages. */
-  #takePages(source: Source): void {
-    using file = PageFile.open(source.path);
-    if (source.columns.size === 0) this.#seekSchema(file, source);
+  #takePages(file: PageFile, source: Source): void {
     const roots = new Map(
       source.objects.filter(({ type, root }) => type === "table" && root > 0).map(({ name, root }) => [name, root]),
     );
     const layouts = new Layouts(source.columns);
     for (const found of file.rows(roots, (table, cells) => layouts.find(table, cells) !== undefined)) {
       if ("broken" in found) {
-        this.#reject(source.path, null, null, found.broken, [], found.page);
+        this.#reject({ file: source.path, table: null, rowid: null, page: found.page }, found.broken, []);
         continue;
       }
       const { table, rowid, cells } = found;
       const layout = layouts.find(table, cells);
       if (layout !== undefined) {
         const { names, values } = layout.fit(rowid, cells);
-        this.#take(source.path, layout.table, names, rowid, values);
+        this.#take(source, layout.table, names, rowid, values, layout.table !== table);
       } else if (table !== undefined && source.columns.has(table)) {
-        this.#reject(source.path, table, rowid, "its cells do not fit the table", cells);
+        this.#reject({ file: source.path, table, rowid, page: null }, "its cells do not fit the table", cells);
       }
     }
     this.#takeMarks(file, source);
+    for (const [table, columns] of source.columns) {
+      if (columns.some(({ table: kind }) => kind === "without rowid")) {
+        this.#leave(`table ${table}`, "some of its rows may be lost: it has no row numbers");
+      }
+    }
   }
 
   /** The marks of posting, by the indexes: they may be whole where the table is not. */
@@ -281,7 +339,9 @@ export class Salvage {
     const [byId, byMark] = [rootOf("sqlite_autoindex_agent_runs_1"), rootOf("idx_runs_api_posted")];
     if (byId === undefined || byMark === undefined) return;
     const posted = new Set<number>();
-    for (const [api_posted, rowid] of file.indexEntries(byMark)) if (api_posted === 1) posted.add(Number(rowid));
+    for (const [api_posted, rowid] of file.indexEntries(byMark)) {
+      if (Number(api_posted) === 1) posted.add(Number(rowid));
+    }
     const known = this.#db.prepare("SELECT 1 FROM agent_runs WHERE run_id=?");
     const mark = this.#db.prepare(MARK);
     for (const [run_id, rowid] of file.indexEntries(byId)) {
@@ -290,85 +350,92 @@ export class Salvage {
     }
   }
 
-  /** Looks for the schema in the pages. */
+  /** Looks for the schema in the pages. What a table of people holds may look the same: only page 1 leads to it. */
   #seekSchema(file: PageFile, source: Source): void {
     const isSchema = (cells: SqlValue[]) =>
       cells.length === 5 && ["table", "index", "view", "trigger"].includes(cells[0] as string) &&
-      typeof cells[1] === "string" && typeof cells[2] === "string" && typeof cells[3] === "number" &&
+      typeof cells[1] === "string" && typeof cells[2] === "string" && typeof cells[3] === "bigint" &&
       (cells[4] === null || typeof cells[4] === "string" && /^CREATE /i.test(cells[4]));
     const found = new Map<string, SchemaObject>();
-    for (const row of file.rows(new Map([["sqlite_schema", 1]]), (_, cells) => isSchema(cells))) {
-      if ("broken" in row || !isSchema(row.cells)) continue;
-      const [type, name, table, root, sql] = row.cells as [string, string, string, number, string | null];
-      found.set(`${type} ${name}`, { type, name, table, root, sql });
+    const roots = new Map([["sqlite_schema", 1]]);
+    for (const row of file.rows(roots, (table, cells) => table !== undefined && isSchema(cells))) {
+      if ("broken" in row || row.table === undefined || !isSchema(row.cells)) continue;
+      const object = schemaObject(row.cells);
+      found.set(`${object.type} ${object.name}`, object);
     }
     source.objects = [...found.values()];
-    this.#learnSchema(source);
+    source.columns.clear();
+    this.#learnSchema(source, () => SCHEMA_VERSION + 1);
   }
 
-  #take(file: string, table: string, columns: string[], rowid: number, cells: SqlValue[]): void {
+  /** @param isGuess whether the row only looks like one of that table: then it replaces none */
+  #take(
+    source: Source,
+    table: string,
+    columns: string[],
+    rowid: ReadRow["rowid"],
+    cells: SqlValue[],
+    isGuess: boolean = false,
+  ): void {
     const value = (name: string) => cells[columns.indexOf(name)];
-    if (table === "schema_migrations" && Number(value("version")) > SCHEMA_VERSION) {
-      throw newerSchema(file, Number(value("version")));
-    }
     try {
+      if (table === "schema_migrations" && Number(value("version")) > SCHEMA_VERSION) {
+        if (source.isSound) throw newerSchema(this.#database, Number(value("version")));
+        throw new TelemetryError("invalid_record", "there is no such version");
+      }
       if (table === "agent_runs" && (typeof value("run_id") !== "string" || value("run_id") === "")) {
         throw new TelemetryError("invalid_record", "run_id is missing");
       }
-      this.#statementFor(table, columns).run(...cells, ...isOfContract(table) ? [] : [rowid]);
+      const hasRowid = !isOfContract(table) && rowid !== undefined;
+      this.#statementFor(table, columns, hasRowid, isGuess).run(...cells, ...hasRowid ? [BigInt(rowid)] : []);
     } catch (error) {
       if (!hasCode(error, "invalid_record")) throw error;
-      return this.#reject(file, table, rowid, messageOf(error.cause ?? error), cells);
+      const place = { file: source.path, table, rowid: rowid === undefined ? null : Number(rowid), page: null };
+      return this.#reject(place, messageOf(error.cause ?? error), cells);
     }
     // What a transaction has changed is held in memory until it ends.
     if (++this.#taken % TRANSACTION_ROWS === 0) this.#db.exec("COMMIT; BEGIN");
-    if (table !== "agent_runs" || value("api_posted") !== 1) return;
+    if (table !== "agent_runs" || Number(value("api_posted")) !== 1) return;
     const mark = this.#statements.get(MARK) ?? this.#db.prepare(MARK);
     this.#statements.set(MARK, mark);
     mark.run(value("api_posted_at") ?? null, value("run_id")!);
   }
 
-  #statementFor(table: string, columns: string[]): Statement {
-    const key = `${table} ${columns}`;
+  #statementFor(table: string, columns: string[], hasRowid: boolean, isGuess: boolean): Statement {
+    const key = `${table} ${columns} ${hasRowid} ${isGuess}`;
     let statement = this.#statements.get(key);
     if (statement === undefined) {
-      statement = this.#prepare(table, columns);
+      statement = this.#prepare(table, columns, hasRowid, isGuess ? "IGNORE" : "REPLACE");
       this.#statements.set(key, statement);
     }
     return statement;
   }
 
-  #prepare(table: string, columns: string[]): Statement {
-    const names = columns.map(quotedName);
+  #prepare(table: string, columns: string[], hasRowid: boolean, conflict: "IGNORE" | "REPLACE"): Statement {
     if (table === "agent_runs") return this.#db.prepare(mergeOf(columns));
-    const values = columns.map(() => "?");
-    if (!isOfContract(table)) {
-      try {
-        // Its rows may have nothing else to be told apart by.
-        return this.#db.prepare(
-          `INSERT OR REPLACE INTO ${quotedName(table)} (${[...names, "rowid"]}) VALUES (${[...values, "?"]})`,
-        );
-      } catch {
-        // A row number that is a column already, or none: the number is bound, and not used.
-        const unused = `(SELECT ? WHERE 0) IS NULL`;
-        return this.#db.prepare(
-          `INSERT OR REPLACE INTO ${quotedName(table)} (${names}) SELECT ${values} WHERE ${unused}`,
-        );
-      }
-    }
-    return this.#db.prepare(`INSERT OR REPLACE INTO ${table} (${names}) VALUES (${values})`);
+    const names = columns.map(quotedName);
+    const into = `INSERT OR ${conflict} INTO ${quotedName(table)}`;
+    // The rows of people's tables may have nothing else to be told apart by.
+    const rowid = hasRowid ? rowidOf(this.#db, table) : undefined;
+    if (rowid !== undefined) names.push(rowid);
+    const values = `VALUES (${names.map(() => "?")})`;
+    if (!hasRowid || rowid !== undefined) return this.#db.prepare(`${into} (${names}) ${values}`);
+    // Its number is bound, and not used.
+    return this.#db.prepare(`${into} (${names}) SELECT ${names.map(() => "?")} WHERE (SELECT ? WHERE 0) IS NULL`);
   }
 
-  #reject(
-    file: string,
-    table: string | null,
-    rowid: number | null,
-    rejected: string,
-    cells: SqlValue[],
-    page: number | null = null,
-  ): void {
-    this.#onRejected({ file, table, rowid, page, rejected, cells });
+  #reject(place: Omit<RejectedRow, "rejected" | "cells">, rejected: string, cells: SqlValue[]): void {
+    const key = `${place.file} ${place.table} ${place.rowid}`;
+    if (place.rowid !== null && this.#refused.has(key)) return;
+    this.#refused.add(key);
+    this.#onRejected({ ...place, rejected, cells });
   }
+}
+
+/** Has a table go on counting where it was, also when its last rows were deleted. */
+function keepSequence(db: Connection, table: string, seq: SqlValue): void {
+  if (db.run("UPDATE sqlite_sequence SET seq=max(seq, ?) WHERE name=?", seq, table) > 0) return;
+  db.run("INSERT INTO sqlite_sequence (name, seq) SELECT name, ? FROM sqlite_schema WHERE name=?", seq, table);
 }
 
 /** Whether an error says that there is no more to be had through SQLite. */
@@ -381,7 +448,8 @@ function mergeOf(columns: string[]): string {
   const changed = columns.filter((column) => !["run_id", "api_posted"].includes(column)).map((column) => {
     const [was, is] = [`agent_runs.${quotedName(column)}`, `excluded.${quotedName(column)}`];
     if (column === "api_retry_count") return `${column}=coalesce(max(${was}, ${is}), ${was}, ${is})`;
-    return `${quotedName(column)}=coalesce(${is}, ${was})`;
+    // Null says something too: only a mark is not taken back.
+    return column === "api_posted_at" ? `${column}=coalesce(${is}, ${was})` : `${quotedName(column)}=${is}`;
   });
   return `INSERT INTO agent_runs (${columns.map(quotedName)}) VALUES (${columns.map(() => "?")})
     ON CONFLICT(run_id) DO UPDATE SET ${changed.join(", ") || "run_id=run_id"}
@@ -402,6 +470,7 @@ function declaredBy(sql: string, table: string): Column[] | undefined {
 function columnsIn(db: Connection, table: string): Column[] {
   const rows = db.all(`PRAGMA table_xinfo(${quotedName(table)})`);
   const keys = rows.filter(({ pk }) => Number(pk) > 0);
+  const isWithout = db.get("SELECT wr FROM pragma_table_list(?)", table)?.["wr"] === 1;
   return rows.map(({ name, type, notnull, dflt_value, pk, hidden }) => ({
     name: String(name),
     type: String(type),
@@ -409,6 +478,7 @@ function columnsIn(db: Connection, table: string): Column[] {
     defaultValue: dflt_value as string | null,
     isRowid: keys.length === 1 && Number(pk) === 1 && String(type).toUpperCase() === "INTEGER",
     generated: hidden === 2 ? "virtual" : hidden === 3 ? "stored" : "no",
+    table: isWithout ? "without rowid" : "with rowid",
   }));
 }
 
@@ -463,6 +533,13 @@ class RowLayout {
     return this.#created < 0 || typeof cells[this.#created] === "string";
   }
 
+  /** Whether cells of which nothing else is known are such a row: others may be text as well. */
+  isCertain(cells: SqlValue[]): boolean {
+    if (this.table === "agent_runs") return true;
+    const when = this.table === "commits" ? this.#created : 3;
+    return cells.length === this.#columns.length && /^\d{4}-\d\d-\d\d/.test(String(cells[when]));
+  }
+
   /** The cells of a row by the names of their columns. */
   fit(rowid: number, cells: SqlValue[]): { names: string[]; values: SqlValue[] } {
     const names: string[] = [];
@@ -480,15 +557,37 @@ class RowLayout {
 /** What the cell of a contract column must be, when it is there. */
 function ruleOf(column: string): (cell: SqlValue) => boolean {
   if (column === "status") return (cell) => (RUN_STATUSES as readonly unknown[]).includes(cell);
-  if (column === "api_posted") return (cell) => cell === 0 || cell === 1;
+  if (column === "api_posted") return (cell) => cell === 0n || cell === 1n;
   if (DATED.includes(column)) return (cell) => isText(cell) && /^\d{4}-\d\d/.test(cell);
-  if (INTEGERS.includes(column)) return (cell) => typeof cell === "number";
+  if (INTEGERS.includes(column)) return (cell) => typeof cell === "bigint";
   return isText;
 }
 
-/** Text, and not bytes that were none. */
 function isText(cell: SqlValue): cell is string {
-  return typeof cell === "string" && !cell.includes("\ufffd");
+  return typeof cell === "string";
+}
+
+function isContractColumn(table: TableName, column: string): boolean {
+  return Object.hasOwn(columnsOf(table), column) || column === "custom_metadata";
+}
+
+/** The name of a column; SQLite minds no capitals, and the contract's have none. */
+function plainName(table: string, column: string): string {
+  const plain = column.toLowerCase();
+  return isOfContract(table) && isContractColumn(table as TableName, plain) ? plain : column;
+}
+
+/** An object of the schema from a row of it. SQLite minds no capitals in names, and the contract's have none. */
+function schemaObject([type, name, table, root, sql]: SqlValue[]): SchemaObject {
+  const plain = (name: SqlValue) =>
+    isOfContract(String(name).toLowerCase()) ? String(name).toLowerCase() : String(name);
+  return {
+    type: String(type),
+    name: plain(name!),
+    table: plain(table!),
+    root: Number(root),
+    sql: sql as string | null,
+  };
 }
 
 /** The layouts that rows of one file may have. */
@@ -504,11 +603,15 @@ class Layouts {
     );
   }
 
-  /** The layout of a row: that of its table, or else of the contract's table that it looks like. */
+  /**
+   * The layout of a row: that of its table; where nothing says which that is, or a WAL may be another database's, of the
+   * contract's table that it looks like.
+   */
   find(table: string | undefined, cells: SqlValue[]): RowLayout | undefined {
     const known = table === undefined ? undefined : this.#known.get(table);
     if (known?.fits(cells)) return known;
-    const fitting = this.#guessed.filter((layout) => layout.fits(cells));
+    if (table !== undefined && !isOfContract(table)) return undefined;
+    const fitting = this.#guessed.filter((layout) => layout.fits(cells) && layout.isCertain(cells));
     return fitting.find((layout) => layout.isDated(cells)) ?? fitting[0];
   }
 }
@@ -517,7 +620,7 @@ class Layouts {
 const GUESSES: RowLayout[] = (() => {
   const plain = (name: string): Column => {
     const isRowid = name === "id" || name === "version";
-    return { name, type: "", notNull: false, defaultValue: null, isRowid, generated: "no" };
+    return { name, type: "", notNull: false, defaultValue: null, isRowid, generated: "no", table: "with rowid" };
   };
   const without = (...names: string[]) => RUN_COLUMNS.filter((column) => !names.includes(column)) as string[];
   const later = ["product_family", "subdomain"];

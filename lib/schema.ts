@@ -132,7 +132,7 @@ export function dropSlowIndexes(db: Connection): void {
 
 /** Whether the contract names a table or an index of this name. */
 export function isOfContract(name: string): boolean {
-  return name in TABLES || name in INDEXES;
+  return Object.hasOwn(TABLES, name) || Object.hasOwn(INDEXES, name);
 }
 
 /** The columns of a contract table in schema v3, in order, with their declarations. */

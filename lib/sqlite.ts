@@ -78,12 +78,14 @@ export class Connection implements Disposable {
    * @throws {TelemetryError} as `open` does, and `no_storage` when there is no such file
    */
   static openToRead(path: string): Connection {
-    const { wal } = sidecarsOf(path);
+    const { wal, journal } = sidecarsOf(path);
     if (sizeOf(path) === undefined) throw new TelemetryError("no_storage", `there is no database ${path}`);
     const walBytes = sizeOf(wal) ?? 0;
+    // With a journal beside it, SQLite has to undo a change first, or refuses.
+    const readOnly = walBytes > 0 && (sizeOf(journal) ?? 0) === 0;
     let db: Connection | undefined;
     try {
-      db = retryLocked(() => Connection.open(path, { readOnly: walBytes > 0 }));
+      db = retryLocked(() => Connection.open(path, { readOnly }));
       db.get("SELECT count(*) FROM sqlite_schema");
     } catch (error) {
       if (hasCode(error, "permission") && walBytes === 0) {
@@ -174,16 +176,18 @@ export class Connection implements Disposable {
    * transaction that is opened first holds none up in WAL mode, and keeps their commits from starting the copy anew.
    *
    * @param path the copy; what was there is replaced
-   * @param onProgress told from time to time how many pages are copied, of how many; at the end 1 of 1
+   * @param onProgress told from time to time how many pages are copied, of how many: the first time when SQLite has the
+   * copy locked and before it is done; at the end 1 of 1
    * @throws {TelemetryError} `disk_full`, `damaged` …
    */
   async copyTo(path: string, onProgress?: (done: number, total: number) => void): Promise<void> {
     this.run("BEGIN");
     try {
       this.get("SELECT count(*) FROM sqlite_schema");
-      // All pages in one step where nobody watches: that is a tenth faster.
+      // All pages in one step where nobody watches: that is a tenth faster. Else at least two.
+      const pages = Number(this.get("PRAGMA page_count")!["page_count"]);
       const watched = onProgress && {
-        rate: 5000,
+        rate: Math.max(1, Math.min(5000, pages >> 1)),
         progress: ({ totalPages, remainingPages }: { totalPages: number; remainingPages: number }) =>
           onProgress(totalPages - remainingPages, totalPages),
       };
@@ -294,6 +298,8 @@ const CODES: Record<number, ErrorCode> = {
   19: "invalid_record",
   20: "invalid_record",
   26: "not_a_database",
+  // A page is beyond the end of the file (SQLITE_IOERR_SHORT_READ): the file was cut.
+  522: "damaged",
   // The -shm file could not be made larger (SQLITE_IOERR_SHMSIZE): how a full disk shows first in WAL mode.
   4874: "disk_full",
 };

@@ -33,6 +33,13 @@ export interface BrokenRow {
   broken: string;
 }
 
+/** A version of a page in the WAL. */
+interface Frame {
+  page: number;
+  /** Where it starts in the WAL. */
+  at: number;
+}
+
 /** The bytes that a page's own header takes in a leaf. */
 const LEAF_HEADER_BYTES = 8;
 /** The types of page that matter here. */
@@ -44,8 +51,6 @@ const WAL_HEADER_BYTES = 32, FRAME_HEADER_BYTES = 24;
 const PAGE_SIZES = [4096, 1024, 2048, 8192, 16384, 32768, 65536, 512];
 /** How much of a file is read at a time. */
 const BLOCK_BYTES = 1024 * 1024;
-/** How many pages are looked at to guess the size of a page. */
-const GUESSED_FROM_PAGES = 64;
 /** The most that SQLite lets a row have (its default for SQLITE_MAX_LENGTH). */
 const MAX_ROW_BYTES = 1_000_000_000;
 
@@ -80,11 +85,9 @@ export class PageFile implements Disposable {
     const size = isHeader ? numberAt(header, 16, 2) : 0;
     this.pageSize = PAGE_SIZES.find((known) => known === (size === 1 ? 65536 : size)) ?? this.#guessPageSize();
     this.#usable = this.pageSize - (isHeader ? header[20]! : 0);
-    const encoding = isHeader ? numberAt(header, 56, 4) : 1;
-    // Lenient: SQLite does not mind either.
-    this.#text = new TextDecoder(encoding === 2 ? "utf-16le" : encoding === 3 ? "utf-16be" : "utf-8", {
-      ignoreBOM: true,
-    });
+    const encoding = isHeader ? numberAt(header, 56, 4) : this.#guessEncoding();
+    const name = encoding === 2 ? "utf-16le" : encoding === 3 ? "utf-16be" : "utf-8";
+    this.#text = new TextDecoder(name, { fatal: true, ignoreBOM: true });
   }
 
   /** Opens a file and its WAL; either may be missing. */
@@ -109,8 +112,8 @@ export class PageFile implements Disposable {
    * @param looksLikeRow judges what was sought byte by byte
    */
   *rows(roots: Map<string, number>, looksLikeRow: LooksLikeRow): Generator<FoundRow | BrokenRow, void> {
-    const frames = [...this.#frames()];
-    for (const { page, at } of frames) this.#inWal.set(page, at);
+    const commits = [...this.#commits()];
+    for (const { page, at } of commits.flat()) this.#inWal.set(page, at);
     const tables = this.#walk(roots);
     this.#inWal.clear();
     for (const [page, table] of this.#walk(roots)) if (!tables.has(page)) tables.set(page, table);
@@ -119,9 +122,10 @@ export class PageFile implements Disposable {
     for (let page = 1; page <= count; page++) {
       if (!free.has(page)) yield* this.#rowsOf(page, tables.get(page), looksLikeRow);
     }
-    for (const { page, at } of frames) {
-      this.#inWal.set(page, at);
-      yield* this.#rowsOf(page, tables.get(page), looksLikeRow);
+    for (const frames of commits) {
+      // All at once: a long row goes on in later frames.
+      for (const { page, at } of frames) this.#inWal.set(page, at);
+      for (const { page } of frames) yield* this.#rowsOf(page, tables.get(page), looksLikeRow);
     }
   }
 
@@ -132,7 +136,7 @@ export class PageFile implements Disposable {
    * @param root the root page of the index
    */
   *indexEntries(root: number): Generator<SqlValue[], void> {
-    for (const { page, at } of this.#frames()) this.#inWal.set(page, at);
+    for (const { page, at } of [...this.#commits()].flat()) this.#inWal.set(page, at);
     const seen = new Set<number>();
     for (const pending = [root]; pending.length > 0;) {
       const page = pending.pop()!;
@@ -156,8 +160,9 @@ export class PageFile implements Disposable {
     }
   }
 
-  /** The newest version of a page that is known by now; undefined beyond the end of the file. */
+  /** The newest version of a page that is known by now; undefined where the file has no such page. */
   #page(page: number): Uint8Array | undefined {
+    if (page < 1) return undefined;
     const at = this.#inWal.get(page);
     const bytes = at === undefined
       ? this.#main?.read((page - 1) * this.pageSize, this.pageSize)
@@ -166,10 +171,10 @@ export class PageFile implements Disposable {
   }
 
   /**
-   * The frames of the WAL's newest generation. Those after a torn one count too: SQLite would not read them, but what is
-   * whole in there had been acknowledged.
+   * The frames of the WAL's newest generation, commit by commit. Those after a torn one count too, and those that no
+   * commit follows: SQLite would not read them, but what is whole in there may have been acknowledged.
    */
-  *#frames(): Generator<{ page: number; at: number }> {
+  *#commits(): Generator<Frame[]> {
     if (this.#wal === undefined) return;
     const header = this.#wal.read(0, WAL_HEADER_BYTES).slice();
     const isHeader = (numberAt(header, 0, 4) & ~1) === 0x377f0682;
@@ -177,11 +182,17 @@ export class PageFile implements Disposable {
     if (isHeader && numberAt(header, 8, 4) !== this.pageSize) return;
     const salt = isHeader ? header.slice(16, 24) : this.#wal.read(WAL_HEADER_BYTES + 8, 8).slice();
     const step = FRAME_HEADER_BYTES + this.pageSize;
+    let frames: Frame[] = [];
     for (let at = WAL_HEADER_BYTES; at + step <= this.#wal.size; at += step) {
       const frame = this.#wal.read(at, 16);
       const page = numberAt(frame, 0, 4);
-      if (page > 0 && salt.every((byte, i) => byte === frame[8 + i])) yield { page, at: at + FRAME_HEADER_BYTES };
+      if (page === 0 || !salt.every((byte, i) => byte === frame[8 + i])) continue;
+      frames.push({ page, at: at + FRAME_HEADER_BYTES });
+      if (numberAt(frame, 4, 4) === 0) continue;
+      yield frames;
+      frames = [];
     }
+    yield frames;
   }
 
   /** Which table each page belongs to, for as long as the pages above it are whole. */
@@ -307,17 +318,21 @@ export class PageFile implements Disposable {
     if (local === size) return { bytes: bytes.subarray(at, at + size), end: at + size };
     if (size > (this.#main?.size ?? 0) + (this.#wal?.size ?? 0)) return undefined;
     let next = at + local + 4 <= bytes.length ? numberAt(bytes, at + local, 4) : 0;
-    // Looked at before anything is made room for: when rows are sought byte by byte, most of this is garbage.
-    if (next === 0 || this.#page(next) === undefined) return undefined;
+    // Followed to its end before anything is made room for: when rows are sought byte by byte, most of this is garbage.
+    const chain = new Set<number>();
+    for (let left = size - local; left > 0; left -= usable - 4) {
+      const overflow = chain.has(next) ? undefined : this.#page(next);
+      if (overflow === undefined || overflow.length < usable) return undefined;
+      chain.add(next);
+      next = numberAt(overflow, 0, 4);
+    }
     const payload = new Uint8Array(size);
     payload.set(bytes.subarray(at, at + local));
-    for (let filled = local; filled < size;) {
-      const overflow = next > 0 ? this.#page(next) : undefined;
-      if (overflow === undefined || overflow.length < usable) return undefined;
-      const part = overflow.subarray(4, Math.min(usable, 4 + size - filled));
+    let filled = local;
+    for (const page of chain) {
+      const part = this.#page(page)!.subarray(4, Math.min(usable, 4 + size - filled));
       payload.set(part, filled);
       filled += part.length;
-      next = numberAt(overflow, 0, 4);
     }
     return { bytes: payload, end: at + local + 4 };
   }
@@ -339,33 +354,54 @@ export class PageFile implements Disposable {
     return header.at === headerSize && at === payload.length ? cells : undefined;
   }
 
+  /** A cell. Integers are `bigint`, which SQLite takes for integers; text that cannot be decoded stays bytes. */
   #cell(type: number, bytes: Uint8Array): SqlValue {
     if (type === 0) return null;
-    if (type === 8 || type === 9) return type - 8;
-    if (type >= 12) return type % 2 === 1 ? this.#text.decode(bytes) : bytes.slice();
+    if (type === 8 || type === 9) return BigInt(type - 8);
     if (type === 7) return viewOf(bytes).getFloat64(0);
-    const value = BigInt.asIntN(64, signed(bytes));
-    return BigInt(Number(value)) === value && Number.isSafeInteger(Number(value)) ? Number(value) : value;
+    if (type < 12) return signed(bytes);
+    try {
+      return type % 2 === 1 ? this.#text.decode(bytes) : bytes.slice();
+    } catch {
+      return bytes.slice();
+    }
   }
 
-  /** The size with which the most pages look like leaves. */
+  /** The number of the encoding in which the schema speaks. */
+  #guessEncoding(): number {
+    const text = LATIN1.decode(this.#main?.read(0, this.pageSize));
+    const found = ["C\0R\0E\0A\0T\0E\0", "\0C\0R\0E\0A\0T\0E"].findIndex((word) => text.includes(word));
+    return found < 0 ? 1 : found + 2;
+  }
+
+  /** The size with which most of the file's beginning looks like pages. */
   #guessPageSize(): number {
     const header = this.#wal?.read(0, WAL_HEADER_BYTES);
     const inWal = header === undefined ? 0 : numberAt(header, 8, 4);
     if (PAGE_SIZES.includes(inWal)) return inWal;
-    const leaves = (size: number) => {
-      let found = 0;
-      for (let page = 1; page < GUESSED_FROM_PAGES; page++) {
-        const bytes = this.#main?.read(page * size, 8);
-        const content = bytes === undefined || bytes.length < 8 ? 0 : numberAt(bytes, 5, 2);
-        // Where the cells start is within the page, and well within it for a page that is twice as large.
-        if (bytes?.[0] === LEAF_TABLE && content > 8 && content <= size && bytes[7]! <= 60) found++;
-      }
-      return found;
-    };
-    const scores = PAGE_SIZES.map((size) => leaves(size) * Math.sqrt(size));
-    return PAGE_SIZES[scores.indexOf(Math.max(...scores))]!;
+    const bytes = this.#main?.read(0, BLOCK_BYTES) ?? new Uint8Array(0);
+    const shares = PAGE_SIZES.map((size) => {
+      let pages = 0;
+      // Not the first one: its header is what is gone.
+      for (let at = size; at + size <= bytes.length; at += size) if (isPage(bytes.subarray(at, at + size))) pages++;
+      return pages / Math.max(1, Math.floor(bytes.length / size) - 1);
+    });
+    return PAGE_SIZES[shares.indexOf(Math.max(...shares))]!;
   }
+}
+
+/**
+ * Whether these bytes are one page. All of its cells are within it, and the first of them is at its end: with a size that
+ * is too large, they end half way.
+ */
+function isPage(bytes: Uint8Array): boolean {
+  const isLeaf = bytes[0] === LEAF_TABLE || bytes[0] === LEAF_INDEX;
+  if (!isLeaf && bytes[0] !== INTERIOR_TABLE && bytes[0] !== INTERIOR_INDEX) return false;
+  const count = numberAt(bytes, 3, 2);
+  if (count === 0 || count > bytes.length / 4) return false;
+  let last = 0;
+  for (let i = 0; i < count; i++) last = Math.max(last, numberAt(bytes, (isLeaf ? 8 : 12) + 2 * i, 2));
+  return last >= bytes.length / 2 && last < bytes.length;
 }
 
 /** Where a page's own header starts: page 1 has the file's before it. */
@@ -387,6 +423,7 @@ function lengthOf(type: number): number {
   return [0, 1, 2, 3, 4, 6, 8, 8, 0, 0, NaN, NaN][type] ?? NaN;
 }
 
+/** A big-endian number in two's complement. */
 function signed(bytes: Uint8Array): bigint {
   let value = 0n;
   for (const byte of bytes) value = value << 8n | BigInt(byte);
@@ -422,12 +459,21 @@ class VarintReader {
     for (let i = 0; i < 9; i++) {
       const byte = this.#bytes[this.at++];
       if (byte === undefined) return NaN;
-      // Nine bytes make a number that is negative or too large for anything here.
-      if (i === 8) return -1;
+      if (i === 8) return this.#long();
       value = value * 128 + (byte & 0x7f);
       if (byte < 0x80) break;
     }
     return value;
+  }
+
+  /** The one of nine bytes that ends here: all bits of the last byte count, and the first one is the sign. */
+  #long(): number {
+    const bytes = this.#bytes.subarray(this.at - 9, this.at);
+    const value = bytes.reduce(
+      (sum, byte, i) => i < 8 ? sum << 7n | BigInt(byte & 0x7f) : sum << 8n | BigInt(byte),
+      0n,
+    );
+    return Number(BigInt.asIntN(64, value));
   }
 }
 
@@ -446,6 +492,8 @@ class Blocks {
 
   /** Some bytes, fewer at the end; gone with the next call. */
   read(at: number, length: number): Uint8Array {
+    // What garbage leads to: some file systems refuse to look so far.
+    if (at < 0 || at >= this.size) return this.#block.subarray(0, 0);
     if (this.#start < 0 || at < this.#start || at + length > this.#start + this.#filled) this.#fill(at);
     return this.#block.subarray(at - this.#start, at - this.#start + length).subarray(
       0,

@@ -7,7 +7,7 @@ import { backupNamed, examineBackup } from "../lib/backup.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import { checkHealth, type Health } from "../lib/health.ts";
 import { isFolder, type Layout } from "../lib/layout.ts";
-import { recoverDatabase, type Recovery } from "../lib/recovery.ts";
+import { recoverDatabase, type Recovery, tidyUp } from "../lib/recovery.ts";
 import { megabytes, type Result, runCommand, type Terminal } from "../lib/terminal.ts";
 
 const COMMAND = {
@@ -45,6 +45,7 @@ if (import.meta.main) {
     }
     if (health.healthy && !flags["force"]) {
       terminal.say("nothing to do; --force rebuilds it all the same");
+      tidyUp(layout);
       return { recovered: false, ...health };
     }
     return await recover(terminal, layout);
@@ -52,9 +53,10 @@ if (import.meta.main) {
 }
 
 /** An operator who has mistyped the folder must not get a new and empty store there. */
-function requireStore({ base }: Layout): void {
-  if (isFolder(base)) return;
-  throw new TelemetryError("no_storage", `there is no folder ${base}`, {
+function requireStore({ base, raw, db }: Layout): void {
+  if (isFolder(raw) || isFolder(db)) return;
+  const what = isFolder(base) ? `${base} is no store: it has neither raw/ nor db/` : `there is no folder ${base}`;
+  throw new TelemetryError("no_storage", what, {
     hint: "name the folder of the store with --base DIR; setup_storage makes a new one",
   });
 }
@@ -83,8 +85,14 @@ async function recover(terminal: Terminal, layout: Layout): Promise<Result> {
   const recovery = await recoverDatabase(layout, {
     salvage: !flags["no-salvage"],
     backup,
+    // Another recovery may have done it while this one waited.
+    isNeeded: async () => flags["force"] === true || !(await checkHealth(layout, { mayUndo: true })).healthy,
     onProgress: terminal.progress("recover", 1),
   });
+  if (recovery === null) {
+    terminal.say("another recovery has done it meanwhile");
+    return { recovered: false };
+  }
   tellRecovery(terminal, recovery);
   if (recovery.files === 0) terminal.warn(`there is no log in ${layout.raw}: what is back is from databases alone`);
   for (const warning of recovery.warnings) terminal.warn(warning);

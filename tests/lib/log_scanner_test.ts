@@ -4,9 +4,17 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import fc from "npm:fast-check@4.10.2";
 import { TelemetryError } from "../../lib/errors.ts";
-import { MAX_LINE_BYTES } from "../../lib/records.ts";
+import { type LogRecord, MAX_LINE_BYTES, whyNoRecord } from "../../lib/records.ts";
 import { SAMPLE, testWith } from "../fixtures.ts";
-import { logFiles, type Rejection, scan, scanBatches, type Scanned } from "../../lib/log_scanner.ts";
+import {
+  logFiles,
+  type Rejection,
+  scan,
+  scanBatches,
+  type Scanned,
+  type ScanProgress,
+  scanRuns,
+} from "../../lib/log_scanner.ts";
 
 /** What a test writes: text, or bytes where text cannot say it. */
 type Content = string | Uint8Array;
@@ -688,4 +696,178 @@ Deno.test("property: every whole record is found, in order, and nothing that was
       }),
       { numRuns: 300 },
     );
+  }));
+
+// ------------------------------------------------------------------------------------------------ scanRuns
+
+/** What `scanRuns` says, each start that it did not parse parsed now, and how far it got. */
+async function runsScanned(files: string[]): Promise<{ all: Scanned[]; skimmed: number; progress: ScanProgress }> {
+  const all: Scanned[] = [];
+  const progress = { files: 0, lines: 0, bytes: 0 };
+  let skimmed = 0;
+  for await (const batch of scanRuns(files, progress)) {
+    for (const found of batch) {
+      if ("rejected" in found) all.push(found);
+      else if ("text" in found) {
+        const { text, run_id, file, line, offset } = found;
+        const record: LogRecord = JSON.parse(text);
+        assert.equal(whyNoRecord(record), undefined, text);
+        assert.deepEqual([record.record_type, record.run_id], ["run", run_id], text);
+        assert.equal(record.record_type === "run" && record.status, "running", text);
+        skimmed++;
+        all.push({ record, file, line, offset });
+      } else if (found.record.record_type === "run") all.push(found);
+    }
+  }
+  return { all, skimmed, progress };
+}
+
+/** Sees that `scanRuns` gives what `scan` does, events aside, and counts lines and bytes; how many it skimmed. */
+async function assertAgree(path: string, bytes: Uint8Array): Promise<number> {
+  await Deno.writeFile(path, bytes);
+  const expected = (await scanned([path])).filter((item) => "rejected" in item || item.record.record_type === "run");
+  const { all, skimmed, progress } = await runsScanned([path]);
+  assert.deepEqual(all, expected);
+  const newlines = bytes.filter((byte) => byte === 10).length;
+  const lines = newlines + (bytes.length > 0 && bytes.at(-1) !== 10 ? 1 : 0);
+  assert.deepEqual(progress, { files: 1, lines, bytes: bytes.length });
+  return skimmed;
+}
+
+/** Lines as the two clients write them, and others that look much like these. */
+const START = '{"run_id": "r1", "schema_version": 3, "agent_name": "a", "start_time": "t", "status": "running", ' +
+  '"duration_ms": null, "api_posted": 0, "input_summary": "x", "record_type": "run"}';
+const LOOKALIKES: Record<string, [line: string, isSkimmed: boolean]> = {
+  "a start": [START, true],
+  "our own start": [START.replaceAll(": ", ":").replaceAll(", ", ","), true],
+  "an end": [START.replace("running", "success"), false],
+  "an event": [EVENT, false],
+  "an event that holds a run": [EVENT.replace("null, ", `${JSON.stringify(START)}, `), false],
+  "half an event and a start": [EVENT.slice(0, 40) + START, false],
+  "an event and a start": [EVENT + START, false],
+  "a start and an event": [START + EVENT, false],
+  "half a start and an event": [START.slice(0, 60) + EVENT, false],
+  "half a start and a start": [START.slice(0, 60) + START, false],
+  "a start twice": [START + START, false],
+  "escapes": [START.replace('"x"', String.raw`"a\"b\\c\u00e9\ud800 {\"status\": \"success\"}"`), true],
+  "an escaped name": [START.replace('"status"', String.raw`"stat\u0075s"`), false],
+  "an escaped id": [START.replace('"r1"', String.raw`"r\u0031"`), false],
+  "non-ASCII": [START.replace('"x"', '"é日本語🚀\u2028\ufffd"'), true],
+  "a bad escape": [START.replace('"x"', String.raw`"\x"`), false],
+  "a control character": [START.replace('"x"', '"a\tb"'), false],
+  "a nested object": [START.replace('"x"', '{"status": "success"}'), false],
+  "a nested array": [START.replace('"x"', "[1, 2]"), false],
+  "a bare NaN": [START.replace("null", "NaN"), false],
+  "numbers": [START.replace("null", "-0.5e+10"), true],
+  "a number with a leading zero": [START.replace("null", "01"), false],
+  "an empty id": [START.replace('"r1"', '""'), true],
+  "an id that is a number": [START.replace('"r1"', "1"), false],
+  "no agent": [START.replace('"agent_name": "a", ', ""), false],
+  "a null for an agent": [START.replace('"agent_name": "a"', '"agent_name": null'), false],
+  "no start": [START.replace('"t"', "null"), false],
+  "a bogus state": [START.replace("running", "bogus"), false],
+  "a null for a state": [START.replace('"running"', "null"), false],
+  "no state": [START.replace('"status": "running", ', ""), false],
+  "another type": [START.replace('"run"}', '"note"}'), false],
+  "a type that comes first": ['{"record_type": "run", ' + START.slice(1).replace(', "record_type": "run"', ""), false],
+  "the id not first": [START.replace('"run_id": "r1", ', "").replace("{", '{"x": 1, "run_id": "r1", '), false],
+  "blanks around": [` ${START} `, false],
+  "more blanks inside": [START.replaceAll(": ", ":  "), false],
+  "a comma too many": [START.replace("}", ",}"), false],
+  "a BOM before": [`\ufeff${START}`, false],
+  "NULs before": [`\0\0${START}`, false],
+  "NULs behind": [`${START}\0`, false],
+};
+
+Deno.test("scanRuns: agrees with scan on lines of every kind, alone and between others, with every end", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "a.ndjson");
+    const skimmed: Record<string, boolean> = {};
+    for (const [name, [line]] of Object.entries(LOOKALIKES)) {
+      skimmed[name] = await assertAgree(path, bytesOf(line, "\n")) > 0;
+      await assertAgree(path, bytesOf(START, "\r\n", line, "\r\n", EVENT, "\r\n\r\n", line));
+      await assertAgree(path, bytesOf("\n", line, "\n", new Uint8Array([0xff]), "\n", line, "\r"));
+    }
+    // Else this would prove nothing.
+    assert.deepEqual(skimmed, Object.fromEntries(Object.entries(LOOKALIKES).map(([name, [, is]]) => [name, is])));
+    await assertAgree(path, bytesOf());
+    await assertAgree(path, bytesOf("\n\n"));
+    const long = START.replace('"x"', JSON.stringify("é\n".repeat(20_000)));
+    assert.equal(await assertAgree(path, bytesOf(long, "\n", START, "\n")), 1);
+    const many = `${START}\n${EVENT}\n${LOOKALIKES["non-ASCII"]![0]}\n`.repeat(6000);
+    assert.ok(await assertAgree(path, bytesOf(many, START)) > 11_900, "across the ends of what is read at a time");
+  }));
+
+Deno.test({
+  name: "scanRuns: agrees with scan on a line that has a field twice",
+  fn: () =>
+    inFolder(async (folder) => {
+      const path = join(folder, "a.ndjson");
+      for (const field of ['"run_id": "r2"', '"status": "success"', '"status": "bogus"', '"agent_name": null']) {
+        await assertAgree(path, bytesOf(START.replace('"x"', `"x", ${field}`), "\n"));
+      }
+    }),
+});
+
+Deno.test("scanRuns: counts what is in gzip as it is inflated, and several files together", () =>
+  inFolder(async (folder) => {
+    const [plain, gzipped] = [join(folder, "a.ndjson"), join(folder, "b.ndjson.gz")];
+    await Deno.writeTextFile(plain, `${START}\n${HALF}`);
+    await Deno.writeFile(gzipped, gzipSync(`${START}\n${EVENT}\n`));
+    const { all, progress } = await runsScanned([plain, join(folder, "none.ndjson"), gzipped]);
+    assert.deepEqual(brief(all).map((item) => typeof item === "string" ? item : item[0]), [
+      "r1",
+      "not whole JSON",
+      "cannot be read",
+      "r1",
+    ]);
+    const bytes = START.length * 2 + HALF.length + EVENT.length + 3;
+    assert.deepEqual(progress, { files: 3, lines: 4, bytes });
+  }));
+
+/** A start as the clients write it, with whatever its texts may be; now and then something nested or bare is in it. */
+const anyStart: fc.Arbitrary<Piece> = fc.tuple(
+  fc.record({ run_id: fc.oneof(fc.string(), anyText), agent_name: anyText, start_time: anyText }),
+  fc.record({
+    product: anyText,
+    host: fc.constantFrom(null, "h", true, 1),
+    duration_ms: fc.double({ noNaN: true, noDefaultInfinity: true }),
+    metrics: fc.oneof({ weight: 5, arbitrary: anyText }, { weight: 1, arbitrary: anyValue }),
+  }, { requiredKeys: [] }),
+  anyWriter,
+).map(([required, optional, write]) => {
+  const record = { ...required, status: "running", ...optional, record_type: "run" };
+  return { bytes: bytesOf(write(record)), record: JSON.parse(JSON.stringify(record)), harmless: true };
+});
+
+const anyPlainEvent: fc.Arbitrary<Piece> = fc.tuple(anyText, anyText, fc.option(anyText), anyWriter).map(
+  ([run_id, event_type, payload_json, write]) => {
+    const record = { run_id, event_type, timestamp: "t", payload_json, id: null, record_type: "event" };
+    return { bytes: bytesOf(write(record)), record, harmless: true };
+  },
+);
+
+Deno.test("property: scanRuns agrees with scan, events aside, on whatever is glued, cut or mixed", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "a.ndjson");
+    const line = fc.tuple(
+      fc.oneof({ weight: 2, arbitrary: anyStart }, anyPlainEvent, anyRecordPiece),
+      fc.constantFrom("\n", "\n", "\n", "\r\n", ""),
+    );
+    const damage = fc.tuple(anyDamage, fc.constantFrom("", "", "\n"));
+    const log = fc.array(fc.oneof({ weight: 3, arbitrary: line }, { weight: 1, arbitrary: damage }), { maxLength: 10 });
+    let skimmed = 0;
+    await fc.assert(
+      fc.asyncProperty(log, fc.nat(), fc.nat(2), async (pieces, place, chance) => {
+        const bytes = bytesOf(...pieces.flatMap(([piece, end]) => [piece.bytes, end]));
+        const at = place % (bytes.length + 1);
+        // A power cut takes some bytes from the middle.
+        skimmed += await assertAgree(
+          path,
+          chance === 0 ? bytesOf(bytes.subarray(0, at), bytes.subarray(at + 20)) : bytes,
+        );
+      }),
+      { numRuns: 300 },
+    );
+    assert.ok(skimmed > 100, String(skimmed));
   }));

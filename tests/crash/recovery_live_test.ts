@@ -1,0 +1,440 @@
+/** Recoveries that meet live programs, each other, a full disk and folders that vanish. */
+import assert from "node:assert/strict";
+import { TelemetryError } from "../../lib/errors.ts";
+import { checkHealth } from "../../lib/health.ts";
+import { layoutOf } from "../../lib/layout.ts";
+import { logFiles, scan } from "../../lib/log_scanner.ts";
+import { recoverDatabase } from "../../lib/recovery.ts";
+import { command, python, ROOT, run, runScript, TempFolder, testWith } from "../fixtures.ts";
+import {
+  contentOf,
+  copyDatabase,
+  copyStore,
+  delay,
+  FAST_FOLDER,
+  integrityOf,
+  isThere,
+  makeStore,
+  missingFrom,
+  namesIn,
+  rowsOf,
+  type Store,
+} from "./recovery_fixtures.ts";
+
+const STATES = ["damaged inside of pages", "without a header", "sound"] as const;
+type State = typeof STATES[number];
+
+/** A store whose database is in some state. */
+function makeIn(state: State, base: string, runs: number): Store {
+  const store = makeStore(base, { seed: 11, runs, pageSize: 4096, wal: false });
+  if (state === "sound") return store;
+  const bytes = Deno.readFileSync(store.database);
+  if (state === "without a header") bytes.fill(0, 0, 100);
+  else {
+    const pages = [...store.runPages].sort((a, b) => a - b);
+    for (const page of [pages[2]!, pages[4]!]) bytes.fill(0, (page - 1) * 4096 + 200, page * 4096);
+  }
+  Deno.writeFileSync(store.database, bytes);
+  return store;
+}
+
+const force = (state: State) => state === "sound" ? ["--force"] : [];
+
+// ------------------------------------------------------------------------------------------------ live agents
+
+/** Runs of our client, each told of when `endRun` is done. */
+const AGENT = `
+import { TelemetryClient } from ${JSON.stringify(`file://${ROOT}mod.ts`)};
+const telemetry = new TelemetryClient({ base: Deno.args[0], onWarning: () => {} });
+for (;;) {
+  const id = await telemetry.startRun("live", "job");
+  await telemetry.endRun(id, { status: "success" });
+  console.log("run " + id);
+  await new Promise((resolve) => setTimeout(resolve, 5));
+}`;
+
+/** As the Python client does: the log first, then the database; and what it posts, it marks. */
+const WRITER = `
+import fcntl, json, os, sqlite3, sys, time, datetime
+base = sys.argv[1]
+n = 0
+db = None
+while True:
+    run = "20251210T000000Z-python-%08x" % n
+    n += 1
+    path = base + "/raw/events_" + datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d") + ".ndjson"
+    with open(path, "a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        log.write(json.dumps({"run_id": run, "agent_name": "python", "start_time": "2025-12-10T00:00:00+00:00",
+                              "status": "success", "record_type": "run"}) + "\\n")
+        log.flush()
+        os.fsync(log.fileno())
+    print("run " + run, flush=True)
+    try:
+        # As its DatabaseWriter does: a connection for each write.
+        db = sqlite3.connect("file:" + base + "/db/telemetry.sqlite?mode=rw", uri=True, timeout=5)
+        with db:
+            db.execute("INSERT INTO agent_runs (run_id, agent_name, start_time, status) VALUES (?, 'python', 't', 'success')", [run])
+        print("row " + run, flush=True)
+        with db:
+            db.execute("UPDATE agent_runs SET api_posted=1, api_posted_at='live' WHERE run_id=?", [run])
+        print("mark " + run, flush=True)
+    except sqlite3.Error as error:
+        print("error %s" % error, flush=True)
+    finally:
+        if db: db.close()
+    time.sleep(0.003)
+`;
+
+/** A live program, and what it has acknowledged so far. */
+class Live implements AsyncDisposable {
+  readonly lines: string[] = [];
+  readonly #process: Deno.ChildProcess;
+  readonly #read: Promise<void>;
+  readonly #errors: Promise<string>;
+
+  constructor(program: string, args: string[]) {
+    this.#process = command(program, args).spawn();
+    this.#errors = new Response(this.#process.stderr).text();
+    this.#read = this.#follow();
+  }
+
+  async #follow(): Promise<void> {
+    let rest = "";
+    for await (const text of this.#process.stdout.pipeThrough(new TextDecoderStream())) {
+      const lines = (rest + text).split("\n");
+      rest = lines.pop()!;
+      this.lines.push(...lines);
+    }
+  }
+
+  async until(count: number): Promise<void> {
+    const end = performance.now() + 10_000;
+    while (this.lines.length < count) {
+      if (performance.now() > end) throw new Error(`it has written only ${this.lines.length} lines`);
+      await delay(5);
+    }
+  }
+
+  told(what: string): string[] {
+    return this.lines.filter((line) => line.startsWith(`${what} `)).map((line) => line.slice(what.length + 1));
+  }
+
+  async end(): Promise<string> {
+    try {
+      this.#process.kill("SIGKILL");
+    } catch { /* it has ended by itself */ }
+    await Promise.all([this.#read, this.#process.status]);
+    return await this.#errors;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.end();
+  }
+}
+
+async function idsInLog(base: string): Promise<Set<string>> {
+  const all = await Array.fromAsync(scan(logFiles(layoutOf(base).raw)));
+  return new Set(all.flatMap((found) => "record" in found ? [found.record.run_id] : []));
+}
+
+const idsIn = (database: string, where = "1") =>
+  new Set(rowsOf(database, `SELECT run_id FROM agent_runs WHERE ${where}`).map(({ run_id }) => run_id as string));
+
+/** One round of live agents; how many marks that a recovery has put a database over are not in it. */
+async function liveRound(temp: TempFolder, state: State, name: string): Promise<{ marks: number; lost: string[] }> {
+  const base = `${temp.path}/${name}`;
+  const store = makeIn(state, base, 1200);
+  const interpreter = (await python("import sys; print(sys.executable)")).trim();
+  await using agent = new Live(Deno.execPath(), ["eval", "--quiet", "--no-check", AGENT, base]);
+  await using writer = new Live(interpreter, ["-c", WRITER, base]);
+  await Promise.all([agent.until(10), writer.until(10)]);
+  const { code, stderr } = await runScript("recover_database", base, force(state));
+  assert.equal(code, 0, `${state}: ${stderr}`);
+  await Promise.all([agent.until(agent.lines.length + 10), writer.until(writer.lines.length + 30)]);
+  assert.equal(await agent.end(), "", state);
+  assert.equal(await writer.end(), "", state);
+
+  assert.equal(integrityOf(store.database), "ok", state);
+  const acknowledged = [...agent.told("run"), ...writer.told("run"), ...writer.told("row")];
+  const [inLog, inDatabase] = [await idsInLog(base), idsIn(store.database)];
+  assert.deepEqual(acknowledged.filter((id) => !inLog.has(id) && !inDatabase.has(id)), [], `${state}: nowhere`);
+  const marked = idsIn(store.database, "api_posted=1");
+  const marks = writer.told("mark");
+  const lost = marks.filter((id) => !marked.has(id));
+  // What came after the recovery went into the new database.
+  assert.ok(marks.slice(-3).every((id) => marked.has(id)), `${state}: the writer is not in the new database`);
+
+  const again = await runScript("recover_database", base, ["--force"]);
+  assert.deepEqual([again.code, again.stderr], [0, ""], state);
+  const after = idsIn(store.database);
+  assert.deepEqual(acknowledged.filter((id) => !after.has(id)), [], `${state}: forced once more`);
+  assert.deepEqual(missingFrom(store.database, store), [], state);
+  const still = idsIn(store.database, "api_posted=1");
+  assert.deepEqual([...marked].filter((id) => !still.has(id)), [], state);
+  if (state === "sound") assert.deepEqual([...store.marked].filter((id) => !still.has(id)), [], state);
+  return { marks: marks.length, lost };
+}
+
+for (const state of STATES) {
+  testWith(["unix", "python"], `live agents write through a recovery of a database ${state}`, async (t) => {
+    using temp = new TempFolder();
+    const { marks, lost } = await liveRound(temp, state, "store");
+    await t.step(`${lost.length} of ${marks} marks of live agents are lost`, () => {});
+  });
+}
+
+Deno.test({
+  name: "a sound database, forced: no mark that a live agent sets is lost, in 2 rounds",
+  fn: async () => {
+    using temp = new TempFolder();
+    const lost: string[] = [];
+    for (let round = 0; round < 2; round++) {
+      const found = await liveRound(temp, "sound", `store${round}`);
+      lost.push(`${found.lost.length} of ${found.marks}`);
+    }
+    assert.deepEqual(lost.filter((line) => !line.startsWith("0 ")), []);
+  },
+});
+
+// ------------------------------------------------------------------------------------------------ two at once
+
+/** What a recovery that nothing disturbs makes of a store. */
+async function undisturbed(original: string): Promise<string> {
+  const base = `${original}_undisturbed`;
+  copyStore(original, base);
+  await recoverDatabase(layoutOf(base));
+  return contentOf(layoutOf(base).database);
+}
+
+const copiesIn = (db: string) => namesIn(db).filter((name) => /^telemetry\.corrupted\.\d{8}_\d{6}\.sqlite$/.test(name));
+const strangeIn = (db: string) =>
+  namesIn(db).filter((name) => !/^telemetry(\.corrupted\.\d{8}_\d{6})?\.sqlite(-wal|-shm)?$/.test(name));
+
+testWith(["unix"], "two recoveries at once: it is recovered, and nothing is left of either", async (t) => {
+  using temp = new TempFolder();
+  const codes: string[] = [];
+  for (const state of STATES) {
+    const original = `${temp.path}/${state.replaceAll(" ", "_")}`;
+    makeIn(state, original, 600);
+    const expected = await undisturbed(original);
+    for (const lagMs of [0, 60]) {
+      const base = `${original}_${lagMs}`;
+      copyStore(original, base);
+      const both = await Promise.all([0, lagMs].map(async (ms) => {
+        await delay(ms);
+        return await runScript("recover_database", base, ["--json", ...force(state)]);
+      }));
+      for (const { code, stdout, stderr } of both) {
+        if (code !== 0) assert.equal(JSON.parse(stdout).error.code, "locked", stderr);
+      }
+      assert.ok(both.some(({ code }) => code === 0), both[0]!.stderr);
+      codes.push(both.map(({ code, stdout }) => code !== 0 ? "refused" : `${JSON.parse(stdout).recovered}`).join("+"));
+      const there = layoutOf(base);
+      assert.equal(contentOf(there.database), expected, `${state}, ${lagMs} ms`);
+      assert.equal(integrityOf(there.database), "ok");
+      assert.deepEqual(strangeIn(there.db), []);
+      assert.ok(copiesIn(there.db).length <= 2, copiesIn(there.db).join());
+    }
+  }
+  await t.step(codes.join(", "), () => {});
+});
+
+Deno.test({
+  name: "one waits for the other until the file is renamed: it does not empty what gets the name",
+  fn: async () => {
+    using temp = new TempFolder(FAST_FOLDER);
+    const base = `${temp.path}/store`;
+    const store = makeIn("without a header", base, 60);
+    // What a busy machine may do by chance: pause between two lines.
+    const program = `
+      import { layoutOf } from ${JSON.stringify(`file://${ROOT}lib/layout.ts`)};
+      import { recoverDatabase } from ${JSON.stringify(`file://${ROOT}lib/recovery.ts`)};
+      const rename = Deno.renameSync;
+      Deno.renameSync = (from, to) => {
+        if (to.endsWith("/telemetry.sqlite")) {
+          console.log("renames");
+          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1500);
+        }
+        rename(from, to);
+      };
+      await recoverDatabase(layoutOf(Deno.args[0]));
+      console.log("done");`;
+    await using first = new Live(Deno.execPath(), ["eval", "--quiet", "--no-check", program, base]);
+    await first.until(1);
+    const second = await run(Deno.execPath(), [
+      "run",
+      "--quiet",
+      "--no-check",
+      "--allow-all",
+      `${ROOT}scripts/recover_database.ts`,
+      "--base",
+      base,
+      "--force",
+    ]);
+    await first.until(2);
+    assert.deepEqual(missingFrom(store.database, store), []);
+    assert.equal(second.code, 0, second.stderr);
+  },
+});
+
+testWith(["unix"], "a backup taken all the while is sound, or says that the database is not", async () => {
+  using temp = new TempFolder();
+  for (const state of STATES) {
+    const base = `${temp.path}/${state.replaceAll(" ", "_")}`;
+    const store = makeIn(state, base, 1200);
+    let isDone = false;
+    const backups = (async () => {
+      const all = [];
+      do all.push(await runScript("backup_database", base, ["--json"])); while (!isDone);
+      return all;
+    })();
+    const { code, stderr } = await runScript("recover_database", base, force(state));
+    isDone = true;
+    assert.equal(code, 0, `${state}: ${stderr}`);
+    for (const { code, stdout, stderr } of await backups) {
+      if (code === 0) {
+        const { path } = JSON.parse(stdout);
+        assert.equal(integrityOf(path), "ok", state);
+        if (state !== "sound") assert.deepEqual(missingFrom(path, store), [], state);
+      } else {
+        assert.notEqual(state, "sound", stderr);
+        assert.match(JSON.parse(stdout).error.code, /^(damaged|not_a_database)$/, stderr);
+      }
+    }
+    const last = await runScript("backup_database", base, ["--json"]);
+    assert.equal(last.code, 0, last.stderr);
+    assert.deepEqual(missingFrom(JSON.parse(last.stdout).path, store), [], state);
+  }
+});
+
+// ------------------------------------------------------------------------------------------------ disk full
+
+testWith(["mount"], "disk full at each step: as before, and fine once there is space", async (t) => {
+  using temp = new TempFolder();
+  using mounted = new TempFolder();
+  const mount = await run("mount", ["-t", "tmpfs", "-o", "size=8m", "tmpfs", mounted.path]);
+  assert.equal(mount.code, 0, mount.stderr);
+  const failures: Record<string, number> = {};
+  const problems: string[] = [];
+  try {
+    for (const state of STATES) {
+      const original = `${temp.path}/${state.replaceAll(" ", "_")}`;
+      makeIn(state, original, 400);
+      const size = Deno.statSync(layoutOf(original).database).size;
+      const expected = await undisturbed(original);
+      const before = state === "sound" ? contentOf(layoutOf(original).database) : undefined;
+      for (const share of [0, 0.5, 1.4, 2.2, 3.5]) {
+        const base = `${mounted.path}/store`;
+        copyStore(original, base);
+        const { database, db, reports } = layoutOf(base);
+        const bytes = Deno.readFileSync(database);
+        {
+          using filler = Deno.openSync(`${mounted.path}/filler`, { write: true, create: true });
+          try {
+            for (;;) filler.writeSync(new Uint8Array(4096));
+          } catch { /* it is full */ }
+          filler.truncateSync(filler.statSync().size - Math.round(share * size / 4096) * 4096);
+        }
+        const { code, stdout, stderr } = await runScript("recover_database", base, ["--json", ...force(state)]);
+        const expect = (isSo: boolean, problem: string) => {
+          if (!isSo) problems.push(`${state}, ${share}: ${problem}`);
+        };
+        if (code !== 0) {
+          const { code: kind } = JSON.parse(stdout).error;
+          failures[kind] = (failures[kind] ?? 0) + 1;
+          expect(kind === "disk_full", `${kind}: ${stderr}`);
+          expect(!/defect of the toolkit/.test(stderr), stderr);
+          const left = namesIn(db).filter((name) => !/^telemetry\.sqlite(-wal|-shm)?$/.test(name));
+          if (isThere(reports)) left.push(...namesIn(reports));
+          expect(left.length === 0, `left: ${left}`);
+          if (before === undefined) {
+            expect(Deno.readFileSync(database).every((byte, i) => byte === bytes[i]), "the damaged file has changed");
+          } else {
+            // SQLite needs space to open it.
+            copyDatabase(database, `${temp.path}/copy.sqlite`);
+            expect(contentOf(`${temp.path}/copy.sqlite`) === before, "it has changed");
+          }
+        } else expect(share > 1, "it did");
+        Deno.removeSync(`${mounted.path}/filler`);
+        if (code !== 0) {
+          const again = await runScript("recover_database", base, force(state));
+          expect(again.code === 0, `with space: ${again.stderr}`);
+        }
+        expect(contentOf(database) === expected, "with space, it is not as if there always had been some");
+        Deno.removeSync(base, { recursive: true });
+      }
+    }
+  } finally {
+    const { code, stderr } = await run("umount", [mounted.path]);
+    assert.equal(code, 0, stderr);
+  }
+  await t.step(JSON.stringify(failures), () => {});
+  assert.deepEqual(problems, []);
+  assert.ok(failures["disk_full"]! >= 6);
+});
+
+// ------------------------------------------------------------------------------------------------ folders
+
+Deno.test("reports/ vanishes while the log is read: recovered, and a warning says that there is no report", async () => {
+  using temp = new TempFolder(FAST_FOLDER);
+  const base = `${temp.path}/store`;
+  const store = makeIn("damaged inside of pages", base, 100);
+  const { reports } = layoutOf(base);
+  const { report, warnings } = await recoverDatabase(layoutOf(base), {
+    onProgress: () => isThere(reports) && Deno.removeSync(reports, { recursive: true }),
+  });
+  assert.deepEqual([report, warnings.length], [null, 1]);
+  assert.match(warnings[0]!, /report could not be written/);
+  assert.deepEqual(missingFrom(store.database, store), []);
+});
+
+Deno.test("reports/ is a file: recovered, or refused with a word on what to do", async () => {
+  using temp = new TempFolder(FAST_FOLDER);
+  const base = `${temp.path}/store`;
+  makeIn("damaged inside of pages", base, 100);
+  const { reports, db } = layoutOf(base);
+  Deno.writeTextFileSync(reports, "");
+  const error = await recoverDatabase(layoutOf(base)).then(() => undefined, (error) => error);
+  if (error === undefined) return;
+  assert.ok(error instanceof TelemetryError && error.code === "in_the_way" && error.hint !== undefined, String(error));
+  assert.deepEqual([strangeIn(db), copiesIn(db)], [[], []]);
+});
+
+Deno.test("raw/ vanishes while it is read: the report names what could not be read, and no run of the database is lost", async () => {
+  using temp = new TempFolder(FAST_FOLDER);
+  const base = `${temp.path}/store`;
+  const store = makeIn("sound", base, 100);
+  const layout = layoutOf(base);
+  const { rejected, rejected_file } = await recoverDatabase(layout, {
+    onProgress: () => isThere(layout.raw) && Deno.removeSync(layout.raw, { recursive: true }),
+  });
+  // Of three logs, the first one had been read.
+  assert.deepEqual(rejected, { "cannot be read": 2 });
+  for (const day of ["20251211", "20251212"]) {
+    assert.ok(Deno.readTextFileSync(rejected_file!).includes(`${layout.raw}/events_${day}.ndjson`), day);
+  }
+  const there = idsIn(store.database);
+  assert.deepEqual([...store.stored.keys()].filter((id) => !there.has(id)), []);
+});
+
+Deno.test({
+  name: "a recovery that was killed long ago: what has been deleted since does not come back",
+  fn: async () => {
+    using temp = new TempFolder(FAST_FOLDER);
+    const base = `${temp.path}/store`;
+    const store = makeIn("damaged inside of pages", base, 100);
+    const layout = layoutOf(base);
+    await recoverDatabase(layout);
+    // Killed after the new database was in place: this stays, and the script says that all is well.
+    Deno.copyFileSync(layout.database, layout.recovering);
+    assert.ok((await checkHealth(layout)).healthy);
+    const only = [...store.stored.keys()].filter((id) => !store.logged.has(id));
+    const { database } = layout;
+    const there = rowsOf(database, "SELECT run_id FROM agent_runs").map(({ run_id }) => run_id as string);
+    const gone = only.find((id) => there.includes(id))!;
+    rowsOf(database, `DELETE FROM agent_runs WHERE run_id='${gone}'`);
+    await recoverDatabase(layout);
+    assert.ok(!idsIn(database).has(gone), "it is back");
+  },
+});
