@@ -75,8 +75,8 @@ export class Salvage {
   readonly #db: Connection;
   readonly #database: string;
   readonly #onRejected: (row: RejectedRow) => void;
-  /** The rows that were refused: one may be found in a page and by SQLite. */
-  readonly #refused = new Set<string>();
+  /** The rows of a source that its pages gave and that were refused: SQLite may yet give them. */
+  readonly #doubtful = new Map<string, RejectedRow>();
   readonly #statements = new Map<string, Statement>();
   /** The tables of people that the new database has by now. */
   readonly #added = new Set<string>();
@@ -123,6 +123,8 @@ export class Salvage {
     }
     if (!rows) return source.isSound;
     this.#read(path, (db) => this.#transaction(() => this.#takeRows(db, source)));
+    for (const row of this.#doubtful.values()) this.#onRejected(row);
+    this.#doubtful.clear();
     return source.isSound;
   }
 
@@ -313,16 +315,17 @@ export class Salvage {
     const layouts = new Layouts(source.columns);
     for (const found of file.rows(roots, (table, cells) => layouts.find(table, cells) !== undefined)) {
       if ("broken" in found) {
-        this.#reject({ file: source.path, table: null, rowid: null, page: found.page }, found.broken, []);
+        const place = { file: source.path, table: null, rowid: null, page: found.page };
+        this.#onRejected({ ...place, rejected: found.broken, cells: [] });
         continue;
       }
       const { table, rowid, cells } = found;
       const layout = layouts.find(table, cells);
       if (layout !== undefined) {
         const { names, values } = layout.fit(rowid, cells);
-        this.#take(source, layout.table, names, rowid, values, layout.table !== table);
+        this.#take(source, layout.table, names, rowid, values, layout.table === table ? "page" : "guess");
       } else if (table !== undefined && source.columns.has(table)) {
-        this.#reject({ file: source.path, table, rowid, page: null }, "its cells do not fit the table", cells);
+        this.#reject(source, table, rowid, "its cells do not fit the table", cells, "page");
       }
     }
     this.#takeMarks(file, source);
@@ -368,15 +371,16 @@ export class Salvage {
     this.#learnSchema(source, () => SCHEMA_VERSION + 1);
   }
 
-  /** @param isGuess whether the row only looks like one of that table: then it replaces none */
+  /** @param origin a `guess` only looks like a row of that table: it replaces none */
   #take(
     source: Source,
     table: string,
     columns: string[],
     rowid: ReadRow["rowid"],
     cells: SqlValue[],
-    isGuess: boolean = false,
+    origin: "sql" | "page" | "guess" = "sql",
   ): void {
+    if (this.#doubtful.size > 0) this.#doubtful.delete(`${table} ${rowid}`);
     const value = (name: string) => cells[columns.indexOf(name)];
     try {
       if (table === "schema_migrations" && Number(value("version")) > SCHEMA_VERSION) {
@@ -387,11 +391,13 @@ export class Salvage {
         throw new TelemetryError("invalid_record", "run_id is missing");
       }
       const hasRowid = !isOfContract(table) && rowid !== undefined;
-      this.#statementFor(table, columns, hasRowid, isGuess).run(...cells, ...hasRowid ? [BigInt(rowid)] : []);
+      this.#statementFor(table, columns, hasRowid, origin === "guess").run(
+        ...cells,
+        ...hasRowid ? [BigInt(rowid)] : [],
+      );
     } catch (error) {
       if (!hasCode(error, "invalid_record")) throw error;
-      const place = { file: source.path, table, rowid: rowid === undefined ? null : Number(rowid), page: null };
-      return this.#reject(place, messageOf(error.cause ?? error), cells);
+      return this.#reject(source, table, rowid, messageOf(error.cause ?? error), cells, origin);
     }
     // What a transaction has changed is held in memory until it ends.
     if (++this.#taken % TRANSACTION_ROWS === 0) this.#db.exec("COMMIT; BEGIN");
@@ -424,11 +430,17 @@ export class Salvage {
     return this.#db.prepare(`${into} (${names}) SELECT ${names.map(() => "?")} WHERE (SELECT ? WHERE 0) IS NULL`);
   }
 
-  #reject(place: Omit<RejectedRow, "rejected" | "cells">, rejected: string, cells: SqlValue[]): void {
-    const key = `${place.file} ${place.table} ${place.rowid}`;
-    if (place.rowid !== null && this.#refused.has(key)) return;
-    this.#refused.add(key);
-    this.#onRejected({ ...place, rejected, cells });
+  #reject(
+    { path: file }: Source,
+    table: string,
+    rowid: ReadRow["rowid"],
+    rejected: string,
+    cells: SqlValue[],
+    origin: "sql" | "page" | "guess",
+  ): void {
+    const row = { file, table, rowid: rowid === undefined ? null : Number(rowid), page: null, rejected, cells };
+    if (origin === "sql") this.#onRejected(row);
+    else this.#doubtful.set(`${table} ${rowid}`, row);
   }
 }
 
