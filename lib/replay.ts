@@ -3,8 +3,8 @@
  * @module
  */
 import { hasCode, TelemetryError } from "./errors.ts";
-import { type Rejection, type RunLine, type ScannedRecord, type ScanProgress, scanRuns } from "./log_scanner.ts";
-import { newRun, RUN_COLUMNS, type RunRecord, whyNoRecord } from "./records.ts";
+import { type Rejection, type ScanProgress, scanRuns } from "./log_scanner.ts";
+import { type LogRecord, newRun, RUN_COLUMNS } from "./records.ts";
 import { readRows } from "./row_reader.ts";
 import { columnsOf } from "./schema.ts";
 import type { Connection, SqlValue } from "./sqlite.ts";
@@ -37,71 +37,35 @@ export async function* lastStates(files: Iterable<string>, progress?: ScanProgre
   for await (const batch of scanRuns(files, progress)) {
     for (const found of batch) {
       if ("rejected" in found) states.found.rejections.push(found);
-      else if ("text" in found) states.takeStart(found.run_id, found);
-      else if (found.record.record_type === "run") {
-        const { run_id, status } = found.record;
-        if (status === "running" || !status) states.takeStart(run_id, found);
-        else states.takeEnd(run_id, found);
-      }
+      else if (found.record.record_type === "run") states.take(found.record);
     }
-    states.detach();
     if (states.found.cells.length > 0 || states.found.rejections.length > 0) yield states.next();
   }
   yield states.end();
 }
 
-/** A line, parsed or not. */
-type State = RunLine | ScannedRecord;
+type Run = LogRecord & { record_type: "run" };
 
 /** Holds the start of each run until its end is found. */
 class States {
   found: LogStates = { cells: [], posted: [], rejections: [] };
-  readonly #held = new Map<string, State>();
-  /** The start that was found last: mostly its end comes next, and nothing else need be held. */
-  #last: { run_id: string; run: State } | undefined;
-  /** Those of the held that are slices of a large text. */
-  #attached: string[] = [];
+  readonly #held = new Map<string, Run>();
 
-  takeStart(run_id: string, run: State): void {
-    this.#drop(run_id);
-    this.#holdLast();
-    this.#last = { run_id, run };
-  }
-
-  takeEnd(run_id: string, run: State): void {
-    this.#drop(run_id);
-    this.#put(run);
-  }
-
-  /** Lets go of the state before, but for its mark, which must not be lost with it. */
-  #drop(run_id: string): void {
-    let before: State | undefined;
-    if (this.#last?.run_id === run_id) {
-      before = this.#last.run;
-      this.#last = undefined;
-    } else if ((before = this.#held.get(run_id)) !== undefined) {
-      this.#held.delete(run_id);
+  take(run: Run): void {
+    const before = this.#held.get(run.run_id);
+    if (before !== undefined) {
+      this.#held.delete(run.run_id);
+      // Its mark must not be lost with it.
+      if (Number(before.api_posted) === 1) this.#put(before);
     }
-    if (before !== undefined && mayBePosted(before)) this.#put(before);
-  }
-
-  #holdLast(): void {
-    if (this.#last === undefined) return;
-    const { run_id, run } = this.#last;
-    this.#last = undefined;
-    this.#held.set(run_id, run);
-    if ("text" in run) this.#attached.push(run_id);
-    if (this.#held.size > MAX_HELD) this.#letGo(this.#held.entries().next().value!);
-  }
-
-  /** Copies what is held, else a line would keep the whole megabyte that it was read with. */
-  detach(): void {
-    this.#holdLast();
-    for (const run_id of this.#attached) {
-      const run = this.#held.get(run_id);
-      if (run !== undefined && "text" in run) run.text = DECODER.decode(ENCODER.encode(run.text));
+    // A line without a status says the same.
+    if (run.status && run.status !== "running") return this.#put(run);
+    this.#held.set(run.run_id, run);
+    if (this.#held.size > MAX_HELD) {
+      const [longest] = this.#held.values();
+      this.#held.delete(longest!.run_id);
+      this.#put(longest!);
     }
-    this.#attached = [];
   }
 
   next(): LogStates {
@@ -112,30 +76,16 @@ class States {
 
   /** Those that never ended. */
   end(): LogStates {
-    this.#holdLast();
-    for (const entry of this.#held) this.#letGo(entry);
+    for (const run of this.#held.values()) this.#put(run);
     return this.next();
   }
 
-  #letGo([run_id, run]: [string, State]): void {
-    this.#held.delete(run_id);
-    this.#put(run);
-  }
-
-  #put(run: State): void {
-    const fields = ("text" in run ? JSON.parse(run.text) : run.record) as Record<string, unknown>;
-    // What was only skimmed is judged now: its fields may come twice.
-    const rejected = "text" in run ? whyNoRecord(fields) : undefined;
-    if (rejected !== undefined) {
-      const { file, line, offset, text } = run as RunLine;
-      this.found.rejections.push({ rejected, file, line, offset, length: ENCODER.encode(text).length, text });
-      return;
-    }
+  #put(run: Run): void {
+    const fields = run as unknown as Record<string, unknown>;
     const { cells } = this.found;
     const first = cells.length;
     for (const column of LOG_COLUMNS) cells.push(cellOf(fields[column], column));
-    const [posted, at] = [cells[first + POSTED], cells[first + POSTED + 1]!];
-    if (posted === 1) this.found.posted.push([at, fields["run_id"] as string]);
+    if (cells[first + POSTED] === 1) this.found.posted.push([cells[first + POSTED + 1]!, run.run_id]);
     cells[first + METRICS] ??= cellOf(fields["metrics"] ?? null, "metrics_json");
     // As the database itself would have noted them: the log has none.
     cells[first + CREATED] ??= databaseTime(fields["start_time"]);
@@ -143,8 +93,6 @@ class States {
   }
 }
 
-const ENCODER = new TextEncoder();
-const DECODER = new TextDecoder("utf-8", { ignoreBOM: true });
 const INTEGERS = new Set(
   Object.entries(columnsOf("agent_runs")).flatMap(([column, type]) => type.startsWith("INTEGER") ? [column] : []),
 );
@@ -153,10 +101,6 @@ const POSTED = LOG_COLUMNS.indexOf("api_posted");
 const CREATED = LOG_COLUMNS.indexOf("created_at");
 /** What a line that lacks a field says of it. */
 const DEFAULTS = newRun({ run_id: "", agent_name: "", start_time: "" }) as unknown as Record<string, SqlValue>;
-
-function mayBePosted(run: State): boolean {
-  return "text" in run ? /"api_posted": ?[1t]/.test(run.text) : Number((run.record as RunRecord).api_posted) === 1;
-}
 
 function cellOf(value: unknown, column: string): SqlValue {
   if (typeof value === "string" || value === null) return value;
