@@ -4,7 +4,17 @@
  */
 import { claimForSqlite, giveToOwnerOf, removeIfThere, removePartial, syncFolder } from "./durable_files.ts";
 import { fileError, hasCode, TelemetryError, withHint } from "./errors.ts";
-import { type FileKind, type Layout, parseFileName, partialOf, pathIn, sidecarsOf, sizeOf, statOf } from "./layout.ts";
+import {
+  type FileKind,
+  folderOf,
+  type Layout,
+  parseFileName,
+  partialOf,
+  pathIn,
+  sidecarsOf,
+  sizeOf,
+  statOf,
+} from "./layout.ts";
 import { SCHEMA_VERSION } from "./records.ts";
 import {
   type Current,
@@ -183,12 +193,17 @@ export function newestBackup(layout: Layout): BackupFile | undefined {
 }
 
 /**
- * The path of a backup as an operator names it: a path, or `latest`.
+ * The path of a backup as an operator names it: a path, a name in `backups/`, or `latest`.
  *
  * @throws {TelemetryError} `no_storage` when there is no backup yet
  */
 export function backupNamed(layout: Layout, named: string): string {
-  if (named !== "latest") return named;
+  if (named === "") throw new TelemetryError("usage", "a backup needs a name", { hint: "--list shows the backups" });
+  if (named !== "latest") {
+    // As --list shows it.
+    const listed = folderOf(named) === "." ? pathIn(layout.backups, named) : named;
+    return sizeOf(listed) === undefined ? named : listed;
+  }
   const latest = newestBackup(layout);
   if (latest) return latest.path;
   throw new TelemetryError("no_storage", `there is no backup in ${layout.backups}`, {

@@ -41,6 +41,7 @@ export async function takeAndKeep(
   for (const { name } of future) terminal.warn(`${name} is dated in the future: it is left alone and not counted`);
   if (taken) removeBackups(layout, outdated);
   for (const { name } of outdated) terminal.say(`${dryRun ? "would remove" : "removed"} ${name}`);
+  if (dryRun && outdated.length === 0) terminal.say("would remove nothing");
   return { ...taken, dry_run: dryRun, removed: outdated.map(({ path }) => path) };
 }
 

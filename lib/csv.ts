@@ -164,7 +164,8 @@ export function readRequest(flags: Readonly<Record<string, string | boolean | un
   }
   const [since, until, updatedSince] = [valueOf("since"), valueOf("until"), valueOf("updated-since")];
   const [agent, status, program] = [valueOf("agent"), valueOf("status"), valueOf("for")];
-  return {
+  if (agent === "") throw new TelemetryError("usage", "--agent needs a name", { hint: "leave it out for all agents" });
+  const request: ExportRequest = {
     table,
     columns: valueOf("columns") === undefined ? columns : chosenColumns(valueOf("columns")!, columns),
     since: since === undefined ? undefined : momentOf("since", since, now),
@@ -174,13 +175,17 @@ export function readRequest(flags: Readonly<Record<string, string | boolean | un
     agents: agent === undefined ? undefined : new Set([agent, ...agent.split(",")]),
     statuses: status === undefined
       ? undefined
-      : new Set(status.split(",").map((name) => oneOf("status", name, RUN_STATUSES))),
+      : new Set(status.split(",").map((name) => oneOf("status", name.trim(), RUN_STATUSES))),
     program: program === undefined ? undefined : oneOf("for", program, PROGRAMS) as Program,
   };
+  if ((request.since ?? -Infinity) < (request.until ?? Infinity)) return request;
+  throw new TelemetryError("usage", "--until is not after --since: nothing can be between them", {
+    hint: "see export_csv --help for what times mean",
+  });
 }
 
 function chosenColumns(list: string, columns: readonly string[]): string[] {
-  const chosen = list.split(",").map((name) => oneOf("columns", name, columns));
+  const chosen = list.split(",").map((name) => oneOf("columns", name.trim(), columns));
   const twice = chosen.find((name, i) => chosen.indexOf(name) < i);
   if (twice === undefined) return chosen;
   throw new TelemetryError("usage", `--columns names ${twice} twice`, { hint: "name each column once" });

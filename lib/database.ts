@@ -86,7 +86,7 @@ export function createDatabase({ base, db, database }: Layout, wait: boolean = t
 /** A new database beside another one's journal would be read with that one's pages in it. */
 function orphaned(database: string, sidecar: string): TelemetryError {
   return new TelemetryError("damaged", `${database} is gone, but ${sidecar} of it is still there`, {
-    hint: "put the database back; if it is lost, move that file away and run recover_database",
+    hint: "put the database back; if it is lost, run recover_database: it takes what that file has, too",
   });
 }
 

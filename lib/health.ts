@@ -19,6 +19,8 @@ export interface Health {
   problems: string[];
   /** The tables of the contract that are missing. */
   missing_tables: string[];
+  /** Its schema version, by its columns; null where it cannot be told. */
+  schema_version: number | null;
   /** How log and database compare; null where that was not asked for, or the database is damaged. */
   runs: RunComparison | null;
 }
@@ -31,6 +33,8 @@ export interface RunComparison {
   only_in_database: number;
   /** In the log alone: recovery would bring them in. */
   only_in_log: number;
+  /** The logs that cannot be read. */
+  unreadable_logs: string[];
   /** Still `running` in the database, though the log has their end. */
   older_in_database: number;
 }
@@ -65,7 +69,13 @@ export interface HealthOptions {
  */
 export async function checkHealth(layout: Layout, options: HealthOptions = {}): Promise<Health> {
   const { database } = layout;
-  const lost = (problem: string): Health => ({ healthy: false, problems: [problem], missing_tables: [], runs: null });
+  const lost = (problem: string): Health => ({
+    healthy: false,
+    problems: [problem],
+    missing_tables: [],
+    schema_version: null,
+    runs: null,
+  });
   if (sizeOf(database) === undefined) return lost(`there is no database ${database}`);
   if (sizeOf(database) === 0) return lost(`${database} is empty`);
   try {
@@ -78,7 +88,7 @@ export async function checkHealth(layout: Layout, options: HealthOptions = {}): 
     const missing_tables = missing.filter((name) => !name.includes(".") && !name.startsWith("idx_"));
     problems.push(...missing_tables.map((table) => `the table ${table} is missing`));
     const runs = options.compare && problems.length === missing_tables.length ? await compareRuns(db, layout) : null;
-    return { healthy: problems.length === 0, problems, missing_tables, runs };
+    return { healthy: problems.length === 0, problems, missing_tables, schema_version: version, runs };
   } catch (error) {
     if (hasCode(error, ...NO_DATABASE)) return lost(messageOf(error));
     if (!(error instanceof TelemetryError) || error.code === "newer_schema") throw error;
@@ -102,7 +112,9 @@ async function compareRuns(db: Connection, { raw }: Layout): Promise<RunComparis
   const last = Number(db.get("SELECT max(rowid) AS last FROM agent_runs")!["last"] ?? 0);
   const [named, isOlder] = [new Rows(last), new Rows(last)];
   const inLogAlone = new Set<string>();
-  for await (const { cells } of lastStates(logFiles(raw))) {
+  const unreadable = new Set<string>();
+  for await (const { cells, rejections } of lastStates(logFiles(raw))) {
+    for (const { rejected, file } of rejections) if (rejected === "cannot be read") unreadable.add(file);
     for (let at = 0; at < cells.length; at += LOG_COLUMNS.length) {
       const row = find.get(cells[at]!);
       if (row === undefined) inLogAlone.add(String(cells[at]));
@@ -117,6 +129,7 @@ async function compareRuns(db: Connection, { raw }: Layout): Promise<RunComparis
     in_database,
     only_in_database: in_database - named.size,
     only_in_log: inLogAlone.size,
+    unreadable_logs: [...unreadable],
     older_in_database: isOlder.size,
   };
 }

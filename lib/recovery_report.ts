@@ -24,6 +24,8 @@ export class RecoveryReport {
   readonly #path: string;
   readonly #rejectedPath: string;
   readonly #counts = new Map<string, number>();
+  /** What is missing with these is more than a line. */
+  readonly #unreadable = new Set<string>();
   #file: Deno.FsFile | undefined;
   #failure: string | undefined;
 
@@ -50,6 +52,7 @@ export class RecoveryReport {
 
   /** Notes a line, or a part of one, that is no record. */
   rejectLine({ rejected, ...rejection }: Rejection): void {
+    if (rejected === "cannot be read") this.#unreadable.add(`${rejection.file} cannot be read (${rejection.text})`);
     this.#note(rejected, { ...rejection, reason: rejected });
   }
 
@@ -80,7 +83,9 @@ export class RecoveryReport {
   /** Gives the files their names. What fails becomes a warning. */
   finish(recovery: Omit<Recovery, "rejected" | "report" | "rejected_file">): Recovery {
     const rejected = Object.fromEntries(this.#counts);
-    const done: Recovery = { ...recovery, rejected, report: this.#path, rejected_file: this.#nameRejected() };
+    const unread = [...this.#unreadable].map((what) => `${what}: mend that, and run recover_database --force`);
+    const warnings = [...recovery.warnings, ...unread];
+    const done: Recovery = { ...recovery, warnings, rejected, report: this.#path, rejected_file: this.#nameRejected() };
     try {
       const text = `${JSON.stringify(done, null, 2)}\n`;
       writeWhole(this.#base, this.#path, new TextEncoder().encode(text), { replace: false });

@@ -79,7 +79,13 @@ export class Connection implements Disposable {
    */
   static openToRead(path: string): Connection {
     const { wal, journal } = sidecarsOf(path);
-    if (sizeOf(path) === undefined) throw new TelemetryError("no_storage", `there is no database ${path}`);
+    const stat = statOf(path);
+    if (stat === undefined) throw new TelemetryError("no_storage", `there is no database ${path}`);
+    if (stat.isDirectory) {
+      throw new TelemetryError("in_the_way", `${path} is a folder, but the database belongs there`, {
+        hint: "move that folder away and run this again",
+      });
+    }
     const walBytes = sizeOf(wal) ?? 0;
     // With a journal beside it, SQLite has to undo a change first, or refuses.
     const readOnly = walBytes > 0 && (sizeOf(journal) ?? 0) === 0;
@@ -324,7 +330,8 @@ const MEANINGS: Partial<Record<ErrorCode, string>> = {
 const HINTS: Partial<Record<ErrorCode, string>> = {
   locked: "wait until the other program is done, or stop it, and run this again",
   damaged: "run recover_database: it rebuilds the database from the log and from what can still be read",
-  not_a_database: "move that file away; if a database was there, run recover_database",
+  not_a_database:
+    "run recover_database: it keeps that file and takes what can still be read of it (if it is another program's, move it away)",
   disk_full: "free some space on that disk and run it again",
   permission: "run it as the user who owns the file, and see that its folder can be written",
   invalid_record: "see which rule of the table refuses it",

@@ -20,6 +20,7 @@ import {
   pathIn,
   readEnv,
   realPath,
+  statOf,
 } from "./layout.ts";
 
 /** A flag of a script. */
@@ -60,9 +61,11 @@ export interface Terminal {
   readonly flags: Readonly<Record<string, string | boolean | undefined>>;
   /**
    * Where the store is. Warns when another folder holds data too.
+   * @param mustExist whether a folder that is no store is refused: an operator may have mistyped it
+   * @throws {TelemetryError} `no_storage`, `in_the_way` when it must exist and does not
    * @throws {TelemetryError} `permission` when Deno does not let the script see or change it
    */
-  locate(): Layout;
+  locate(mustExist?: boolean): Layout;
   /** A line of the report: stdout, unless `--quiet` or `--json`. */
   say(line: string): void;
   /** A warning: stderr, always. */
@@ -99,7 +102,11 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
     const terminal: Terminal = {
       exitCode: 0,
       flags,
-      locate: () => locateForScript(flags["base"] as string | undefined, warn),
+      locate: (mustExist = true) => {
+        const layout = locateForScript(flags["base"] as string | undefined, warn);
+        if (mustExist) requireStore(layout);
+        return layout;
+      },
       say: (line) => silent || print(Deno.stdout, line),
       warn,
       progress: (what, unitBytes) => silent || !Deno.stderr.isTerminal() ? undefined : progressBar(what, unitBytes),
@@ -246,6 +253,20 @@ function locateForScript(base: string | undefined, warn: Terminal["warn"]): Layo
     warn(`using ${layout.base} (${layout.choice.source}), but ${other} holds data too: choose with --base DIR`);
   }
   return layout;
+}
+
+function requireStore({ base, raw, db }: Layout): void {
+  if (isFolder(raw) || isFolder(db)) return;
+  const stat = statOf(base);
+  if (stat !== undefined && !stat.isDirectory) {
+    throw new TelemetryError("in_the_way", `${base} is a file, but a folder is needed there`, {
+      hint: "name the folder of the store with --base DIR",
+    });
+  }
+  const what = stat === undefined ? `there is no folder ${base}` : `${base} is no store: it has neither raw/ nor db/`;
+  throw new TelemetryError("no_storage", what, {
+    hint: "name the folder of the store with --base DIR; setup_storage makes a new one",
+  });
 }
 
 const HOME = Deno.build.os === "windows" ? "USERPROFILE" : "HOME";

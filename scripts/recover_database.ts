@@ -3,10 +3,11 @@
  * Gives back a damaged or lost database: from the log, and from all that can still be read of it.
  * @module
  */
-import { backupNamed, examineBackup } from "../lib/backup.ts";
+import { backupNamed, examineBackup, newestBackup } from "../lib/backup.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import { checkHealth, type Health } from "../lib/health.ts";
-import { isFolder, type Layout } from "../lib/layout.ts";
+import type { Layout } from "../lib/layout.ts";
+import { SCHEMA_VERSION } from "../lib/records.ts";
 import { recoverDatabase, type Recovery, tidyUp } from "../lib/recovery.ts";
 import { megabytes, type Result, runCommand, type Terminal } from "../lib/terminal.ts";
 
@@ -35,7 +36,6 @@ if (import.meta.main) {
       });
     }
     const layout = terminal.locate();
-    requireStore(layout);
     const checkOnly = flags["check-only"] === true;
     const health = await checkHealth(layout, { compare: checkOnly, mayUndo: !checkOnly });
     tellHealth(terminal, layout, health);
@@ -52,22 +52,19 @@ if (import.meta.main) {
   });
 }
 
-/** An operator who has mistyped the folder must not get a new and empty store there. */
-function requireStore({ base, raw, db }: Layout): void {
-  if (isFolder(raw) || isFolder(db)) return;
-  const what = isFolder(base) ? `${base} is no store: it has neither raw/ nor db/` : `there is no folder ${base}`;
-  throw new TelemetryError("no_storage", what, {
-    hint: "name the folder of the store with --base DIR; setup_storage makes a new one",
-  });
-}
-
-function tellHealth(terminal: Terminal, { database }: Layout, { healthy, problems, runs }: Health): void {
+function tellHealth(terminal: Terminal, { database }: Layout, health: Health): void {
+  const { healthy, problems, schema_version: version, runs } = health;
   if (healthy) terminal.say(`${database} is healthy`);
   else {
     const more = problems.length > 5 ? `; and ${problems.length - 5} more` : "";
     terminal.warn(`${database} is not healthy: ${problems.slice(0, 5).join("; ")}${more}`);
+    if (terminal.flags["check-only"]) terminal.warn("run recover_database, without --check-only");
+  }
+  if (version !== null && version < SCHEMA_VERSION) {
+    terminal.warn(`it has schema v${version}, in which no run can be recorded: run setup_database`);
   }
   if (runs === null) return;
+  for (const file of runs.unreadable_logs) terminal.warn(`${file} cannot be read: its runs are not counted`);
   terminal.say(`  ${runs.in_database} runs, ${runs.only_in_database} of them in no log`);
   if (runs.only_in_log > 0) terminal.say(`  ${runs.only_in_log} runs are in the log alone: --force brings them in`);
   if (runs.older_in_database > 0) {
@@ -95,6 +92,10 @@ async function recover(terminal: Terminal, layout: Layout): Promise<Result> {
   }
   tellRecovery(terminal, recovery);
   if (recovery.files === 0) terminal.warn(`there is no log in ${layout.raw}: what is back is from databases alone`);
+  const latest = newestBackup(layout);
+  if (recovery.runs === 0 && backup === undefined && latest) {
+    terminal.warn(`nothing came back, but there is ${latest.path}: run this again with --force --with-backup latest`);
+  }
   for (const warning of recovery.warnings) terminal.warn(warning);
   return { recovered: true, ...recovery };
 }

@@ -136,7 +136,7 @@ export function command(
   { env = {}, cwd, uid, stdin = "null" }: RunOptions = {},
 ): Deno.Command {
   const kept: Record<string, string> = {};
-  for (const name of ["PATH", "DENO_DIR", "HOME", "SYSTEMROOT", "TMPDIR", "TEMP"]) {
+  for (const name of ["PATH", "DENO_DIR", "DENO_COVERAGE_DIR", "HOME", "SYSTEMROOT", "TMPDIR", "TEMP"]) {
     const value = Deno.env.get(name);
     if (value !== undefined) kept[name] = value;
   }

@@ -44,9 +44,15 @@ function line(run_id: string, status = "success"): string {
 Deno.test("health: the check passes and all tables are there", async () => {
   using store = new Store();
   store.sqlite(schemaSql());
-  assert.deepEqual(await store.health(false), { healthy: true, problems: [], missing_tables: [], runs: null });
-  const runs = { in_database: 0, only_in_database: 0, only_in_log: 0, older_in_database: 0 };
-  assert.deepEqual(await store.health(), { healthy: true, problems: [], missing_tables: [], runs });
+  assert.deepEqual(await store.health(false), {
+    healthy: true,
+    problems: [],
+    missing_tables: [],
+    schema_version: 3,
+    runs: null,
+  });
+  const runs = { in_database: 0, only_in_database: 0, only_in_log: 0, older_in_database: 0, unreadable_logs: [] };
+  assert.deepEqual(await store.health(), { healthy: true, problems: [], missing_tables: [], schema_version: 3, runs });
   store.sqlite("DROP TABLE commits; DROP INDEX idx_runs_agent; ALTER TABLE agent_runs DROP COLUMN subdomain");
   assert.deepEqual(await store.health(), {
     healthy: false,
@@ -120,6 +126,7 @@ Deno.test("health: log and database compared, whatever comes twice", async () =>
     only_in_database: 1,
     only_in_log: 2,
     older_in_database: 1,
+    unreadable_logs: [],
   });
 });
 
@@ -139,6 +146,7 @@ Deno.test("health: more open runs than are kept in mind", async () => {
     only_in_database: 0,
     only_in_log: 0,
     older_in_database: 19_900,
+    unreadable_logs: [],
   });
 });
 

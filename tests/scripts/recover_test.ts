@@ -488,7 +488,13 @@ Deno.test("--check-only: healthy is 0, and says what log and database have of ea
   );
   const { code, healthy, problems, missing_tables, runs } = await checked(store.base);
   assert.deepEqual([code, healthy, problems, missing_tables], [0, true, [], []]);
-  assert.deepEqual(runs, { in_database: 5, only_in_database: 1, only_in_log: 1, older_in_database: 1 });
+  assert.deepEqual(runs, {
+    in_database: 5,
+    only_in_database: 1,
+    only_in_log: 1,
+    older_in_database: 1,
+    unreadable_logs: [],
+  });
   const { stdout, stderr } = await recover(store.base, ["--check-only"]);
   assert.match(
     stdout,
@@ -497,7 +503,13 @@ Deno.test("--check-only: healthy is 0, and says what log and database have of ea
   assert.equal(stderr, "");
   await recovered(store, ["--force"]);
   const after = await checked(store.base);
-  assert.deepEqual(after["runs"], { in_database: 6, only_in_database: 1, only_in_log: 0, older_in_database: 0 });
+  assert.deepEqual(after["runs"], {
+    in_database: 6,
+    only_in_database: 1,
+    only_in_log: 0,
+    older_in_database: 0,
+    unreadable_logs: [],
+  });
 });
 
 const SICK: Record<string, [make: (store: Store) => void, problem: RegExp]> = {
@@ -541,6 +553,7 @@ Deno.test({
       only_in_database: 0,
       only_in_log: 0,
       older_in_database: 1,
+      unreadable_logs: [],
     });
   },
 });
@@ -606,6 +619,7 @@ testWith(
         only_in_database: 1,
         only_in_log: 1,
         older_in_database: 0,
+        unreadable_logs: [],
       }]);
       await assertRefused(base, ["--force"], 1, /read-only|Read-only|cannot/i);
       assert.equal((await mount("-o", "remount,rw", base)).code, 0);
@@ -1000,4 +1014,19 @@ Deno.test("a half-made new database of a recovery that was killed is used again,
   store.log("events_20251210.ndjson", line("x"));
   await recovered(store);
   assert.deepEqual(idsIn(store.file), ["in the copy", "x"]);
+});
+
+testWith(["nobody"], "a log that cannot be read is named, by the check and by the recovery", async () => {
+  using temp = new TempFolder();
+  const base = `${temp.path}/store`;
+  Deno.mkdirSync(`${base}/raw`, { recursive: true });
+  const secret = `${base}/raw/events_20251210.ndjson`;
+  Deno.writeTextFileSync(secret, "");
+  Deno.chmodSync(secret, 0);
+  for (const path of [temp.path, base, `${base}/raw`]) Deno.chownSync(path, NOBODY, NOBODY);
+  const recovery = await runScript("recover_database", base, ["--quiet"], { uid: NOBODY });
+  assert.equal(recovery.code, 0);
+  assert.match(recovery.stderr, /events_20251210\.ndjson cannot be read .*--force/);
+  const check = await runScript("recover_database", base, ["--check-only", "--quiet"], { uid: NOBODY });
+  assert.match(check.stderr, /events_20251210\.ndjson cannot be read/);
 });
