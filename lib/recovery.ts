@@ -147,11 +147,11 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
       const built = await rebuild.build({ ...options, kept, previous, pageSize });
       giveToOwnerOf(base, recovering);
       await putInPlace({ path: recovering, claim }, database, current, {
-        onLocked: () => watch.freeze(),
+        onLocked: () => watch.carryOver(recovering),
         onRename: () => watch.close(),
       });
       isPlaced = true;
-      watch.carryOver();
+      watch.close();
       seePlaced(database, current.state === "sound");
       const warnings = await rebuild.catchUp();
       const duration_ms = Math.round(performance.now() - start);
@@ -340,14 +340,13 @@ const TOUCHED = `
   END;`;
 
 /**
- * Holds on to what agents write to the database while it is being replaced. The log has their runs; marks of posting,
- * and what other programs write, are in the database alone.
+ * Sees what agents write to the database while it is being replaced. The log has their runs; marks of posting, and what
+ * other programs write, are in the database alone.
  */
 class Watch implements Disposable {
   readonly #database: string;
   #db: Connection | undefined;
   #before: unknown;
-  #isFrozen = false;
 
   constructor(database: string) {
     this.#database = database;
@@ -365,26 +364,19 @@ class Watch implements Disposable {
     });
   }
 
-  /** Holds the last state of the old content, which nobody can change any more, if it was changed meanwhile. */
-  freeze(): void {
+  /**
+   * Brings over what was written meanwhile, at a moment when nobody can write any more: an agent that marks a run a
+   * moment later must find it.
+   *
+   * @param prepared the new database, which is about to take the place of the old one
+   */
+  carryOver(prepared: string): void {
     this.#attempt(() => {
       if (this.#db === undefined || versionOf(this.#db) === this.#before) return;
-      this.#db.exec("BEGIN");
-      this.#isFrozen = this.#db.get("SELECT count(*) FROM sqlite_schema") !== undefined;
+      using db = Connection.open(prepared);
+      keepRuns(db, this.#db);
+      new Salvage(db, this.#database, () => {}).takeOthersFrom(this.#db);
     });
-  }
-
-  /** Brings over what was written meanwhile. */
-  carryOver(): void {
-    const old = this.#db;
-    if (old !== undefined && this.#isFrozen) {
-      this.#attempt(() => {
-        using db = Connection.open(this.#database);
-        keepRuns(db, old);
-        new Salvage(db, this.#database, () => {}).takeOthersFrom(old);
-      });
-    }
-    this.close();
   }
 
   /** What is damaged has been read before, as far as it could be. */
@@ -397,11 +389,10 @@ class Watch implements Disposable {
     }
   }
 
-  /** Closes it. Afterwards nothing is held. */
+  /** Closes it. */
   close(): void {
     this.#db?.close();
     this.#db = undefined;
-    this.#isFrozen = false;
   }
 
   [Symbol.dispose](): void {

@@ -137,7 +137,10 @@ export interface Prepared {
 export interface PlacingOptions {
   /** Told how many pages are in place, of how many. */
   onProgress?: OnProgress | undefined;
-  /** Called when nobody else can write any more, and who reads sees the old content. */
+  /**
+   * Called when nobody else can write any more, and who reads sees the old content. What is written into the prepared
+   * database then gets into its place too.
+   */
   onLocked?: () => void;
   /** Called when SQLite cannot write what is there: nothing may have it open then. */
   onRename?: () => void;
@@ -226,7 +229,7 @@ export async function writeThrough(from: string, database: string, options: Plac
     if (done < total) onLocked?.();
     onLocked = undefined;
     options.onProgress?.(done, total);
-  });
+  }, true);
 }
 
 /** Closes a file that may be closed already. */

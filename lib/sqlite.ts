@@ -184,10 +184,15 @@ export class Connection implements Disposable {
    * @param path the copy; what was there is replaced
    * @param onProgress told from time to time how many pages are copied, of how many: the first time when SQLite has the
    * copy locked and before it is done; at the end 1 of 1
+   * @param isFollowed whether what is written here meanwhile gets into the copy, instead of being kept out of it
    * @throws {TelemetryError} `disk_full`, `damaged` …
    */
-  async copyTo(path: string, onProgress?: (done: number, total: number) => void): Promise<void> {
-    this.run("BEGIN");
+  async copyTo(
+    path: string,
+    onProgress?: (done: number, total: number) => void,
+    isFollowed: boolean = false,
+  ): Promise<void> {
+    if (!isFollowed) this.run("BEGIN");
     try {
       this.get("SELECT count(*) FROM sqlite_schema");
       // All pages in one step where nobody watches: that is a tenth faster. Else at least two.

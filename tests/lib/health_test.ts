@@ -58,6 +58,7 @@ Deno.test("health: the check passes and all tables are there", async () => {
     healthy: false,
     problems: ["the table commits is missing"],
     missing_tables: ["commits"],
+    schema_version: 2,
     runs,
   });
 });
