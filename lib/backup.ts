@@ -4,48 +4,23 @@
  */
 import { claimForSqlite, giveToOwnerOf, removeIfThere, removePartial, syncFolder } from "./durable_files.ts";
 import { fileError, hasCode, TelemetryError, withHint } from "./errors.ts";
-import {
-  type FileKind,
-  folderOf,
-  type Layout,
-  parseFileName,
-  partialOf,
-  pathIn,
-  sidecarsOf,
-  sizeOf,
-  statOf,
-} from "./layout.ts";
+import { folderOf, type Layout, partialOf, pathIn, sidecarsOf, sizeOf, statOf } from "./layout.ts";
 import { SCHEMA_VERSION } from "./records.ts";
 import {
   type Current,
   examineCurrent,
   keepCurrent,
   NO_DATABASE,
-  type OnProgress,
   putInPlace,
   release,
   writeThrough,
 } from "./replacement.ts";
 import { applySchema, emptyDatabase, inspect, newerSchema } from "./schema.ts";
-import { requireSound, takeSnapshot } from "./snapshot.ts";
-import { Connection, retryLocked } from "./sqlite.ts";
+import { copiesIn, type DatabaseCopy, requireSound, takeSnapshot } from "./snapshot.ts";
+import { Connection, noDatabase, type OnProgress, retryLocked } from "./sqlite.ts";
 
 /** The two kinds of backup, each with its own names and its own rule of what is kept. */
 export type BackupKind = "daily_backup" | "full_backup";
-
-/** A file that holds a copy of the database. */
-export interface BackupFile {
-  /** What it was made for. */
-  kind: FileKind;
-  /** Its name. */
-  name: string;
-  /** Where it is. */
-  path: string;
-  /** The time in its name; the file's own time lies when it was copied. */
-  time: Date;
-  /** Its size in bytes. */
-  size: number;
-}
 
 /** What a look into a backup shows. */
 export interface BackupContent {
@@ -114,10 +89,7 @@ export function examineSource({ database }: Layout): BackupContent {
 function requireContent(database: string): void {
   const size = sizeOf(database);
   if (size === 0) throw emptyDatabase(database);
-  if (size !== undefined) return;
-  throw new TelemetryError("no_storage", `there is no database ${database}`, {
-    hint: "run setup_database; if there was one, recover_database fills a new one from the log",
-  });
+  if (size === undefined) throw noDatabase(database);
 }
 
 /** What is in a database. Refuses one without the contract's tables. */
@@ -127,7 +99,7 @@ function contentOf(db: Connection): BackupContent {
 }
 
 /** How many runs the newest backup has that can be read. */
-function runsInNewest(backups: BackupFile[]): number | null {
+function runsInNewest(backups: DatabaseCopy[]): number | null {
   for (const { path } of backups) {
     try {
       using db = Connection.openToRead(path);
@@ -142,7 +114,7 @@ function runsInNewest(backups: BackupFile[]): number | null {
  *
  * @throws {TelemetryError} `damaged`, `not_a_database` … when it is no good, or could not be checked
  */
-export function examineBackup({ path }: Pick<BackupFile, "path">): BackupContent {
+export function examineBackup({ path }: Pick<DatabaseCopy, "path">): BackupContent {
   try {
     requireContent(path);
     using db = Connection.openToRead(path);
@@ -156,39 +128,21 @@ export function examineBackup({ path }: Pick<BackupFile, "path">): BackupContent
 }
 
 /** The backups of both kinds, newest first by the time in their names. */
-export function listBackups({ backups }: Layout): BackupFile[] {
+export function listBackups({ backups }: Layout): DatabaseCopy[] {
   return copiesIn(backups, ["daily_backup", "full_backup"]);
 }
 
 /** The copies that were made before something was changed, and that no rule removes, newest first. */
-export function listOtherCopies({ backups, db }: Layout): BackupFile[] {
+export function listOtherCopies({ backups, db }: Layout): DatabaseCopy[] {
   return [...copiesIn(backups, ["before_v3"]), ...copiesIn(db, ["before_restore", "corrupted"])]
     .sort((a, b) => b.time.getTime() - a.time.getTime());
-}
-
-function copiesIn(folder: string, kinds: FileKind[]): BackupFile[] {
-  const found: BackupFile[] = [];
-  try {
-    for (const { name } of Deno.readDirSync(folder)) {
-      const parsed = parseFileName(name);
-      if (parsed === null || !kinds.includes(parsed.kind)) continue;
-      const path = pathIn(folder, name);
-      const stat = statOf(path);
-      if (stat?.isFile) {
-        found.push({ kind: parsed.kind, name, path, time: timeOf(name, parsed.time, stat), size: stat.size });
-      }
-    }
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw fileError(error, `cannot list ${folder}`);
-  }
-  return found.sort((a, b) => b.time.getTime() - a.time.getTime() || (a.name < b.name ? 1 : -1));
 }
 
 /** A name that was taken makes the next one some seconds later than it is: that is not the future yet. */
 const SOON_MS = 60_000;
 
 /** The newest backup of either kind, those left out that are dated in the future. */
-export function newestBackup(layout: Layout): BackupFile | undefined {
+export function newestBackup(layout: Layout): DatabaseCopy | undefined {
   return backupsUntilNow(layout)[0];
 }
 
@@ -211,18 +165,8 @@ export function backupNamed(layout: Layout, named: string): string {
   });
 }
 
-function backupsUntilNow(layout: Layout): BackupFile[] {
+function backupsUntilNow(layout: Layout): DatabaseCopy[] {
   return listBackups(layout).filter(({ time }) => time.getTime() <= Date.now() + SOON_MS);
-}
-
-/**
- * The time in a name. A day's first backup has no hour in its name: that is its file's own time, as far as it is of that
- * day. For all others the file's time is not looked at, since it lies when the file was copied.
- */
-function timeOf(name: string, time: Date, { mtime }: Deno.FileInfo): Date {
-  const isOfThatDay = mtime !== null && /\.\d{8}\.sqlite$/.test(name) && mtime.toDateString() === time.toDateString();
-  // In whole seconds, as all others have it.
-  return isOfThatDay ? new Date(mtime.setMilliseconds(0)) : time;
 }
 
 /** Which backups stay: the newest `count`, or those of the last `days`. */
@@ -231,9 +175,9 @@ export type KeepRule = { count: number } | { days: number };
 /** What a rule says of the backups that are there. */
 export interface Outdated {
   /** May go. */
-  outdated: BackupFile[];
+  outdated: DatabaseCopy[];
   /** Dated in the future: they neither go nor count, since a clock that was wrong would fool the rule for ever. */
-  future: BackupFile[];
+  future: DatabaseCopy[];
 }
 
 /**
@@ -258,7 +202,7 @@ export function findOutdated(layout: Layout, kind: BackupKind, rule: KeepRule, t
 }
 
 /** Removes backups; the names become free for good with the sync of the folder. */
-export function removeBackups({ backups }: Layout, outdated: BackupFile[]): void {
+export function removeBackups({ backups }: Layout, outdated: DatabaseCopy[]): void {
   for (const { path } of outdated) {
     try {
       Deno.removeSync(path);

@@ -3,7 +3,6 @@
  * @module
  */
 import {
-  type BackupFile,
   type BackupKind,
   examineBackup,
   examineSource,
@@ -16,6 +15,7 @@ import {
 } from "./backup.ts";
 import { messageOf } from "./errors.ts";
 import type { Layout } from "./layout.ts";
+import type { DatabaseCopy } from "./snapshot.ts";
 import { megabytes, type Result, type Terminal } from "./terminal.ts";
 
 /** SQLite's usual page, for the rate on the progress bar. */
@@ -61,7 +61,7 @@ export function listAsTable(terminal: Terminal, layout: Layout): Result {
   return { backups: backups.map(plain), others: others.map(plain) };
 }
 
-function examined(backup: BackupFile): { schema_version?: number; runs?: number; check: string } {
+function examined(backup: DatabaseCopy): { schema_version?: number; runs?: number; check: string } {
   try {
     return { ...examineBackup(backup), check: "ok" };
   } catch (error) {
@@ -69,7 +69,7 @@ function examined(backup: BackupFile): { schema_version?: number; runs?: number;
   }
 }
 
-function plain<T extends BackupFile>({ time, ...backup }: T): Omit<T, "time"> & { time: string } {
+function plain<T extends DatabaseCopy>({ time, ...backup }: T): Omit<T, "time"> & { time: string } {
   return { ...backup, time: time.toISOString() };
 }
 

@@ -12,7 +12,7 @@ import {
   removeAbandoned,
   removeIfThere,
 } from "./durable_files.ts";
-import { fileError, hasCode, TelemetryError, withHint } from "./errors.ts";
+import { fileError, hasCode, TelemetryError } from "./errors.ts";
 import { type Instant, instantOf, momentOf } from "./instants.ts";
 import {
   type FileKind,
@@ -30,7 +30,7 @@ import {
 import { logFiles, scanBatches } from "./log_scanner.ts";
 import { RUN_COLUMNS, RUN_STATUSES } from "./records.ts";
 import { columnsOf, inspect } from "./schema.ts";
-import { Connection } from "./sqlite.ts";
+import { Connection, type OnProgress } from "./sqlite.ts";
 import { parsedRows, tableRows } from "./table_reader.ts";
 
 /** What can be exported. */
@@ -141,9 +141,6 @@ interface Batch {
   /** How much there is. */
   total: number;
 }
-
-/** Told how much is read, of how much. */
-export type OnProgress = (done: number, total: number) => void;
 
 /**
  * What the flags of a command ask for.
@@ -313,19 +310,9 @@ async function* databaseRows(
   definition: Definition,
   columns: string[],
 ): AsyncGenerator<Batch, void> {
-  using db = openDatabase(database);
+  using db = Connection.openToRead(database);
   inspect(db);
   yield* tableRows(db, { ...definition, columns });
-}
-
-function openDatabase(database: string): Connection {
-  try {
-    return Connection.openToRead(database);
-  } catch (error) {
-    throw hasCode(error, "no_storage")
-      ? withHint(error, "run setup_database; if there was one, recover_database fills a new one from the log")
-      : error;
-  }
 }
 
 /** How much of a log is read at a time: less than else, because all of it becomes values at once. */

@@ -8,7 +8,7 @@ import { type Layout, sidecarsOf, sizeOf } from "./layout.ts";
 import { SCHEMA_VERSION } from "./records.ts";
 import { applySchema, emptyDatabase, inspect, type Inspection, newerSchema, schemaSql } from "./schema.ts";
 import { requireSound, takeSnapshot } from "./snapshot.ts";
-import { Connection, retryLocked } from "./sqlite.ts";
+import { Connection, folderInTheWay, retryLocked } from "./sqlite.ts";
 
 /** What {@linkcode setUpDatabase} did. */
 export interface DatabaseSetup {
@@ -112,11 +112,7 @@ function refuseWhatIsNoDatabase(database: string): void {
   } catch (error) {
     throw fileError(error, `cannot look at ${database}`);
   }
-  if (stat.isDirectory) {
-    throw new TelemetryError("in_the_way", `${database} is a folder, but the database belongs there`, {
-      hint: "move that folder away and run this again",
-    });
-  }
+  if (stat.isDirectory) throw folderInTheWay(database);
   if (stat.size === 0) throw emptyDatabase(database);
 }
 

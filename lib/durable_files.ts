@@ -111,6 +111,18 @@ export function nameForGood(partial: string, path: string): boolean {
   return true;
 }
 
+/** Writes all of it: a write may take a part. */
+export function writeAll(to: { writeSync(bytes: Uint8Array): number }, bytes: Uint8Array): void {
+  for (let written = 0; written < bytes.length;) written += to.writeSync(bytes.subarray(written));
+}
+
+/** Fills a buffer from where a file stands; how many bytes there were, fewer at its end. */
+export function fill(file: Deno.FsFile, bytes: Uint8Array): number {
+  let filled = 0;
+  for (let count; filled < bytes.length && (count = file.readSync(bytes.subarray(filled))) !== null;) filled += count;
+  return filled;
+}
+
 /** How {@linkcode writeWhole} treats a file that is there already. */
 export interface WriteWholeOptions {
   /** Whether it may be replaced. */
@@ -139,7 +151,7 @@ export function writeWhole(base: string, path: string, content: Uint8Array, opti
       Deno.removeSync(partial);
       return false;
     }
-    for (let written = 0; written < content.length;) written += file.writeSync(content.subarray(written));
+    writeAll(file, content);
     file.syncSync();
     giveToOwnerOf(base, partial);
     if (!options.replace) return nameForGood(partial, path);

@@ -2,7 +2,7 @@
  * The log of `raw/`: records are appended durably, one JSON object a line (contract, "NDJSON records").
  * @module
  */
-import { giveToOwnerOf, makeFolder, statIfAt, syncFolder } from "./durable_files.ts";
+import { giveToOwnerOf, makeFolder, statIfAt, syncFolder, writeAll } from "./durable_files.ts";
 import { fileError, TelemetryError } from "./errors.ts";
 import { fileName, type Layout, pathIn } from "./layout.ts";
 import { type LogRecord, MAX_LINE_BYTES, toJson, whyNoRecord } from "./records.ts";
@@ -167,7 +167,7 @@ export class EventLog {
     if (Deno.build.os === "windows") file.seekSync(0, Deno.SeekMode.End);
     try {
       // On a full disk the first sign is a short write.
-      for (let written = 0; written < bytes.length;) written += file.writeSync(bytes.subarray(written));
+      writeAll(file, bytes);
       await this.#sync(file);
       if (this.#end?.ino !== ino || size === 0) syncFolder(this.#raw);
       this.#end = { ino, size: size + bytes.length };

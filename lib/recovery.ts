@@ -12,7 +12,7 @@ import {
   syncFile,
 } from "./durable_files.ts";
 import { hasCode, TelemetryError } from "./errors.ts";
-import { type Layout, parseFileName, pathIn, sidecarsOf, sizeOf, statOf } from "./layout.ts";
+import { type Layout, sidecarsOf, sizeOf, statOf } from "./layout.ts";
 import { logFiles, type ScanProgress } from "./log_scanner.ts";
 import { SCHEMA_VERSION } from "./records.ts";
 import { RecoveryReport, removeHalfReports } from "./recovery_report.ts";
@@ -20,8 +20,8 @@ import { examineCurrent, isCopy, keepCurrent, putInPlace, release, removeHalfCop
 import { applyLog, keepRuns, lastStates, LOG_COLUMNS, MARK, upsertOf } from "./replay.ts";
 import { Salvage } from "./salvage.ts";
 import { applySchema, dropSlowIndexes, newerSchema, recoveryLayoutSql } from "./schema.ts";
-import { requireSound } from "./snapshot.ts";
-import { Connection } from "./sqlite.ts";
+import { copiesIn, requireSound } from "./snapshot.ts";
+import { Connection, folderInTheWay, type OnProgress } from "./sqlite.ts";
 import { ThreadConnection } from "./sqlite_thread.ts";
 
 /** How {@linkcode recoverDatabase} goes about it. */
@@ -33,7 +33,7 @@ export interface RecoveryOptions {
   /** Asked when no other recovery is at work any more: whether this one is still needed. @default it is */
   isNeeded?: () => Promise<boolean>;
   /** Told how many bytes of the log are read, of how many. */
-  onProgress?: ((done: number, total: number) => void) | undefined;
+  onProgress?: OnProgress | undefined;
 }
 
 /** What {@linkcode recoverDatabase} did. */
@@ -107,11 +107,7 @@ export function recoverDatabase(layout: Layout, options: RecoveryOptions): Promi
 export async function recoverDatabase(layout: Layout, options: RecoveryOptions = {}): Promise<Recovery | null> {
   const start = performance.now();
   const { base, db, database, recovering } = layout;
-  if (statOf(database)?.isDirectory) {
-    throw new TelemetryError("in_the_way", `${database} is a folder, but the database belongs there`, {
-      hint: "move that folder away and run this again",
-    });
-  }
+  if (statOf(database)?.isDirectory) throw folderInTheWay(database);
   makeFolder(base, db);
   const wasInterrupted = exists(recovering);
   const claim = claimForSqlite(recovering, sizeOf(database) === undefined ? recovering : database);
@@ -120,12 +116,11 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
     if (options.isNeeded && !await options.isNeeded()) return null;
     let current = examineCurrent(database);
     if (current.state === "sound" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
-    const watch = new Watch(database);
-    using _watch = watch;
+    using watch = new Watch(database);
     // Before the copy is made, where that goes through SQLite; after it, where these files are read as they are.
     if (current.state === "sound") watch.open();
     // What a recovery that was killed has kept. It may have been half way through replacing it.
-    const previous = wasInterrupted && current.state !== "sound" ? newestCorrupted(layout) : undefined;
+    const previous = wasInterrupted && current.state !== "sound" ? copiesIn(db, ["corrupted"])[0]?.path : undefined;
     // Else each try that is killed would leave one more copy.
     const isKept = previous !== undefined && isCopy(previous, database);
     let kept: string | null;
@@ -188,15 +183,6 @@ function seePlaced(database: string, isToBeChecked: boolean): void {
   if (isToBeChecked) requireSound(db, database);
   // Closing it takes away the sidecars that a reader has left.
   else db.get("SELECT 1 FROM sqlite_schema");
-}
-
-function newestCorrupted({ db }: Layout): string | undefined {
-  const found = [...Deno.readDirSync(db)].flatMap(({ name }) => {
-    const parsed = parseFileName(name);
-    return parsed?.kind === "corrupted" ? [{ name, time: parsed.time.getTime() }] : [];
-  });
-  const newest = found.sort((a, b) => b.time - a.time)[0];
-  return newest && pathIn(db, newest.name);
 }
 
 /** What a rebuild starts from. */

@@ -2,7 +2,16 @@
  * What a recovery tells of itself: every line and row that it could not use, and a summary.
  * @module
  */
-import { giveToOwnerOf, makeFolder, nameForGood, removeAbandoned, removeIfThere, writeWhole } from "./durable_files.ts";
+import {
+  claimPartial,
+  giveToOwnerOf,
+  makeFolder,
+  nameForGood,
+  removeAbandoned,
+  removeIfThere,
+  writeAll,
+  writeWhole,
+} from "./durable_files.ts";
 import { messageOf } from "./errors.ts";
 import { fileNames, type Layout, parseFileName, partialOf, pathIn, sizeOf } from "./layout.ts";
 import type { Rejection } from "./log_scanner.ts";
@@ -69,12 +78,8 @@ export class RecoveryReport {
     this.#counts.set(reason, (this.#counts.get(reason) ?? 0) + 1);
     if (this.#failure !== undefined) return;
     try {
-      if (this.#file === undefined) {
-        this.#file = Deno.openSync(partialOf(this.#rejectedPath), { write: true, create: true, truncate: true });
-        this.#file.lockSync(true);
-      }
-      const bytes = new TextEncoder().encode(`${JSON.stringify(entry)}\n`);
-      for (let written = 0; written < bytes.length;) written += this.#file.writeSync(bytes.subarray(written));
+      this.#file ??= claimPartial(partialOf(this.#rejectedPath), false);
+      writeAll(this.#file, new TextEncoder().encode(`${JSON.stringify(entry)}\n`));
     } catch (error) {
       this.#failure = messageOf(error);
     }

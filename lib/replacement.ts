@@ -5,6 +5,7 @@
  */
 import {
   exists,
+  fill,
   giveToOwnerOf,
   nameForGood,
   removeAbandoned,
@@ -27,13 +28,10 @@ import {
 } from "./layout.ts";
 import { inspect } from "./schema.ts";
 import { takeSnapshot } from "./snapshot.ts";
-import { Connection, retryLocked } from "./sqlite.ts";
+import { Connection, type OnProgress, retryLocked } from "./sqlite.ts";
 
 /** What says of a file that it is no sound database, and not that it could not be looked at. */
 export const NO_DATABASE: readonly ErrorCode[] = ["damaged", "not_a_database", "empty_database", "no_storage"];
-
-/** Told of the work as it goes on. */
-export type OnProgress = (done: number, total: number) => void;
 
 /** What stands in the place of the database. */
 export type Current =
@@ -263,16 +261,9 @@ function haveSameBytes(a: string, b: string): boolean {
   using other = Deno.openSync(b);
   const [bytes, otherBytes] = [new Uint8Array(1024 * 1024), new Uint8Array(1024 * 1024)];
   for (;;) {
-    const [count, otherCount] = [filled(one, bytes), filled(other, otherBytes)];
+    const [count, otherCount] = [fill(one, bytes), fill(other, otherBytes)];
     if (count !== otherCount) return false;
     if (count === 0) return true;
     for (let i = 0; i < count; i++) if (bytes[i] !== otherBytes[i]) return false;
   }
-}
-
-/** Fills a buffer from a file; how many bytes there were. */
-function filled(file: Deno.FsFile, bytes: Uint8Array): number {
-  let at = 0;
-  for (let count; at < bytes.length && (count = file.readSync(bytes.subarray(at))) !== null;) at += count;
-  return at;
 }

@@ -3,10 +3,11 @@
  * @module
  */
 import { hasCode, TelemetryError } from "./errors.ts";
+import { instantOf } from "./instants.ts";
 import { type Rejection, type ScanProgress, scanRuns } from "./log_scanner.ts";
 import { type LogRecord, newRun, RUN_COLUMNS } from "./records.ts";
 import { readRows } from "./row_reader.ts";
-import { columnsOf } from "./schema.ts";
+import { columnsThere, isInteger } from "./schema.ts";
 import type { Connection, SqlValue } from "./sqlite.ts";
 
 /** The columns that the log has something to say of: the contract's, and one that only older lines have. */
@@ -93,9 +94,8 @@ class States {
   }
 }
 
-const INTEGERS = new Set(
-  Object.entries(columnsOf("agent_runs")).flatMap(([column, type]) => type.startsWith("INTEGER") ? [column] : []),
-);
+/** Asked for each cell of millions of lines. */
+const INTEGERS = new Set(LOG_COLUMNS.filter((column) => isInteger("agent_runs", column)));
 const METRICS = LOG_COLUMNS.indexOf("metrics_json");
 const POSTED = LOG_COLUMNS.indexOf("api_posted");
 const CREATED = LOG_COLUMNS.indexOf("created_at");
@@ -121,8 +121,8 @@ function pythonJson(value: unknown): string {
 function databaseTime(time: unknown): string | null {
   if (typeof time !== "string") return null;
   if (PLAIN_TIME.test(time)) return `${time.slice(0, 10)} ${time.slice(11, 19)}`;
-  const at = new Date(time);
-  return isNaN(at.getTime()) ? null : at.toISOString().slice(0, 19).replace("T", " ");
+  const at = instantOf(time);
+  return at === undefined ? null : new Date(at / 1000).toISOString().slice(0, 19).replace("T", " ");
 }
 
 /** A time in UTC as the clients write it, which is cut much faster than it is parsed. */
@@ -229,7 +229,7 @@ const STATUS = LOG_COLUMNS.indexOf("status");
  * @returns how many runs the table refuses
  */
 export function keepRuns(db: Connection, replaced: Connection): number {
-  const there = new Set(replaced.all("SELECT name FROM pragma_table_info('agent_runs')").map(({ name }) => name));
+  const there = columnsThere(replaced, "agent_runs");
   const columns = RUN_COLUMNS.filter((column) => there.has(column));
   const posted = columns.indexOf("api_posted");
   const insert = db.prepare(

@@ -43,8 +43,6 @@ interface Column {
   isRowid: boolean;
   /** Whether it is computed, and if so whether its value is stored. */
   generated: "no" | "virtual" | "stored";
-  /** Whether its table has row numbers. */
-  table: "with rowid" | "without rowid";
 }
 
 /** Something that a schema names. */
@@ -56,6 +54,9 @@ interface SchemaObject {
   sql: string | null;
 }
 
+/** What must be known of a column to find its cell in a row. */
+type StoredColumn = Pick<Column, "name" | "isRowid" | "generated">;
+
 /** What is known of a source: its tables with their columns, and everything that people have added. */
 interface Source {
   path: string;
@@ -63,6 +64,8 @@ interface Source {
   isSound: boolean;
   objects: SchemaObject[];
   columns: Map<string, Column[]>;
+  /** The tables that have no row numbers. */
+  withoutRowid: Set<string>;
 }
 
 /**
@@ -78,6 +81,8 @@ export class Salvage {
   /** The rows of a source that its pages gave and that were refused: SQLite may yet give them. */
   readonly #doubtful = new Map<string, RejectedRow>();
   readonly #statements = new Map<string, Statement>();
+  readonly #mark: Statement;
+  readonly #rowids = new Map<string, string[]>();
   /** The tables of people that the new database has by now. */
   readonly #added = new Set<string>();
   /** What is made when all rows are there: indexes, triggers and views of people. */
@@ -97,6 +102,7 @@ export class Salvage {
     this.#db = db;
     this.#database = database;
     this.#onRejected = onRejected;
+    this.#mark = db.prepare(MARK);
   }
 
   /**
@@ -108,7 +114,7 @@ export class Salvage {
    * @throws {TelemetryError} `newer_schema`: it is a later product's
    */
   takeFrom(path: string, rows: boolean = true): boolean {
-    const source: Source = { path, isSound: false, objects: [], columns: new Map() };
+    const source: Source = { path, isSound: false, objects: [], columns: new Map(), withoutRowid: new Set() };
     this.#read(path, (db) => {
       this.#readSchema(db, source);
       source.isSound = retryLocked(() => db.check("quick")).length === 0;
@@ -145,7 +151,7 @@ export class Salvage {
 
   /** Takes what an open database has beside its runs; it may be live. */
   takeOthersFrom(db: Connection): void {
-    const source: Source = { path: db.path, isSound: true, objects: [], columns: new Map() };
+    const source: Source = { path: db.path, isSound: true, objects: [], columns: new Map(), withoutRowid: new Set() };
     this.#readSchema(db, source);
     source.columns.delete("agent_runs");
     this.#transaction(() => this.#takeRows(db, source));
@@ -214,9 +220,16 @@ export class Salvage {
       if (owner !== undefined) {
         this.#leave(`table ${name}`, `it is of the virtual table ${owner}, which is to be made anew`);
       } else if (type === "table") {
-        const columns = declaredBy(sql, name)?.map((column) => ({ ...column, name: plainName(name, column.name) }));
-        if (columns === undefined) this.#leave(`table ${name}`, "its declaration cannot be read");
-        else source.columns.set(name, columns);
+        const declared = declaredBy(sql, name);
+        if (declared === undefined) {
+          this.#leave(`table ${name}`, "its declaration cannot be read");
+          continue;
+        }
+        source.columns.set(
+          name,
+          declared.columns.map((column) => ({ ...column, name: plainName(name, column.name) })),
+        );
+        if (!declared.hasRowid) source.withoutRowid.add(name);
       } else if (!isOfContract(name) && !virtual.includes(table)) {
         this.#later.set(`${type} ${name}`, sql);
       }
@@ -279,7 +292,7 @@ export class Salvage {
       if (!isOfContract(table) && !this.#added.has(table)) continue;
       const columns = all.filter(({ generated }) => generated === "no").map(({ name }) => name);
       // What people have declared does not always say the type of a cell.
-      const exact = columns.some((name) => !isOfContract(table) || !isContractColumn(table as TableName, name));
+      const exact = columns.some((name) => declarationOf(table, name) === undefined);
       let unread = 0;
       try {
         for (const rows of readRows(db, table, columns, { exact, onDamage: () => unread++ })) {
@@ -293,7 +306,7 @@ export class Salvage {
           this.#leave(`table ${table}`, `some or all of its rows cannot be read (${messageOf(error)})`);
         }
       }
-      if (unread > 0 && all.some(({ table: kind }) => kind === "without rowid")) {
+      if (unread > 0 && source.withoutRowid.has(table)) {
         this.#leave(`table ${table}`, "its rows cannot be read: it has no row numbers");
       }
     }
@@ -329,10 +342,8 @@ export class Salvage {
       }
     }
     this.#takeMarks(file, source);
-    for (const [table, columns] of source.columns) {
-      if (columns.some(({ table: kind }) => kind === "without rowid")) {
-        this.#leave(`table ${table}`, "some of its rows may be lost: it has no row numbers");
-      }
+    for (const table of source.withoutRowid) {
+      this.#leave(`table ${table}`, "some of its rows may be lost: it has no row numbers");
     }
   }
 
@@ -346,10 +357,9 @@ export class Salvage {
       if (Number(api_posted) === 1) posted.add(Number(rowid));
     }
     const known = this.#db.prepare("SELECT 1 FROM agent_runs WHERE run_id=?");
-    const mark = this.#db.prepare(MARK);
     for (const [run_id, rowid] of file.indexEntries(byId)) {
       if (typeof run_id !== "string" || !posted.has(Number(rowid))) continue;
-      if (mark.run(null, run_id) === 0 && known.get(run_id) === undefined) this.#marked.add(run_id);
+      if (this.#mark.run(null, run_id) === 0 && known.get(run_id) === undefined) this.#marked.add(run_id);
     }
   }
 
@@ -360,14 +370,14 @@ export class Salvage {
       typeof cells[1] === "string" && typeof cells[2] === "string" && typeof cells[3] === "bigint" &&
       (cells[4] === null || typeof cells[4] === "string" && /^CREATE /i.test(cells[4]));
     const found = new Map<string, SchemaObject>();
-    const roots = new Map([["sqlite_schema", 1]]);
-    for (const row of file.rows(roots, (table, cells) => table !== undefined && isSchema(cells))) {
-      if ("broken" in row || row.table === undefined || !isSchema(row.cells)) continue;
+    for (const row of file.rows(new Map([["sqlite_schema", 1]]), (_, cells) => isSchema(cells), false)) {
+      if ("broken" in row || !isSchema(row.cells)) continue;
       const object = schemaObject(row.cells);
       found.set(`${object.type} ${object.name}`, object);
     }
     source.objects = [...found.values()];
     source.columns.clear();
+    source.withoutRowid.clear();
     this.#learnSchema(source, () => SCHEMA_VERSION + 1);
   }
 
@@ -390,11 +400,9 @@ export class Salvage {
       if (table === "agent_runs" && (typeof value("run_id") !== "string" || value("run_id") === "")) {
         throw new TelemetryError("invalid_record", "run_id is missing");
       }
-      const hasRowid = !isOfContract(table) && rowid !== undefined;
-      this.#statementFor(table, columns, hasRowid, origin === "guess").run(
-        ...cells,
-        ...hasRowid ? [BigInt(rowid)] : [],
-      );
+      const statement = this.#statementFor(table, columns, origin === "guess" ? "IGNORE" : "REPLACE");
+      const numbers = this.#rowidOf(table).map(() => rowid === undefined ? null : BigInt(rowid));
+      statement.run(...cells, ...numbers);
     } catch (error) {
       if (!hasCode(error, "invalid_record")) throw error;
       return this.#reject(source, table, rowid, messageOf(error.cause ?? error), cells, origin);
@@ -402,32 +410,37 @@ export class Salvage {
     // What a transaction has changed is held in memory until it ends.
     if (++this.#taken % TRANSACTION_ROWS === 0) this.#db.exec("COMMIT; BEGIN");
     if (table !== "agent_runs" || Number(value("api_posted")) !== 1) return;
-    const mark = this.#statements.get(MARK) ?? this.#db.prepare(MARK);
-    this.#statements.set(MARK, mark);
-    mark.run(value("api_posted_at") ?? null, value("run_id")!);
+    this.#mark.run(value("api_posted_at") ?? null, value("run_id")!);
   }
 
-  #statementFor(table: string, columns: string[], hasRowid: boolean, isGuess: boolean): Statement {
-    const key = `${table} ${columns} ${hasRowid} ${isGuess}`;
+  /**
+   * What the new database calls the row numbers of a table of people, whose rows may have nothing else to be told apart
+   * by. Nothing where the table has none, and for the contract's tables, which have keys.
+   */
+  #rowidOf(table: string): string[] {
+    let names = this.#rowids.get(table);
+    if (names === undefined) {
+      const name = isOfContract(table) ? undefined : rowidOf(this.#db, table);
+      names = name === undefined ? [] : [name];
+      this.#rowids.set(table, names);
+    }
+    return names;
+  }
+
+  #statementFor(table: string, columns: string[], conflict: "IGNORE" | "REPLACE"): Statement {
+    const key = `${table} ${columns} ${conflict}`;
     let statement = this.#statements.get(key);
     if (statement === undefined) {
-      statement = this.#prepare(table, columns, hasRowid, isGuess ? "IGNORE" : "REPLACE");
+      const names = [...columns.map(quotedName), ...this.#rowidOf(table)];
+      const values = names.map(() => "?");
+      statement = this.#db.prepare(
+        table === "agent_runs"
+          ? mergeOf(columns)
+          : `INSERT OR ${conflict} INTO ${quotedName(table)} (${names}) VALUES (${values})`,
+      );
       this.#statements.set(key, statement);
     }
     return statement;
-  }
-
-  #prepare(table: string, columns: string[], hasRowid: boolean, conflict: "IGNORE" | "REPLACE"): Statement {
-    if (table === "agent_runs") return this.#db.prepare(mergeOf(columns));
-    const names = columns.map(quotedName);
-    const into = `INSERT OR ${conflict} INTO ${quotedName(table)}`;
-    // The rows of people's tables may have nothing else to be told apart by.
-    const rowid = hasRowid ? rowidOf(this.#db, table) : undefined;
-    if (rowid !== undefined) names.push(rowid);
-    const values = `VALUES (${names.map(() => "?")})`;
-    if (!hasRowid || rowid !== undefined) return this.#db.prepare(`${into} (${names}) ${values}`);
-    // Its number is bound, and not used.
-    return this.#db.prepare(`${into} (${names}) SELECT ${names.map(() => "?")} WHERE (SELECT ? WHERE 0) IS NULL`);
   }
 
   #reject(
@@ -468,12 +481,12 @@ function mergeOf(columns: string[]): string {
     WHERE coalesce(excluded.status, '')<>'running' OR coalesce(agent_runs.status, 'running')='running'`;
 }
 
-/** The columns of a table that somebody declared; undefined when SQLite does not take the declaration. */
-function declaredBy(sql: string, table: string): Column[] | undefined {
+/** What a table has that somebody declared; undefined when SQLite does not take the declaration. */
+function declaredBy(sql: string, table: string): { columns: Column[]; hasRowid: boolean } | undefined {
   using memory = Connection.open(":memory:");
   try {
     memory.exec(sql);
-    return columnsIn(memory, table);
+    return { columns: columnsIn(memory, table), hasRowid: rowidOf(memory, table) !== undefined };
   } catch {
     return undefined;
   }
@@ -482,7 +495,6 @@ function declaredBy(sql: string, table: string): Column[] | undefined {
 function columnsIn(db: Connection, table: string): Column[] {
   const rows = db.all(`PRAGMA table_xinfo(${quotedName(table)})`);
   const keys = rows.filter(({ pk }) => Number(pk) > 0);
-  const isWithout = db.get("SELECT wr FROM pragma_table_list(?)", table)?.["wr"] === 1;
   return rows.map(({ name, type, notnull, dflt_value, pk, hidden }) => ({
     name: String(name),
     type: String(type),
@@ -490,46 +502,32 @@ function columnsIn(db: Connection, table: string): Column[] {
     defaultValue: dflt_value as string | null,
     isRowid: keys.length === 1 && Number(pk) === 1 && String(type).toUpperCase() === "INTEGER",
     generated: hidden === 2 ? "virtual" : hidden === 3 ? "stored" : "no",
-    table: isWithout ? "without rowid" : "with rowid",
   }));
 }
-
-/** What must hold for the cell of a contract column. A page has no checksum: garbage is told by its types. */
-const INTEGERS: readonly string[] = [
-  ...["schema_version", "items_discovered", "items_succeeded", "items_failed", "duration_ms", "api_posted"],
-  ...["api_retry_count", "files_changed", "insertions", "deletions", "version", "id"],
-];
-const REQUIRED: Record<TableName, readonly string[]> = {
-  agent_runs: ["run_id", "agent_name", "start_time"],
-  run_events: ["run_id", "event_type", "timestamp"],
-  commits: ["commit_hash"],
-  schema_migrations: [],
-};
-const DATED: readonly string[] = ["created_at", "updated_at", "applied_at"];
 
 /** How the rows of one table may look, in one order of its columns. */
 class RowLayout {
   readonly table: string;
-  readonly #columns: Column[];
+  readonly #columns: StoredColumn[];
   /** What each cell must be; nothing is known of tables that are not the contract's. */
   readonly #rules: ((cell: SqlValue) => boolean)[];
   /** A row has at least so many cells; columns that were added later are missing at its end. */
   readonly #least: number;
   readonly #created: number;
 
-  constructor(table: string, columns: Column[]) {
+  constructor(table: string, columns: StoredColumn[]) {
     this.table = table;
     this.#columns = columns.filter(({ generated }) => generated !== "virtual");
     const names = this.#columns.map(({ name }) => name);
     this.#created = names.indexOf("created_at");
-    const required = isOfContract(table) ? REQUIRED[table as TableName] : [];
-    this.#least = Math.max(1, ...required.map((name) => names.indexOf(name) + 1));
-    const ofContract = isOfContract(table) ? [...Object.keys(columnsOf(table as TableName)), "custom_metadata"] : [];
+    const isRequired = (name: string) => /NOT NULL|TEXT PRIMARY KEY/.test(declarationOf(table, name) ?? "");
+    this.#least = Math.max(1, names.findLastIndex(isRequired) + 1);
     this.#rules = this.#columns.map(({ name, isRowid }) => {
-      if (!ofContract.includes(name)) return () => true;
+      const declaration = declarationOf(table, name);
+      if (declaration === undefined) return () => true;
       if (isRowid) return (cell) => cell === null;
-      if (required.includes(name)) return (cell) => isText(cell) && cell.length > 0;
-      const rule = ruleOf(name);
+      if (isRequired(name)) return (cell) => isText(cell) && cell.length > 0;
+      const rule = ruleOf(name, declaration);
       return (cell) => cell === null || rule(cell);
     });
   }
@@ -566,12 +564,14 @@ class RowLayout {
   }
 }
 
-/** What the cell of a contract column must be, when it is there. */
-function ruleOf(column: string): (cell: SqlValue) => boolean {
+/**
+ * What the cell of a contract column must be, when it is there. A page has no checksum: garbage is told by its types.
+ */
+function ruleOf(column: string, declaration: string): (cell: SqlValue) => boolean {
   if (column === "status") return (cell) => (RUN_STATUSES as readonly unknown[]).includes(cell);
   if (column === "api_posted") return (cell) => cell === 0n || cell === 1n;
-  if (DATED.includes(column)) return (cell) => isText(cell) && /^\d{4}-\d\d/.test(cell);
-  if (INTEGERS.includes(column)) return (cell) => typeof cell === "bigint";
+  if (declaration.includes("datetime")) return (cell) => isText(cell) && /^\d{4}-\d\d/.test(cell);
+  if (declaration.startsWith("INTEGER")) return (cell) => typeof cell === "bigint";
   return isText;
 }
 
@@ -579,14 +579,16 @@ function isText(cell: SqlValue): cell is string {
   return typeof cell === "string";
 }
 
-function isContractColumn(table: TableName, column: string): boolean {
-  return Object.hasOwn(columnsOf(table), column) || column === "custom_metadata";
+/** How the contract declares a column; undefined where it knows of none. */
+function declarationOf(table: string, column: string): string | undefined {
+  if (!isOfContract(table)) return undefined;
+  return column === "custom_metadata" ? "TEXT" : columnsOf(table as TableName)[column];
 }
 
 /** The name of a column; SQLite minds no capitals, and the contract's have none. */
 function plainName(table: string, column: string): string {
   const plain = column.toLowerCase();
-  return isOfContract(table) && isContractColumn(table as TableName, plain) ? plain : column;
+  return declarationOf(table, plain) === undefined ? column : plain;
 }
 
 /** An object of the schema from a row of it. SQLite minds no capitals in names, and the contract's have none. */
@@ -630,10 +632,14 @@ class Layouts {
 
 /** The layouts in the field (contract, "Databases in the field"), for files whose schema is gone. */
 const GUESSES: RowLayout[] = (() => {
-  const plain = (name: string): Column => {
-    const isRowid = name === "id" || name === "version";
-    return { name, type: "", notNull: false, defaultValue: null, isRowid, generated: "no", table: "with rowid" };
-  };
+  const layoutOf = (table: TableName, names: string[]) =>
+    new RowLayout(
+      table,
+      names.map((name) => {
+        const isRowid = declarationOf(table, name)!.startsWith("INTEGER PRIMARY KEY");
+        return { name, isRowid, generated: "no" as const };
+      }),
+    );
   const without = (...names: string[]) => RUN_COLUMNS.filter((column) => !names.includes(column)) as string[];
   const later = ["product_family", "subdomain"];
   const v2 = without(...later);
@@ -643,7 +649,7 @@ const GUESSES: RowLayout[] = (() => {
   orders.push([...v1, "insight_id", ...later]);
   const others: TableName[] = ["commits", "run_events"];
   return [
-    ...orders.map((order) => new RowLayout("agent_runs", order.map(plain))),
-    ...others.map((table) => new RowLayout(table, Object.keys(columnsOf(table)).map(plain))),
+    ...orders.map((order) => layoutOf("agent_runs", order)),
+    ...others.map((table) => layoutOf(table, Object.keys(columnsOf(table)))),
   ];
 })();

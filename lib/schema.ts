@@ -140,6 +140,11 @@ export function columnsOf(table: TableName): Readonly<Record<string, string>> {
   return TABLES[table];
 }
 
+/** Whether a column of a contract table is declared as INTEGER. */
+export function isInteger(table: TableName, column: string): boolean {
+  return TABLES[table][column]?.startsWith("INTEGER") ?? false;
+}
+
 /** Which column of which table each index of the contract is for. */
 export function indexes(): Readonly<Record<string, readonly [table: TableName, column: string]>> {
   return INDEXES;
@@ -247,7 +252,8 @@ function namesIn(db: Connection): Set<string> {
   return new Set(rows.map((row) => row["name"] as string));
 }
 
-function columnsThere(db: Connection, table: string): Set<string> {
+/** The names of the columns that a table has, in lower case, as SQLite compares them; none where there is no such table. */
+export function columnsThere(db: Connection, table: string): Set<string> {
   const rows = db.all("SELECT lower(name) AS name FROM pragma_table_info(?)", table);
   return new Set(rows.map((row) => row["name"] as string));
 }

@@ -1,5 +1,5 @@
 /**
- * One consistent copy of a live database, proven before it gets its name.
+ * One consistent copy of a live database, proven before it gets its name; and the copies that are there.
  * @module
  */
 import {
@@ -11,16 +11,16 @@ import {
   removePartial,
   syncFile,
 } from "./durable_files.ts";
-import { messageOf, TelemetryError } from "./errors.ts";
-import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "./layout.ts";
-import { Connection } from "./sqlite.ts";
+import { fileError, messageOf, TelemetryError } from "./errors.ts";
+import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn, statOf } from "./layout.ts";
+import { Connection, damagedDatabase, type OnProgress } from "./sqlite.ts";
 
 /** How {@linkcode takeSnapshot} goes about it. */
 export interface SnapshotOptions {
   /** What SQLite's own check looks at. @default "quick" */
   depth?: "quick" | "full";
   /** Told how many pages are copied, of how many. */
-  onProgress?: ((done: number, total: number) => void) | undefined;
+  onProgress?: OnProgress | undefined;
   /** Looks at the copy before it gets its name; what it throws leaves nothing behind. */
   examine?: (copy: Connection) => void;
 }
@@ -88,7 +88,52 @@ async function copySound(database: string, partial: string, options: SnapshotOpt
 export function requireSound(db: Connection, database: string, depth: "quick" | "full" = "quick"): void {
   const [problem] = db.check(depth);
   if (problem === undefined) return;
-  throw new TelemetryError("damaged", `${database} is damaged (${messageOf(problem)}): nothing was changed`, {
-    hint: "run recover_database: it rebuilds the database from the log and from what can still be read",
-  });
+  throw damagedDatabase(`${database} is damaged (${messageOf(problem)}): nothing was changed`);
+}
+
+/** A file that holds a copy of the database. */
+export interface DatabaseCopy {
+  /** What it was made for. */
+  kind: FileKind;
+  /** Its name. */
+  name: string;
+  /** Where it is. */
+  path: string;
+  /** The time in its name; the file's own time lies when it was copied. */
+  time: Date;
+  /** Its size in bytes. */
+  size: number;
+}
+
+/**
+ * The copies in a folder, newest first by the time in their names.
+ *
+ * @param kinds which ones
+ */
+export function copiesIn(folder: string, kinds: FileKind[]): DatabaseCopy[] {
+  const found: DatabaseCopy[] = [];
+  try {
+    for (const { name } of Deno.readDirSync(folder)) {
+      const parsed = parseFileName(name);
+      if (parsed === null || !kinds.includes(parsed.kind)) continue;
+      const path = pathIn(folder, name);
+      const stat = statOf(path);
+      if (stat?.isFile) {
+        found.push({ kind: parsed.kind, name, path, time: timeOf(name, parsed.time, stat), size: stat.size });
+      }
+    }
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw fileError(error, `cannot list ${folder}`);
+  }
+  return found.sort((a, b) => b.time.getTime() - a.time.getTime() || (a.name < b.name ? 1 : -1));
+}
+
+/**
+ * The time in a name. A day's first backup has no hour in its name: that is its file's own time, as far as it is of that
+ * day. For all others the file's time is not looked at, since it lies when the file was copied.
+ */
+function timeOf(name: string, time: Date, { mtime }: Deno.FileInfo): Date {
+  const isOfThatDay = mtime !== null && /\.\d{8}\.sqlite$/.test(name) && mtime.toDateString() === time.toDateString();
+  // In whole seconds, as all others have it.
+  return isOfThatDay ? new Date(mtime.setMilliseconds(0)) : time;
 }

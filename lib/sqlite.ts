@@ -4,7 +4,7 @@
  * Rows are read with `get` and `all`: the binding's `iterate` ends without an error at a damaged page.
  * @module
  */
-import { backup, DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlite";
+import { backup, DatabaseSync, type DatabaseSyncOptions, type SQLInputValue, type StatementSync } from "node:sqlite";
 import { type ErrorCode, hasCode, messageOf, TelemetryError } from "./errors.ts";
 import { sidecarsOf, sizeOf, statOf } from "./layout.ts";
 
@@ -13,12 +13,20 @@ export type SqlValue = SQLInputValue;
 /** A row by column name. */
 export type Row = Record<string, SqlValue>;
 
+/** Told of work as it goes on. */
+export type OnProgress = (done: number, total: number) => void;
+
 /** How {@linkcode Connection.open} opens. */
 export interface OpenOptions {
   /** Never writes, and fails when there is no file. @default false */
   readOnly?: boolean;
   /** How long SQLite itself waits for a lock, in milliseconds. @default 5000 (contract, "Pragmas") */
   busyTimeoutMs?: number;
+}
+
+/** How the binding is asked to open, on this thread and on others. */
+export function bindingOptions({ readOnly = false, busyTimeoutMs = 5000 }: OpenOptions = {}): DatabaseSyncOptions {
+  return { readOnly, timeout: busyTimeoutMs, enableForeignKeyConstraints: false };
 }
 
 /** The pragmas of every writing connection (contract, "Pragmas"); the busy timeout is set on opening. */
@@ -54,12 +62,11 @@ export class Connection implements Disposable {
    * @throws {TelemetryError} `permission`, `not_a_database`, `locked`, `io` …
    */
   static open(path: string, options: OpenOptions = {}): Connection {
-    const { readOnly = false, busyTimeoutMs = 5000 } = options;
     return attempt(path, () => {
-      const db = new DatabaseSync(path, { readOnly, timeout: busyTimeoutMs, enableForeignKeyConstraints: false });
+      const db = new DatabaseSync(path, bindingOptions(options));
       try {
         // Prepared, because errors of `exec` carry no code.
-        for (const pragma of readOnly ? [] : PRAGMAS) db.prepare(pragma).run();
+        for (const pragma of options.readOnly ? [] : PRAGMAS) db.prepare(pragma).run();
       } catch (error) {
         // Else its file stays open: an agent that tries again and again would run out of them.
         db.close();
@@ -70,31 +77,22 @@ export class Connection implements Disposable {
   }
 
   /**
-   * Opens an existing database to look at it, without changing a byte of its content. Where its WAL holds something that
-   * is with `readOnly`, since the last other connection to close would put that into the file; elsewhere without,
-   * since `readOnly` leaves an empty WAL behind. Where nothing may be written beside it, SQLite refuses a database in
-   * WAL mode: then its content is read into memory, which is right as long as nothing is in its WAL.
+   * Opens an existing database to look at it, without changing a byte of its content. Where nothing may be written
+   * beside it, SQLite refuses a database in WAL mode: then its content is read into memory, which is right as long as
+   * nothing is in its WAL.
    *
    * @throws {TelemetryError} as `open` does, and `no_storage` when there is no such file
    */
   static openToRead(path: string): Connection {
-    const { wal, journal } = sidecarsOf(path);
     const stat = statOf(path);
-    if (stat === undefined) throw new TelemetryError("no_storage", `there is no database ${path}`);
-    if (stat.isDirectory) {
-      throw new TelemetryError("in_the_way", `${path} is a folder, but the database belongs there`, {
-        hint: "move that folder away and run this again",
-      });
-    }
-    const walBytes = sizeOf(wal) ?? 0;
-    // With a journal beside it, SQLite has to undo a change first, or refuses.
-    const readOnly = walBytes > 0 && (sizeOf(journal) ?? 0) === 0;
+    if (stat === undefined) throw noDatabase(path);
+    if (stat.isDirectory) throw folderInTheWay(path);
     let db: Connection | undefined;
     try {
-      db = retryLocked(() => Connection.open(path, { readOnly }));
+      db = retryLocked(() => Connection.open(path, { readOnly: isReadOnlyToRead(path) }));
       db.get("SELECT count(*) FROM sqlite_schema");
     } catch (error) {
-      if (hasCode(error, "permission") && walBytes === 0) {
+      if (hasCode(error, "permission") && (sizeOf(sidecarsOf(path).wal) ?? 0) === 0) {
         db?.close();
         return Connection.#inMemory(path, error);
       }
@@ -116,7 +114,7 @@ export class Connection implements Disposable {
     if ((sizeOf(sidecarsOf(path).wal) ?? 0) > 0 || String(before?.mtime) !== String(after?.mtime)) throw refusal;
     // Header bytes 18 and 19: the file is not in WAL mode, which memory does not have (SQLite's file format).
     bytes.fill(1, 18, 20);
-    const db = new DatabaseSync(":memory:", { enableForeignKeyConstraints: false });
+    const db = new DatabaseSync(":memory:", bindingOptions());
     return attempt(path, () => {
       db.deserialize(bytes);
       return new Connection(path, db);
@@ -187,11 +185,7 @@ export class Connection implements Disposable {
    * @param isFollowed whether what is written here meanwhile gets into the copy, instead of being kept out of it
    * @throws {TelemetryError} `disk_full`, `damaged` …
    */
-  async copyTo(
-    path: string,
-    onProgress?: (done: number, total: number) => void,
-    isFollowed: boolean = false,
-  ): Promise<void> {
+  async copyTo(path: string, onProgress?: OnProgress, isFollowed: boolean = false): Promise<void> {
     if (!isFollowed) this.run("BEGIN");
     try {
       this.get("SELECT count(*) FROM sqlite_schema");
@@ -238,6 +232,39 @@ export class Connection implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+/**
+ * Whether to open a database with `readOnly` in order to read it: where its WAL holds something, since the last other
+ * connection to close would put that into the file. Elsewhere not, since `readOnly` leaves an empty WAL behind; with a
+ * journal beside it neither, since SQLite has to undo a change first, or refuses.
+ */
+export function isReadOnlyToRead(path: string): boolean {
+  const { wal, journal } = sidecarsOf(path);
+  return (sizeOf(wal) ?? 0) > 0 && (sizeOf(journal) ?? 0) === 0;
+}
+
+/** The error for a database that is not there. */
+export function noDatabase(path: string): TelemetryError {
+  return new TelemetryError("no_storage", `there is no database ${path}`, {
+    hint: "run setup_database; if there was one, recover_database fills a new one from the log",
+  });
+}
+
+/** The error for a folder that stands where the database belongs. */
+export function folderInTheWay(path: string): TelemetryError {
+  return new TelemetryError("in_the_way", `${path} is a folder, but the database belongs there`, {
+    hint: "move that folder away and run this again",
+  });
+}
+
+/**
+ * The error for a database that is damaged.
+ *
+ * @param what is damaged, as the start of a sentence
+ */
+export function damagedDatabase(what: string): TelemetryError {
+  return new TelemetryError("damaged", what, { hint: HINTS.damaged });
 }
 
 /** A prepared statement of a {@linkcode Connection}. */

@@ -6,6 +6,7 @@
  * After SQLite's documentation, "Database File Format" (sqlite.org/fileformat2.html), whose words are used here.
  * @module
  */
+import { fill } from "./durable_files.ts";
 import { sidecarsOf, sizeOf } from "./layout.ts";
 import type { SqlValue } from "./sqlite.ts";
 
@@ -40,10 +41,11 @@ interface Frame {
   at: number;
 }
 
-/** The bytes that a page's own header takes in a leaf. */
-const LEAF_HEADER_BYTES = 8;
+/** The bytes that a page's own header takes; the pointers to its cells follow. */
+const LEAF_HEADER_BYTES = 8, INTERIOR_HEADER_BYTES = 12;
 /** The types of page that matter here. */
 const INTERIOR_INDEX = 2, INTERIOR_TABLE = 5, LEAF_INDEX = 10, LEAF_TABLE = 13;
+const TYPES = [INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE];
 /** The database's header, at the start of page 1. */
 const FILE_HEADER_BYTES = 100;
 const WAL_HEADER_BYTES = 32, FRAME_HEADER_BYTES = 24;
@@ -74,8 +76,10 @@ export class PageFile implements Disposable {
   /** How many bytes of a page are used. */
   readonly #usable: number;
   readonly #text: TextDecoder;
+  /** What is in the WAL. */
+  readonly #commits: Frame[][];
   /** Where the page's newest version starts in the WAL, as far as its frames were read. */
-  #inWal = new Map<number, number>();
+  readonly #inWal = new Map<number, number>();
 
   private constructor(main: Blocks | undefined, wal: Blocks | undefined) {
     this.#main = main;
@@ -88,6 +92,7 @@ export class PageFile implements Disposable {
     const encoding = isHeader ? numberAt(header, 56, 4) : this.#guessEncoding();
     const name = encoding === 2 ? "utf-16le" : encoding === 3 ? "utf-16be" : "utf-8";
     this.#text = new TextDecoder(name, { fatal: true, ignoreBOM: true });
+    this.#commits = [...this.#readCommits()];
   }
 
   /** Opens a file and its WAL; either may be missing. */
@@ -110,23 +115,33 @@ export class PageFile implements Disposable {
    *
    * @param roots the root page of each table, as far as it is known
    * @param looksLikeRow judges what was sought byte by byte
+   * @param elsewhere whether to look into pages too to which no root leads any more
    */
-  *rows(roots: Map<string, number>, looksLikeRow: LooksLikeRow): Generator<FoundRow | BrokenRow, void> {
-    const commits = [...this.#commits()];
-    for (const { page, at } of commits.flat()) this.#inWal.set(page, at);
+  *rows(
+    roots: Map<string, number>,
+    looksLikeRow: LooksLikeRow,
+    elsewhere: boolean = true,
+  ): Generator<FoundRow | BrokenRow, void> {
+    this.#showWal();
     const tables = this.#walk(roots);
     this.#inWal.clear();
     for (const [page, table] of this.#walk(roots)) if (!tables.has(page)) tables.set(page, table);
+    const isRead = (page: number) => elsewhere || tables.has(page);
     const free = this.#freePages();
     const count = this.#main === undefined ? 0 : Math.ceil(this.#main.size / this.pageSize);
     for (let page = 1; page <= count; page++) {
-      if (!free.has(page)) yield* this.#rowsOf(page, tables.get(page), looksLikeRow);
+      if (!free.has(page) && isRead(page)) yield* this.#rowsOf(page, tables.get(page), looksLikeRow);
     }
-    for (const frames of commits) {
+    for (const frames of this.#commits) {
       // All at once: a long row goes on in later frames.
       for (const { page, at } of frames) this.#inWal.set(page, at);
-      for (const { page } of frames) yield* this.#rowsOf(page, tables.get(page), looksLikeRow);
+      for (const { page } of frames) if (isRead(page)) yield* this.#rowsOf(page, tables.get(page), looksLikeRow);
     }
+  }
+
+  /** Has every page come in its newest version. */
+  #showWal(): void {
+    for (const { page, at } of this.#commits.flat()) this.#inWal.set(page, at);
   }
 
   /**
@@ -136,7 +151,7 @@ export class PageFile implements Disposable {
    * @param root the root page of the index
    */
   *indexEntries(root: number): Generator<SqlValue[], void> {
-    for (const { page, at } of [...this.#commits()].flat()) this.#inWal.set(page, at);
+    this.#showWal();
     const seen = new Set<number>();
     for (const pending = [root]; pending.length > 0;) {
       const page = pending.pop()!;
@@ -144,12 +159,10 @@ export class PageFile implements Disposable {
       seen.add(page);
       const type = bytes?.[0];
       if (bytes === undefined || (type !== LEAF_INDEX && type !== INTERIOR_INDEX)) continue;
-      const isLeaf = type === LEAF_INDEX;
       pending.push(...this.#children(page, bytes));
-      const count = Math.min(numberAt(bytes, 3, 2), bytes.length / 4);
-      for (let i = 0; i < count; i++) {
-        const cell = numberAt(bytes, (isLeaf ? 8 : 12) + 2 * i, 2) + (isLeaf ? 0 : 4);
-        const reader = new VarintReader(bytes, cell);
+      for (const cell of cellsIn(bytes, 0)) {
+        // In an interior page, a cell starts with the page that it leads to.
+        const reader = new VarintReader(bytes, type === LEAF_INDEX ? cell : cell + 4);
         const size = reader.next();
         const payload = size > 0 && size <= MAX_ROW_BYTES && cell < this.#usable
           ? this.#payload(bytes, reader.at, size, Math.floor((this.#usable - 12) * 64 / 255) - 23)
@@ -174,7 +187,7 @@ export class PageFile implements Disposable {
    * The frames of the WAL's newest generation, commit by commit. Those after a torn one count too, and those that no
    * commit follows: SQLite would not read them, but what is whole in there may have been acknowledged.
    */
-  *#commits(): Generator<Frame[]> {
+  *#readCommits(): Generator<Frame[]> {
     if (this.#wal === undefined) return;
     const header = this.#wal.read(0, WAL_HEADER_BYTES).slice();
     const isHeader = (numberAt(header, 0, 4) & ~1) === 0x377f0682;
@@ -215,12 +228,8 @@ export class PageFile implements Disposable {
   #children(page: number, bytes: Uint8Array): number[] {
     const start = startOf(page);
     if (bytes[start] !== INTERIOR_TABLE && bytes[start] !== INTERIOR_INDEX) return [];
-    const children = [numberAt(bytes, start + 8, 4)];
-    for (let i = 0; i < numberAt(bytes, start + 3, 2); i++) {
-      const cell = numberAt(bytes, start + 12 + 2 * i, 2);
-      if (cell + 4 <= bytes.length) children.push(numberAt(bytes, cell, 4));
-    }
-    return children;
+    const cells = cellsIn(bytes, start).filter((cell) => cell + 4 <= bytes.length);
+    return [numberAt(bytes, start + 8, 4), ...cells.map((cell) => numberAt(bytes, cell, 4))];
   }
 
   /** The pages on the free list: what is in there was deleted. */
@@ -251,11 +260,9 @@ export class PageFile implements Disposable {
     const start = startOf(page);
     const rows: FoundRow[] = [];
     const broken: BrokenRow[] = [];
-    const type = bytes[start]!;
-    const count = type === LEAF_TABLE ? Math.min(numberAt(bytes, start + 3, 2), bytes.length / 4) : 0;
-    const firstCell = start + LEAF_HEADER_BYTES + 2 * count;
-    for (let i = 0; i < count; i++) {
-      const cell = numberAt(bytes, start + LEAF_HEADER_BYTES + 2 * i, 2);
+    const cells = bytes[start] === LEAF_TABLE ? cellsIn(bytes, start) : [];
+    const firstCell = start + LEAF_HEADER_BYTES + 2 * cells.length;
+    for (const cell of cells) {
       const row = cell < firstCell ? "it is not where its page says" : this.#row(bytes, cell);
       if (typeof row === "string") broken.push({ page, broken: row });
       else rows.push({ table, rowid: row.rowid, cells: row.cells });
@@ -395,13 +402,17 @@ export class PageFile implements Disposable {
  * is too large, they end half way.
  */
 function isPage(bytes: Uint8Array): boolean {
-  const isLeaf = bytes[0] === LEAF_TABLE || bytes[0] === LEAF_INDEX;
-  if (!isLeaf && bytes[0] !== INTERIOR_TABLE && bytes[0] !== INTERIOR_INDEX) return false;
-  const count = numberAt(bytes, 3, 2);
-  if (count === 0 || count > bytes.length / 4) return false;
-  let last = 0;
-  for (let i = 0; i < count; i++) last = Math.max(last, numberAt(bytes, (isLeaf ? 8 : 12) + 2 * i, 2));
+  if (!TYPES.includes(bytes[0]!) || numberAt(bytes, 3, 2) > bytes.length / 4) return false;
+  const last = Math.max(0, ...cellsIn(bytes, 0));
   return last >= bytes.length / 2 && last < bytes.length;
+}
+
+/** Where the cells of a page start, as its pointers say. No page has more than one for each four of its bytes. */
+function cellsIn(bytes: Uint8Array, start: number): number[] {
+  const isLeaf = bytes[start] === LEAF_TABLE || bytes[start] === LEAF_INDEX;
+  const first = start + (isLeaf ? LEAF_HEADER_BYTES : INTERIOR_HEADER_BYTES);
+  const length = Math.floor(Math.min(numberAt(bytes, start + 3, 2), bytes.length / 4));
+  return Array.from({ length }, (_, i) => numberAt(bytes, first + 2 * i, 2));
 }
 
 /** Where a page's own header starts: page 1 has the file's before it. */
@@ -412,7 +423,7 @@ function startOf(page: number): number {
 /** Whether a page, which does not say so any more, may have been a leaf of a table. */
 function mayHaveBeenLeaf(bytes: Uint8Array, start: number, table: string | undefined): boolean {
   const type = bytes[start]!;
-  if ([INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE].includes(type)) return false;
+  if (TYPES.includes(type)) return false;
   // Overflow pages start with a page number, which is small or 0.
   return table !== undefined || type > 0 || bytes.subarray(start, start + 16).every((byte) => byte === 0);
 }
@@ -504,10 +515,7 @@ class Blocks {
   #fill(at: number): void {
     this.#file.seekSync(at, Deno.SeekMode.Start);
     this.#start = at;
-    this.#filled = 0;
-    for (let count; (count = this.#file.readSync(this.#block.subarray(this.#filled))) !== null && count > 0;) {
-      this.#filled += count;
-    }
+    this.#filled = fill(this.#file, this.#block);
   }
 
   close(): void {

@@ -5,12 +5,12 @@
  * thread's program is a `data:` URL, which needs none: the text of one function, which uses nothing from outside of it.
  * @module
  */
-import type { DatabaseSync, StatementSync } from "node:sqlite";
-import { type Row, sqliteError, type SqlValue } from "./sqlite.ts";
+import type { DatabaseSync, DatabaseSyncOptions, StatementSync } from "node:sqlite";
+import { bindingOptions, type OpenOptions, type Row, sqliteError, type SqlValue } from "./sqlite.ts";
 
 /** What the thread is asked for. */
 type Request =
-  | { id: number; open: string; readOnly: boolean }
+  | { id: number; open: string; options: DatabaseSyncOptions }
   | { id: number; exec: string }
   | { id: number; all: string; values: SqlValue[] }
   | { id: number; run: string; width: number; cells: SqlValue[] }
@@ -20,12 +20,6 @@ type Request =
 type Answer = { id: number; result: unknown } | { id: number; failure: Failure };
 type Failure = { name: string; message: string; errcode: unknown };
 type Waiting = { resolve: (result: unknown) => void; reject: (error: unknown) => void };
-
-/** How {@linkcode ThreadConnection.open} opens. */
-export interface ThreadOptions {
-  /** Never writes, and fails when there is no file. @default false */
-  readOnly?: boolean;
-}
 
 /**
  * A connection on another thread. Requests are done in the order in which they are made; one may be made before the one
@@ -69,10 +63,10 @@ export class ThreadConnection implements AsyncDisposable {
    * @param options how
    * @throws {TelemetryError} as `Connection.open` does
    */
-  static async open(path: string, options: ThreadOptions = {}): Promise<ThreadConnection> {
+  static async open(path: string, options: OpenOptions = {}): Promise<ThreadConnection> {
     const db = new ThreadConnection(path);
     try {
-      await db.#ask({ open: path, readOnly: options.readOnly ?? false });
+      await db.#ask({ open: path, options: bindingOptions(options) });
       return db;
     } catch (error) {
       db.#worker.terminate();
@@ -146,11 +140,7 @@ function thread(
   };
   const done = (request: Request): unknown => {
     if ("open" in request) {
-      db = new Database(request.open, {
-        readOnly: request.readOnly,
-        timeout: 5000,
-        enableForeignKeyConstraints: false,
-      });
+      db = new Database(request.open, request.options);
     } else if ("exec" in request) {
       db!.exec(request.exec);
     } else if ("all" in request) {

@@ -6,9 +6,8 @@
  * @module
  */
 import type { Cell } from "./csv_text.ts";
-import { hasCode, TelemetryError } from "./errors.ts";
-import { sidecarsOf, sizeOf } from "./layout.ts";
-import { Connection, type Row } from "./sqlite.ts";
+import { hasCode } from "./errors.ts";
+import { Connection, damagedDatabase, isReadOnlyToRead, type Row } from "./sqlite.ts";
 import { ThreadConnection } from "./sqlite_thread.ts";
 
 /** Some rows of a table, and how far they bring it. */
@@ -68,7 +67,7 @@ export async function* tableRows(db: Connection, query: TableQuery): AsyncGenera
 async function threadOn(path: string): Promise<ThreadConnection | undefined> {
   let thread: ThreadConnection | undefined;
   try {
-    thread = await ThreadConnection.open(path, { readOnly: (sizeOf(sidecarsOf(path).wal) ?? 0) > 0 });
+    thread = await ThreadConnection.open(path, { readOnly: isReadOnlyToRead(path) });
     await thread.all("SELECT count(*) FROM sqlite_schema");
     return thread;
   } catch (error) {
@@ -95,13 +94,7 @@ async function* readAll(reader: Reader, { table, columns, order }: TableQuery): 
     if (json instanceof Uint8Array) yield { json, count: Number(count), done, total };
   }
   if (done === total) return;
-  throw new TelemetryError(
-    "damaged",
-    `${reader.path} is damaged (${table} has ${total} rows, of which ${done} are found)`,
-    {
-      hint: "run recover_database: it rebuilds the database from the log and from what can still be read",
-    },
-  );
+  throw damagedDatabase(`${reader.path} is damaged (${table} has ${total} rows, of which ${done} are found)`);
 }
 
 /**

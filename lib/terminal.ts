@@ -4,6 +4,7 @@
  * @module
  */
 import { parseArgs } from "node:util";
+import { writeAll } from "./durable_files.ts";
 import { fileError, messageOf, TelemetryError } from "./errors.ts";
 import {
   BASE_VARIABLES,
@@ -178,7 +179,7 @@ function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): void 
   clearBar();
   const bytes = new TextEncoder().encode(`${line}\n`);
   try {
-    for (let written = 0; written < bytes.length;) written += to.writeSync(bytes.subarray(written));
+    writeAll(to, bytes);
   } catch (error) {
     if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
   }
@@ -255,6 +256,7 @@ function locateForScript(base: string | undefined, warn: Terminal["warn"]): Layo
   return layout;
 }
 
+/** Sees that there is a store: who has mistyped its folder must not get a new and empty one there. */
 function requireStore({ base, raw, db }: Layout): void {
   if (isFolder(raw) || isFolder(db)) return;
   const stat = statOf(base);
