@@ -72,6 +72,8 @@ export interface Recovery {
   rejected_file: string | null;
 }
 
+/** A smaller log is loaded in less time than a thread takes to start. */
+const SMALL_LOG_BYTES = 1024 * 1024;
 /** How many batches of rows may wait for the thread that writes them. */
 const MAX_IN_FLIGHT = 4;
 /** How many batches are written in one transaction: what it has changed is held in memory until it ends. */
@@ -261,7 +263,7 @@ class Rebuild {
   }
 
   /**
-   * Loads what the log says, on another thread.
+   * Loads what the log says; what is large, on another thread.
    *
    * @returns how many runs were there already
    */
@@ -269,19 +271,22 @@ class Rebuild {
     const files = logFiles(this.#layout.raw);
     for (const file of files) this.#sizes.set(file, sizeOf(file) ?? 0);
     const total = [...this.#sizes.values()].reduce((sum, size) => sum + size, 0);
-    await using thread = await ThreadConnection.open(this.#layout.recovering);
+    const { recovering } = this.#layout;
+    await using writer = total < SMALL_LOG_BYTES
+      ? Connection.open(recovering)
+      : await ThreadConnection.open(recovering);
     // The log's records have been checked as the table would: that halves the time.
-    await thread.exec(`${SCRAP_PRAGMAS} PRAGMA ignore_check_constraints=ON;`);
-    if (salvaged > 0) await thread.exec(TOUCHED);
-    await thread.exec("BEGIN");
+    await writer.exec(`${SCRAP_PRAGMAS} PRAGMA ignore_check_constraints=ON;`);
+    if (salvaged > 0) await writer.exec(TOUCHED);
+    await writer.exec("BEGIN");
     const upsert = upsertOf(LOG_COLUMNS);
     const inFlight: Promise<void>[] = [];
     let batches = 0;
     for await (const { cells, posted, rejections } of lastStates(files, progress)) {
       for (const rejection of rejections) this.#report.rejectLine(rejection);
-      const written = [thread.runAll(upsert, LOG_COLUMNS.length, cells)];
-      if (posted.length > 0) written.push(thread.runAll(MARK, 2, posted.flat()));
-      if (++batches % TRANSACTION_BATCHES === 0) written.push(thread.exec("COMMIT; BEGIN"));
+      const written = [writer.runAll(upsert, LOG_COLUMNS.length, cells)];
+      if (posted.length > 0) written.push(writer.runAll(MARK, 2, posted.flat()));
+      if (++batches % TRANSACTION_BATCHES === 0) written.push(writer.exec("COMMIT; BEGIN"));
       const all = Promise.all(written).then(() => {});
       // Seen when it is waited for.
       all.catch(() => {});
@@ -291,9 +296,9 @@ class Rebuild {
     }
     await Promise.all(inFlight);
     onProgress?.(total, total);
-    await thread.exec("COMMIT");
+    await writer.exec("COMMIT");
     if (salvaged === 0) return 0;
-    return Number((await thread.all("SELECT count(*) AS runs FROM touched"))[0]!["runs"]);
+    return Number((await writer.all("SELECT count(*) AS runs FROM touched"))[0]!["runs"]);
   }
 
   /** Adds what agents have written to the log meanwhile. What fails here is in the log, and only warned of. */

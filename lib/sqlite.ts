@@ -147,6 +147,18 @@ export class Connection implements Disposable {
   }
 
   /**
+   * Runs one statement for each row.
+   *
+   * @param sql with as many parameters as a row has cells
+   * @param width how many cells a row has
+   * @param cells those of all rows, one row after the other
+   */
+  runAll(sql: string, width: number, cells: SqlValue[]): void {
+    const statement = this.prepare(sql);
+    for (let at = 0; at < cells.length; at += width) statement.run(...cells.slice(at, at + width));
+  }
+
+  /**
    * Runs `work` in one transaction that holds the write lock from its start: all of it happens, or nothing.
    *
    * @throws {TelemetryError} `locked` when another process has the lock for longer than the timeouts

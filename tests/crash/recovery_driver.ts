@@ -5,7 +5,7 @@
  * usage: recovery_driver.ts BASE [CALL | PHASE#CALL]
  * @module
  */
-import { DatabaseSync } from "node:sqlite";
+import { DatabaseSync, StatementSync } from "node:sqlite";
 import { layoutOf } from "../../lib/layout.ts";
 import { newRun } from "../../lib/records.ts";
 import { recoverDatabase } from "../../lib/recovery.ts";
@@ -83,6 +83,7 @@ async function recover(base: string, place: string): Promise<void> {
   const judgeSql = (db: DatabaseSync, sql: string) => {
     const path = db.location();
     if (path === layout.recovering && sql.includes("CREATE TABLE agent_runs")) enter("salvaging");
+    if (path === layout.recovering && sql.includes("ignore_check_constraints")) enter("loading the log");
     if (path === layout.recovering && sql.startsWith("SELECT 1 FROM schema_migrations")) {
       enter("finishing the new file");
     }
@@ -105,6 +106,8 @@ async function recover(base: string, place: string): Promise<void> {
   for (const name of ["syncSync", "truncateSync", "close", "writeSync"]) watch(Deno.FsFile.prototype, name);
   for (const name of ["prepare", "exec"]) watch(DatabaseSync.prototype, name, judgeSql);
   watch(DatabaseSync.prototype, "close");
+  watch(StatementSync.prototype, "run");
+  // Where the log is large, the thread that writes.
   watch(Worker.prototype, "postMessage", () => enter("loading the log"));
   // A copy takes its time: half of it is there when the process dies in its midst.
   Deno.copyFileSync = (from, to) => {

@@ -39,9 +39,9 @@ Deno.test("a script runs from a plain file server, with permissions for its base
     return JSON.parse(stdout);
   };
   assert.equal((await runFromServer(script, "--with-database")).database.outcome, "created");
-  // The one that has a thread of its own.
+  // Has a thread of its own for so large a log.
   const line = { run_id: "r", agent_name: "a", start_time: "2025-12-10T00:00:00Z", record_type: "run" };
-  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, `${JSON.stringify(line)}\n`);
+  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, `${JSON.stringify(line)}\n`.repeat(20_000));
   assert.equal((await runFromServer(`${scripts}/recover_database.ts`, "--force")).runs, 1);
   assert.equal((await runFromServer(`${scripts}/export_csv.ts`)).rows, 1);
   assert.ok("db/telemetry.sqlite" in treeOf(base));
