@@ -28,7 +28,7 @@ export class TempFolder implements Disposable {
 
 /** What a machine may lack, each with the words that a skipped test says. */
 export const NEEDS = {
-  python: ["no python3", () => runs("python3", "-c", "import sqlite3")],
+  python: ["no python3", () => interpreter() !== ""],
   sqlite3: ["no sqlite3 program", () => runs("sqlite3", "-version")],
   flock: ["no flock program", () => runs("flock", "--version")],
   postgres: ["no PostgreSQL in /usr/lib/postgresql", () => isThere("/usr/lib/postgresql") && runs("psql", "--version")],
@@ -266,15 +266,40 @@ print(json.dumps({
 db.close()
 `;
 
+/** How often a method is called, by anyone, while something is done: what it costs, however busy the machine is. */
+export async function callsOf<T>(owner: T, method: keyof T, work: () => unknown): Promise<number> {
+  const original = owner[method] as (...args: unknown[]) => unknown;
+  let calls = 0;
+  owner[method] = function (this: T, ...args: unknown[]) {
+    calls++;
+    return original.apply(this, args);
+  } as T[keyof T];
+  try {
+    await work();
+  } finally {
+    owner[method] = original as T[keyof T];
+  }
+  return calls;
+}
+
 /** Runs a Python program; its standard output. Fails with its standard error. */
 export async function python(program: string, ...args: string[]): Promise<string> {
-  // Started without the launcher that `python3` may be: it takes longer than most of our programs.
-  interpreter ??= (await run("python3", ["-c", "import sys; print(sys.executable)"])).stdout.trim();
-  const { code, stdout, stderr } = await run(interpreter, ["-c", program, ...args]);
+  const { code, stdout, stderr } = await run(interpreter(), ["-c", program, ...args]);
   if (code !== 0) throw new Error(stderr);
   return stdout;
 }
-let interpreter: string | undefined;
+
+/** Python itself: `python3` may be a launcher, which takes longer than most of our programs. Empty where there is none. */
+export function interpreter(): string {
+  try {
+    const args = ["-c", "import sqlite3, sys; print(sys.executable)"];
+    const ask = new Deno.Command("python3", { args, stderr: "null" });
+    return pythonPath ??= new TextDecoder().decode(ask.outputSync().stdout).trim();
+  } catch {
+    return pythonPath = "";
+  }
+}
+let pythonPath: string | undefined;
 
 /** The older databases in the field (contract, "Databases in the field"), and one of a later product. */
 export type OldKind = "v1" | "v2" | "v2_recovered" | "v2_recovered_commits" | "says3_is2" | "v7";

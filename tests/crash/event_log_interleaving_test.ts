@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
 import { type Layout, layoutOf } from "../../lib/layout.ts";
 import { logFiles, scan } from "../../lib/log_scanner.ts";
-import { run, TempFolder, testWith } from "../fixtures.ts";
+import { interpreter, run, TempFolder, testWith } from "../fixtures.ts";
 import { type Orders, recordOf } from "./append_driver.ts";
 
 const DRIVER = fileURLToPath(new URL("./append_driver.ts", import.meta.url));
@@ -35,7 +35,7 @@ async function denoWriter({ base }: Layout, name: string, loops: number): Promis
 }
 
 async function pythonWriter({ raw }: Layout, name: string): Promise<string[]> {
-  const { code, stderr } = await run("python3", ["-c", PYTHON_WRITER, raw, name, `${COUNT}`]);
+  const { code, stderr } = await run(interpreter(), ["-c", PYTHON_WRITER, raw, name, `${COUNT}`]);
   assert.equal(code, 0, stderr);
   return idsOf(name);
 }

@@ -1,6 +1,15 @@
 /** Setups that meet a lock of another process. In a file of its own: it waits for the timeouts, about 16 s. */
 import assert from "node:assert/strict";
-import { Holder, makeOldDatabase, readDatabase, runScript, TempFolder, testWith, treeOf } from "../fixtures.ts";
+import {
+  Holder,
+  interpreter,
+  makeOldDatabase,
+  readDatabase,
+  runScript,
+  TempFolder,
+  testWith,
+  treeOf,
+} from "../fixtures.ts";
 
 /** Takes a lock and keeps it until it is killed. */
 const LOCK = `
@@ -27,7 +36,7 @@ testWith(["python"], "locked for longer than the timeouts: refused, nothing chan
     Deno.mkdirSync(`${base}/db`, { recursive: true });
     const file = `${base}/db/telemetry.sqlite`;
     makeOldDatabase(file, kind, 500, journal);
-    await using holder = await Holder.start("python3", ["-c", LOCK, file, statement]);
+    await using holder = await Holder.start(interpreter(), ["-c", LOCK, file, statement]);
     const before = tree(base);
     const { code, stdout, stderr } = await runScript("setup_database", base, ["--json"]);
     assert.equal(code, 1, what);
@@ -68,7 +77,7 @@ for (const journal of ["wal", "delete"] as const) {
     Deno.mkdirSync(`${base}/db`, { recursive: true });
     const file = `${base}/db/telemetry.sqlite`;
     makeOldDatabase(file, "v2", 40, journal);
-    await using _other = await Holder.start("python3", ["-c", SLOW_UPGRADE, file]);
+    await using _other = await Holder.start(interpreter(), ["-c", SLOW_UPGRADE, file]);
     const { code, stderr } = await runScript("setup_database", base);
     assert.deepEqual([code, stderr], [0, ""]);
     const { journal: mode, check, tables } = await readDatabase(file);

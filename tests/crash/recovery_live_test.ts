@@ -5,7 +5,7 @@ import { checkHealth } from "../../lib/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { logFiles, scan } from "../../lib/log_scanner.ts";
 import { recoverDatabase } from "../../lib/recovery.ts";
-import { command, python, ROOT, run, runScript, TempFolder, testWith } from "../fixtures.ts";
+import { command, interpreter, ROOT, run, runScript, TempFolder, testWith } from "../fixtures.ts";
 import {
   contentOf,
   copyDatabase,
@@ -145,9 +145,8 @@ const idsIn = (database: string, where = "1") =>
 async function liveRound(temp: TempFolder, state: State, name: string): Promise<{ marks: number; lost: string[] }> {
   const base = `${temp.path}/${name}`;
   const store = makeIn(state, base, 1200);
-  const interpreter = (await python("import sys; print(sys.executable)")).trim();
   await using agent = new Live(Deno.execPath(), ["eval", "--quiet", "--no-check", AGENT, base]);
-  await using writer = new Live(interpreter, ["-c", WRITER, base]);
+  await using writer = new Live(interpreter(), ["-c", WRITER, base]);
   await Promise.all([agent.until(10), writer.until(10)]);
   const { code, stderr } = await runScript("recover_database", base, force(state));
   assert.equal(code, 0, `${state}: ${stderr}`);
@@ -320,7 +319,8 @@ testWith(["mount"], "disk full at each step: as before, and fine once there is s
   try {
     for (const state of STATES) {
       const original = `${temp.path}/${state.replaceAll(" ", "_")}`;
-      makeIn(state, original, 400);
+      // One log is large enough for a thread of its own.
+      makeIn(state, original, state === "sound" ? 720 : 400);
       const size = Deno.statSync(layoutOf(original).database).size;
       const expected = await undisturbed(original);
       const before = state === "sound" ? contentOf(layoutOf(original).database) : undefined;

@@ -8,9 +8,9 @@ import { newRun } from "../../lib/records.ts";
 import {
   command,
   Holder,
+  interpreter,
   makeOldDatabase,
   NOBODY,
-  python,
   ROOT,
   run,
   runScript,
@@ -108,7 +108,7 @@ testWith(
   "killed 100 times: the database is exactly old or exactly new, the safety copy is whole",
   async (t) => {
     using temp = new TempFolder();
-    const original = await makeStore(`${temp.path}/original`, 14_000);
+    const original = await makeStore(`${temp.path}/original`, 4000);
     const old = await contentOf(original.file);
 
     const driver = (base: string, ...call: string[]) =>
@@ -385,11 +385,10 @@ for (const journal of ["wal", "delete"] as const) {
       const base = `${temp.path}/store`;
       const { file, backup } = await makeStore(base, 8000);
       if (journal === "delete") sqlite(file, "PRAGMA journal_mode=delete");
-      const interpreter = (await python("import sys; print(sys.executable)")).trim();
       const script = `${temp.path}/writer.ts`;
       Deno.writeTextFileSync(script, NODE_WRITER);
-      await using reader = new Live(interpreter, ["-c", READER, file]);
-      await using writer = new Live(interpreter, ["-c", WRITER, file]);
+      await using reader = new Live(interpreter(), ["-c", READER, file]);
+      await using writer = new Live(interpreter(), ["-c", WRITER, file]);
       await using deno = new Live(Deno.execPath(), ["run", "--quiet", "--allow-all", script, file]);
       using ours = new DatabaseWriter(layoutOf(base));
       ours.updateRun(newRun({ run_id: "before", agent_name: "later", start_time: "t" }));
@@ -440,8 +439,7 @@ db.close()
 `;
 
 async function hold(file: string, seconds: number, ...statements: string[]): Promise<Holder> {
-  const interpreter = (await python("import sys; print(sys.executable)")).trim();
-  return await Holder.start(interpreter, ["-c", HOLD, file, String(seconds), ...statements]);
+  return await Holder.start(interpreter(), ["-c", HOLD, file, String(seconds), ...statements]);
 }
 
 testWith(

@@ -72,7 +72,7 @@ for (const journal of ["wal", "delete"] as const) {
     async (t) => {
       using temp = new TempFolder();
       const original = `${temp.path}/original.sqlite`;
-      makeOldDatabase(original, "v1", 20_000, journal);
+      makeOldDatabase(original, "v1", 6000, journal);
 
       /** A new store with the old database in it. */
       function newStore(name: string): { base: string; file: string } {
@@ -160,8 +160,9 @@ for (const count of [2, 8]) {
       const base = `${temp.path}/store_${round}`;
       const setups = Array.from({ length: count }, () => runScript("setup_storage", base, ["--with-database"]));
       for (const { code, stderr } of await Promise.all(setups)) assert.deepEqual([code, stderr], [0, ""]);
-      assert.deepEqual(names(base), STORAGE);
       assert.match((await runScript("setup_database", base)).stdout, /nothing to do/);
+      // Of two that close a database at the same moment, neither is the last: SQLite then leaves its sidecars to the next.
+      assert.deepEqual(names(base), STORAGE);
     }
   });
 

@@ -5,7 +5,7 @@ import { EventLog, type EventLogOptions } from "../../lib/event_log.ts";
 import { fileName, type Layout, layoutOf } from "../../lib/layout.ts";
 import { logFiles, type Rejection, scan } from "../../lib/log_scanner.ts";
 import { type LogRecord, MAX_LINE_BYTES, newRun } from "../../lib/records.ts";
-import { command, NOBODY, ROOT, run, TempFolder, testWith } from "../fixtures.ts";
+import { command, interpreter, NOBODY, ROOT, run, TempFolder, testWith } from "../fixtures.ts";
 
 const NOON = "2025-12-10T12:00:00.000Z";
 const LAST_MOMENT = "2025-12-10T23:59:59.999Z";
@@ -432,7 +432,7 @@ Deno.test("append: the day is that of writing, for all who wait for the lock or 
 for (
   const [needs, name, program, args] of [
     [["unix"], "Deno", Deno.execPath(), ["eval", "--quiet", DENO_HOLDER]],
-    [["unix", "python"], "Python", "python3", ["-c", PYTHON_HOLDER]],
+    [["unix", "python"], "Python", interpreter(), ["-c", PYTHON_HOLDER]],
   ] as const
 ) {
   testWith([...needs], `append: waits for as long as a process of ${name} holds the lock`, async () => {

@@ -4,7 +4,16 @@ import { TelemetryError } from "../../lib/errors.ts";
 import { checkHealth, type Health } from "../../lib/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { schemaSql } from "../../lib/schema.ts";
-import { Holder, makeOldDatabase, type OldKind, runScript, TempFolder, testWith, treeOf } from "../fixtures.ts";
+import {
+  Holder,
+  interpreter,
+  makeOldDatabase,
+  type OldKind,
+  runScript,
+  TempFolder,
+  testWith,
+  treeOf,
+} from "../fixtures.ts";
 
 /** A store, and what is found out about it without changing a byte. */
 class Store implements Disposable {
@@ -179,7 +188,7 @@ testWith(["python"], "what is locked for longer than the timeouts: refused, noth
   const locked = [["--check-only"], ["--force"]].map(async (flags) => {
     using store = new Store();
     makeOldDatabase(store.file, "v2", 50, "delete");
-    await using _holder = await Holder.start("python3", ["-c", LOCK, store.file]);
+    await using _holder = await Holder.start(interpreter(), ["-c", LOCK, store.file]);
     const before = treeOf(store.layout.base);
     const { code, stdout, stderr } = await runScript("recover_database", store.layout.base, flags);
     assert.deepEqual([code, stdout], [1, ""]);

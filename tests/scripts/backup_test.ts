@@ -7,6 +7,7 @@ import { schemaSql } from "../../lib/schema.ts";
 import {
   command,
   Holder,
+  interpreter,
   makeOldDatabase,
   NOBODY,
   type OldKind,
@@ -133,8 +134,7 @@ testWith(["python", "sqlite3"], "ten backups beside a writer that commits withou
     db.exec("PRAGMA synchronous=OFF; CREATE TABLE padding AS SELECT zeroblob(40000000)");
   }
   const stop = `${temp.path}/stop`;
-  const interpreter = (await python("import sys; print(sys.executable)")).trim();
-  const writer = command(interpreter, ["-c", WRITER, file, stop]).spawn();
+  const writer = command(interpreter(), ["-c", WRITER, file, stop]).spawn();
   const said = writer.output();
   const written = () => Number(valueIn(file, "SELECT count(*) FROM agent_runs WHERE agent_name='writer'"));
   try {
@@ -451,8 +451,7 @@ testWith(["python"], "a locked source could not be checked: that is said, and no
   assert.equal(valueIn(file, "PRAGMA journal_mode=DELETE"), "delete");
   put(backups, file, ["telemetry.backup.20200101.sqlite", "telemetry_backup_20200101_000000.sqlite"]);
   const before = treeOf(backups);
-  const interpreter = (await python("import sys; print(sys.executable)")).trim();
-  await using _holder = await Holder.start(interpreter, ["-c", LOCK, file]);
+  await using _holder = await Holder.start(interpreter(), ["-c", LOCK, file]);
   const tries = [
     runScript("backup_database", base, ["--keep", "1", "--json"]),
     runScript("backup_telemetry_db", base, ["--keep-days", "1", "--json"]),

@@ -4,6 +4,7 @@ import {
   command,
   type DatabaseContent,
   Holder,
+  interpreter,
   makeOldDatabase,
   NOBODY,
   type OldKind,
@@ -307,7 +308,7 @@ for (const journal of JOURNALS) {
     using temp = new TempFolder();
     const { base, file } = newStore(temp);
     makeOldDatabase(file, "v1", 1000, journal);
-    await using writer = command("python3", ["-c", LIVE_WRITER, file]).spawn();
+    await using writer = command(interpreter(), ["-c", LIVE_WRITER, file]).spawn();
     const lines = writer.stdout.pipeThrough(new TextDecoderStream()).getReader();
     assert.equal((await lines.read()).value, "started\n");
     const { code, stderr } = await runScript("setup_database", base);
@@ -500,7 +501,7 @@ testWith(["python"], "v7 with a WAL that another program holds: neither file is 
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v7");
-  await using holder = await Holder.start("python3", ["-c", HOLDER, file]);
+  await using holder = await Holder.start(interpreter(), ["-c", HOLDER, file]);
   // The -shm is shared memory, not content: readers mark in it where they are.
   const files = () => ({ ...treeOf(base), "db/telemetry.sqlite-shm": "shared memory" });
   const before = files();
