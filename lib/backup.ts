@@ -146,6 +146,11 @@ export function newestBackup(layout: Layout): DatabaseCopy | undefined {
   return backupsUntilNow(layout)[0];
 }
 
+/** The path that an operator names a backup by; undefined for a name in `backups/`, `latest`, or none. */
+export function backupPath(named: string | boolean | undefined): string | undefined {
+  return typeof named === "string" && folderOf(named) !== "." ? named : undefined;
+}
+
 /**
  * The path of a backup as an operator names it: a path, a name in `backups/`, or `latest`.
  *
@@ -155,7 +160,7 @@ export function backupNamed(layout: Layout, named: string): string {
   if (named === "") throw new TelemetryError("usage", "a backup needs a name", { hint: "--list shows the backups" });
   if (named !== "latest") {
     // As --list shows it.
-    const listed = folderOf(named) === "." ? pathIn(layout.backups, named) : named;
+    const listed = backupPath(named) ?? pathIn(layout.backups, named);
     return sizeOf(listed) === undefined ? named : listed;
   }
   const latest = newestBackup(layout);

@@ -13,7 +13,7 @@ import {
   removeBackups,
   takeBackup,
 } from "./backup.ts";
-import { messageOf } from "./errors.ts";
+import { messageOf, TelemetryError } from "./errors.ts";
 import type { Layout } from "./layout.ts";
 import type { DatabaseCopy } from "./snapshot.ts";
 import { megabytes, type Result, type Terminal } from "./terminal.ts";
@@ -50,10 +50,11 @@ export function listAsTable(terminal: Terminal, layout: Layout): Result {
   const backups = listBackups(layout).map((backup) => ({ ...backup, ...examined(backup) }));
   const others = listOtherCopies(layout);
   terminal.say(row(["name", "size", "age", "schema", "runs", "check"]));
-  for (const { name, size, time, schema_version, runs, check } of backups) {
+  for (const { name, size, time, schema_version, runs, check, problem } of backups) {
     terminal.say(
       row([name, megabytes(size), ageOf(time), schema_version ? `v${schema_version}` : "", runs ?? "", check]),
     );
+    if (problem !== undefined) terminal.say(`  ${problem}`);
   }
   if (backups.length === 0) terminal.say(`no backups in ${layout.backups}`);
   if (others.length > 0) terminal.say("copies that are kept until you remove them:");
@@ -61,11 +62,11 @@ export function listAsTable(terminal: Terminal, layout: Layout): Result {
   return { backups: backups.map(plain), others: others.map(plain) };
 }
 
-function examined(backup: DatabaseCopy): { schema_version?: number; runs?: number; check: string } {
+function examined(backup: DatabaseCopy): { schema_version?: number; runs?: number; check: string; problem?: string } {
   try {
     return { ...examineBackup(backup), check: "ok" };
   } catch (error) {
-    return { check: messageOf(error) };
+    return { check: error instanceof TelemetryError ? error.code : "failed", problem: messageOf(error) };
   }
 }
 

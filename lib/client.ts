@@ -6,7 +6,7 @@ import { type ApiClient, apiFromEnvironment } from "./api_client.ts";
 import { DatabaseWriter, type RunStats } from "./database_writer.ts";
 import { hasCode, messageOf, TelemetryError } from "./errors.ts";
 import { EventLog } from "./event_log.ts";
-import { isFolder, isGranted, type Layout, locate, readEnv, requireGranted } from "./layout.ts";
+import { isFolder, isGranted, type Layout, locate, readEnv, requireGranted, STORE_VARIABLES } from "./layout.ts";
 import {
   type LogRecord,
   newRun,
@@ -413,7 +413,16 @@ export class TelemetryClient implements AsyncDisposable {
   #openStore(): void {
     this.#openAgainAt = performance.now() + REOPEN_AFTER_MS;
     try {
-      this.#store = this.#storeIn(locate(this.#base));
+      const found = locate(this.#base);
+      const unread = STORE_VARIABLES.filter((variable) => !isGranted({ name: "env", variable }));
+      if (this.#base === undefined && unread.length > 0) {
+        this.#warn(
+          "environment",
+          `${found.base} is taken for the telemetry store, since Deno does not let this program see the variables that ` +
+            `may say another: name it with the option base, or run it with --allow-env=${unread}`,
+        );
+      }
+      this.#store = this.#storeIn(found);
     } catch (error) {
       this.#noStore = error;
       this.#fail("storage", error);

@@ -17,13 +17,11 @@ import { type Instant, instantOf, momentOf } from "./instants.ts";
 import {
   type FileKind,
   fileNames,
-  folderOf,
   isFolder,
   type Layout,
   parseFileName,
   partialOf,
   pathIn,
-  requireGranted,
   sizeOf,
   statOf,
 } from "./layout.ts";
@@ -402,7 +400,6 @@ interface Claim {
 }
 
 function claimAt(path: string): Claim {
-  requireGranted([folderOf(path)]);
   if (exists(path)) throw isTaken(path);
   const partial = partialOf(path);
   return { file: claimPartial(partial), partial, paths: [path] };

@@ -11,8 +11,10 @@ export type Platform = typeof Deno.build.os;
 
 /** The environment variables that say where `{base}` is, in the contract's order. */
 export const BASE_VARIABLES = ["TELEMETRY_DB_PATH", "TELEMETRY_BASE_DIR", "AGENT_METRICS_DIR"] as const;
+/** Those, and the one that says where `raw/` is. */
+export const STORE_VARIABLES = [...BASE_VARIABLES, "TELEMETRY_NDJSON_DIR"] as const;
 /** Every environment variable that {@linkcode locate} reads. */
-export const LAYOUT_VARIABLES = [...BASE_VARIABLES, "TELEMETRY_NDJSON_DIR", "HOME", "USERPROFILE"] as const;
+export const LAYOUT_VARIABLES = [...STORE_VARIABLES, "HOME", "USERPROFILE"] as const;
 
 /** What {@linkcode findBase} looks at. */
 export interface Surroundings {

@@ -142,7 +142,7 @@ export class Salvage {
     // What its WAL or journal holds is not put into it.
     const readOnly = [wal, journal].some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
     try {
-      using db = Connection.open(path, { readOnly });
+      using db = readOnly ? Connection.open(path, { readOnly }) : Connection.openToRead(path);
       work(db);
     } catch (error) {
       if (!isUnreadable(error)) throw error;

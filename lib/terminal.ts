@@ -11,6 +11,7 @@ import {
   candidateFolders,
   defaultFolders,
   firstRefused,
+  folderOf,
   homeOf,
   isFolder,
   isGranted,
@@ -22,6 +23,7 @@ import {
   readEnv,
   realPath,
   statOf,
+  STORE_VARIABLES,
 } from "./layout.ts";
 
 /** A flag of a script. */
@@ -54,6 +56,16 @@ const SHARED_FLAGS: Record<string, Flag> = {
   help: { about: "print this and exit" },
 };
 
+/** What a task needs beside a store that may be used. */
+export interface Use {
+  /** Whether a folder that is no store is refused: an operator may have mistyped it. @default true */
+  mustExist?: boolean;
+  /** A file that is read, wherever it is. */
+  reads?: string | undefined;
+  /** A file that is written, wherever it is. */
+  writes?: string | undefined;
+}
+
 /** The operator's side of a running script. */
 export interface Terminal {
   /** What the script exits with when its task has come to its end. @default 0 */
@@ -62,11 +74,11 @@ export interface Terminal {
   readonly flags: Readonly<Record<string, string | boolean | undefined>>;
   /**
    * Where the store is. Warns when another folder holds data too.
-   * @param mustExist whether a folder that is no store is refused: an operator may have mistyped it
+   * @param use what else the task needs
    * @throws {TelemetryError} `no_storage`, `in_the_way` when it must exist and does not
    * @throws {TelemetryError} `permission` when Deno does not let the script see or change it
    */
-  locate(mustExist?: boolean): Layout;
+  locate(use?: Use): Layout;
   /** A line of the report: stdout, unless `--quiet` or `--json`. */
   say(line: string): void;
   /** A warning: stderr, always. */
@@ -77,10 +89,8 @@ export interface Terminal {
    * @param unitBytes how many bytes one step of `done` is
    */
   progress(what: string, unitBytes: number): ((done: number, total: number) => void) | undefined;
-  /**
-   * Asks a question that `y` or `yes` answers with yes. Without a terminal, the answer is no.
-   */
-  confirm(question: string): boolean;
+  /** Asks a question that `y` or `yes` answers with yes; undefined without a terminal, where nobody can answer. */
+  confirm(question: string): boolean | undefined;
 }
 
 /**
@@ -103,15 +113,16 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
     const terminal: Terminal = {
       exitCode: 0,
       flags,
-      locate: (mustExist = true) => {
-        const layout = locateForScript(flags["base"] as string | undefined, warn);
-        if (mustExist) requireStore(layout);
+      locate: (use = {}) => {
+        const layout = locateForScript(flags["base"] as string | undefined, use, warn);
+        if (use.mustExist ?? true) requireStore(layout);
         return layout;
       },
       say: (line) => silent || print(Deno.stdout, line),
       warn,
       progress: (what, unitBytes) => silent || !Deno.stderr.isTerminal() ? undefined : progressBar(what, unitBytes),
-      confirm: (question) => Deno.stdin.isTerminal() && /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? ""),
+      confirm: (question) =>
+        Deno.stdin.isTerminal() ? /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? "") : undefined,
     };
     const result = await task(terminal);
     if (json) print(Deno.stdout, JSON.stringify({ ok: terminal.exitCode === 0, ...result }));
@@ -233,8 +244,8 @@ function paint(word: string, colour: number): string {
 }
 
 /** Finds the store, and sees first that Deno lets the script use it: else the whole command that would do. */
-function locateForScript(base: string | undefined, warn: Terminal["warn"]): Layout {
-  const env = base ? [] : LAYOUT_VARIABLES.filter((name) => !["HOME", "USERPROFILE"].includes(name) || name === HOME);
+function locateForScript(base: string | undefined, use: Use, warn: Terminal["warn"]): Layout {
+  const env = base ? [] : [...STORE_VARIABLES, HOME];
   const platform = Deno.build.os;
   if (env.some((variable) => !isGranted({ name: "env", variable }))) {
     throw missingPermission("Deno does not let this script read the variables that say where the store is", {
@@ -249,7 +260,7 @@ function locateForScript(base: string | undefined, warn: Terminal["warn"]): Layo
       throw missingPermission(`Deno does not let this script see whether ${folder} exists`, { folders: candidates });
     },
   });
-  requireAccess(layout, base === undefined);
+  requireAccess(layout, use, base === undefined);
   for (const other of base ? [] : othersWithData(layout)) {
     warn(`using ${layout.base} (${layout.choice.source}), but ${other} holds data too: choose with --base DIR`);
   }
@@ -275,19 +286,23 @@ const HOME = Deno.build.os === "windows" ? "USERPROFILE" : "HOME";
 /** The store in the user's home folder, as a shell understands it. */
 const HOME_STORE = Deno.build.os === "windows" ? "%USERPROFILE%\\.telemetry" : '"$HOME/.telemetry"';
 
-function requireAccess({ choice, base, raw, db }: Layout, byEnvironment: boolean): void {
+function requireAccess({ choice, base, raw, db }: Layout, { reads, writes }: Use, byEnvironment: boolean): void {
   const platform = Deno.build.os;
   const folders = choice.source === "default"
     ? [...defaultFolders(platform, homeOf(readEnv, platform)), ...choice.raw ? [choice.raw] : []]
     : [base, db, raw];
-  const refused = firstRefused(folders);
+  const written = writes === undefined ? [] : [folderOf(writes)];
+  const read = reads === undefined ? [] : [folderOf(reads)];
+  const refused = firstRefused([...folders, ...written]) ?? read.find((path) => !isGranted({ name: "read", path }));
   if (refused === undefined) return;
-  const inBase = (path: string) => path.startsWith(pathIn(base, "x").slice(0, -1));
+  const isOuter = (path: string) => !path.startsWith(pathIn(base, "x").slice(0, -1));
   const outer = choice.source === "default"
     ? candidateFolders(platform, homeOf(readEnv, platform)).concat(choice.raw ?? [])
-    : folders.filter((path) => !inBase(path));
+    : folders.filter(isOuter);
+  outer.push(...written.filter(isOuter));
   throw missingPermission(`Deno does not let this script use ${refused}`, {
     folders: [...new Set([...outer, ...outer.map(realPath)])],
+    reads: read.filter(isOuter),
     env: byEnvironment,
   });
 }
@@ -296,6 +311,8 @@ function requireAccess({ choice, base, raw, db }: Layout, byEnvironment: boolean
 interface Access {
   /** Folders to read and write. */
   folders: string[];
+  /** Folders to read alone. */
+  reads?: string[];
   /** Whether the variables that say where the store is are read. @default true */
   env?: boolean;
 }
@@ -308,11 +325,13 @@ function missingPermission(message: string, access: Access): TelemetryError {
   return new TelemetryError("permission", message, { hint: again });
 }
 
-function permissionFlags({ folders, env = true }: Access): string {
-  const list = folders.map((folder) => folder === HOME_STORE ? folder : quoted(folder)).join(",");
-  // A comma ends a path in these flags, and nothing escapes it.
-  const paths = folders.some((folder) => folder.includes(",")) ? "" : `=${list}`;
-  const flags = [`--allow-read${paths}`, `--allow-write${paths}`];
+function permissionFlags({ folders, reads = [], env = true }: Access): string {
+  const listOf = (folders: string[]) => {
+    // A comma ends a path in these flags, and nothing escapes it.
+    if (folders.some((folder) => folder.includes(","))) return "";
+    return `=${folders.map((folder) => folder === HOME_STORE ? folder : quoted(folder)).join(",")}`;
+  };
+  const flags = [`--allow-read${listOf([...folders, ...reads])}`, `--allow-write${listOf(folders)}`];
   if (env) flags.unshift(`--allow-env=${LAYOUT_VARIABLES.join(",")}`);
   return flags.join(" ");
 }

@@ -3,7 +3,7 @@
  * Takes a fully checked backup of the database and keeps those of the last days; or restores one.
  * @module
  */
-import { backupNamed, restoreBackup } from "../lib/backup.ts";
+import { backupNamed, backupPath, restoreBackup } from "../lib/backup.ts";
 import { listAsTable, takeAndKeep } from "../lib/backup_report.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
@@ -36,7 +36,7 @@ if (import.meta.main) {
       const how = flags["restore"] === undefined ? "goes only with" : "does not go with";
       throw new TelemetryError("usage", `--${others[0]} ${how} --restore`, { hint: `see ${COMMAND.name} --help` });
     }
-    const layout = terminal.locate();
+    const layout = terminal.locate({ reads: backupPath(flags["restore"]) });
     if (flags["list"]) return listAsTable(terminal, layout);
     if (flags["restore"] === undefined) return await takeAndKeep(terminal, layout, "full_backup", { days });
     return await restore(terminal, layout, backupNamed(layout, String(flags["restore"])));
@@ -44,10 +44,16 @@ if (import.meta.main) {
 }
 
 async function restore(terminal: Terminal, layout: Layout, path: string): Promise<Result> {
-  if (!terminal.flags["yes"] && !terminal.confirm(`Replace ${layout.database} by ${path}?`)) {
-    throw new TelemetryError("usage", "nothing was restored", {
-      hint: "answer y, or say --yes where nobody can answer",
+  const isWanted = terminal.flags["yes"] ? true : terminal.confirm(`Replace ${layout.database} by ${path}?`);
+  if (isWanted === undefined) {
+    throw new TelemetryError("usage", "--restore asks first, and here nobody can answer: nothing was restored", {
+      hint: "say --yes",
     });
+  }
+  if (!isWanted) {
+    terminal.warn("nothing was restored");
+    terminal.exitCode = 1;
+    return { path, restored: false };
   }
   const replay = terminal.flags["replay"] === true;
   let newer = 0;

@@ -41,7 +41,7 @@ if (import.meta.main) {
         hint: `see ${COMMAND.name} --help`,
       });
     }
-    const layout = terminal.locate();
+    const layout = terminal.locate({ writes: output === "-" ? undefined : output });
     if (output === "-") {
       const exported = await exportTo(layout, request, Deno.stdout, "stdout");
       warnOf(terminal, exported, request.program);

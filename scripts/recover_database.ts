@@ -3,7 +3,7 @@
  * Gives back a damaged or lost database: from the log, and from all that can still be read of it.
  * @module
  */
-import { backupNamed, examineBackup, newestBackup } from "../lib/backup.ts";
+import { backupNamed, backupPath, examineBackup, newestBackup } from "../lib/backup.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import { checkHealth, type Health } from "../lib/health.ts";
 import type { Layout } from "../lib/layout.ts";
@@ -35,7 +35,7 @@ if (import.meta.main) {
         hint: "see recover_database --help",
       });
     }
-    const layout = terminal.locate();
+    const layout = terminal.locate({ reads: backupPath(flags["with-backup"]) });
     const checkOnly = flags["check-only"] === true;
     const health = await checkHealth(layout, { compare: checkOnly, mayUndo: !checkOnly });
     tellHealth(terminal, layout, health);

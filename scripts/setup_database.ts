@@ -32,7 +32,7 @@ if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const name = terminal.flags["print-schema"];
     if (name !== undefined) return printSchema(terminal, String(name));
-    const layout = terminal.locate(false);
+    const layout = terminal.locate({ mustExist: false });
     const setup = await setUpDatabase(layout);
     for (const line of describeSetup(setup, layout)) terminal.say(line);
     return { base: layout.base, database: layout.database, ...setup };

@@ -18,7 +18,7 @@ const COMMAND = {
 
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
-    const { layout, created, refused } = createStorage(terminal.locate(false));
+    const { layout, created, refused } = createStorage(terminal.locate({ mustExist: false }));
     proveWritable(layout);
     for (const reason of refused) {
       terminal.warn(`${reason}; the store is in ${layout.base} instead, where all scripts find it`);

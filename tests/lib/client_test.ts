@@ -539,6 +539,25 @@ Deno.test("owner and host come from the environment, as far as it may be read", 
   assert.deepEqual(ends.map((line) => line["host"]), [null, "box", Deno.hostname()]);
 });
 
+Deno.test("which store is meant is not guessed in silence where the environment may not be read", async () => {
+  using folder = new TempFolder();
+  const base = `${folder.path}/base`;
+  const access = [`--allow-read=${base}`, `--allow-write=${base}`];
+  const run = (options: string, ...more: string[]) =>
+    agent(folder, `await using telemetry = new TelemetryClient(${options});`, [...access, ...more], {
+      TELEMETRY_BASE_DIR: base,
+    });
+  const told = /is taken for the telemetry store, .* --allow-env=(\S+)\n/;
+  const { code, stderr } = await run("{}");
+  assert.equal(code, 0);
+  assert.ok(!exists(base));
+  const variables = told.exec(stderr)?.[1];
+  assert.equal(variables, "TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR");
+  assert.doesNotMatch((await run(`{ base: ${JSON.stringify(base)} }`)).stderr, told);
+  assert.doesNotMatch((await run("{}", `--allow-env=${variables}`)).stderr, told);
+  assert.ok(exists(`${base}/raw`));
+});
+
 Deno.test("a burst of runs is in the database whole, without a close()", async () => {
   await using stage = new Stage();
   const { client } = stage;

@@ -133,7 +133,11 @@ Deno.test("--output PATH: what is there stays, and nothing is left beside it", a
   }
   const elsewhere = await exportJson(base, ["--output", `${temp.path}/x.csv`]);
   assert.deepEqual([elsewhere.code, elsewhere.error.code], [1, "permission"]);
-  assert.equal(elsewhere.error.hint, `run it with --allow-read=${temp.path} --allow-write=${temp.path}`);
+  assert.equal(
+    elsewhere.error.hint,
+    `run: deno run --allow-read=${base},${temp.path} --allow-write=${base},${temp.path} ${ROOT}scripts/export_csv.ts ` +
+      `--base ${base} --json --output ${temp.path}/x.csv`,
+  );
   assert.deepEqual(treeOf(base), tree);
   Deno.removeSync(path);
   assert.equal((await exportJson(base, ["--output", path])).path, path);

@@ -11,6 +11,7 @@ import {
   type Output,
   python,
   readDatabase,
+  ROOT,
   run,
   type RunOptions,
   runScript,
@@ -736,6 +737,26 @@ Deno.test("--with-backup: what nothing else has any more comes from there, and o
     ]);
   }
 });
+
+Deno.test("--with-backup: one that may be read alone is read as it is; one that may not, with the whole command", async () => {
+  using store = new Store();
+  using temp = new TempFolder();
+  const backup = `${temp.path}/mine.sqlite`;
+  sqlite(backup, `PRAGMA journal_mode=WAL; ${schemaSql()}${insertOf("thrown away")}`);
+  const script = [`${ROOT}scripts/recover_database.ts`, "--base", store.base, "--with-backup", backup, "--json"];
+  store.v3([]);
+  Deno.removeSync(store.file);
+  const refused = await run(Deno.execPath(), ["run", "--no-prompt", ...access(store.base, store.base), ...script]);
+  assert.equal(refused.code, 1);
+  const again = /-> run: deno (.*)\n/.exec(refused.stderr)?.[1]?.split(" ");
+  assert.deepEqual(again, ["run", ...access(`${store.base},${temp.path}`, store.base), ...script]);
+  const { code, stdout, stderr } = await run(Deno.execPath(), again!);
+  assert.equal(code, 0, stderr);
+  assert.deepEqual(JSON.parse(stdout).sources, [{ path: backup, sound: true }]);
+  assert.deepEqual(Object.keys(treeOf(temp.path)), ["mine.sqlite"]);
+});
+
+const access = (read: string, write: string) => [`--allow-read=${read}`, `--allow-write=${write}`];
 
 Deno.test("--with-backup: one that is no good is refused before anything changes", async () => {
   using store = new Store();

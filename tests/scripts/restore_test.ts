@@ -457,7 +457,8 @@ Deno.test({
     const before = treeOf(base);
     for (const no of ["n\n", "\n", "yesterday\n"]) {
       const { code, stdout } = await answer(no);
-      assert.equal(code, 2, stdout);
+      assert.equal(code, 1, stdout);
+      assert.match(stdout, /warning: nothing was restored/);
       assert.match(stdout, /Replace .*telemetry\.sqlite.*telemetry_backup_.*\[y\/N\]/);
       assert.deepEqual(treeOf(base), before);
     }
