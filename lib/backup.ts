@@ -2,9 +2,9 @@
  * Backups of the database: taken, kept, listed, restored.
  * @module
  */
-import { claimForSqlite, giveToOwnerOf, removeIfThere, removePartial, syncFolder } from "./durable_files.ts";
+import { claimForSqlite, fill, giveToOwnerOf, removeIfThere, removePartial, syncFolder } from "./durable_files.ts";
 import { fileError, hasCode, TelemetryError, withHint } from "./errors.ts";
-import { folderOf, type Layout, partialOf, pathIn, sidecarsOf, sizeOf, statOf } from "./layout.ts";
+import { folderOf, isGranted, type Layout, partialOf, pathIn, sidecarsOf, sizeOf, statOf } from "./layout.ts";
 import { SCHEMA_VERSION } from "./records.ts";
 import {
   type Current,
@@ -160,8 +160,14 @@ export function backupNamed(layout: Layout, named: string): string {
   if (named === "") throw new TelemetryError("usage", "a backup needs a name", { hint: "--list shows the backups" });
   if (named !== "latest") {
     // As --list shows it.
-    const listed = backupPath(named) ?? pathIn(layout.backups, named);
-    return sizeOf(listed) === undefined ? named : listed;
+    const path = backupPath(named);
+    if (path !== undefined) return path;
+    const listed = pathIn(layout.backups, named);
+    if (sizeOf(listed) !== undefined) return listed;
+    if (isGranted({ name: "read", path: named }) && sizeOf(named) !== undefined) return named;
+    throw new TelemetryError("no_storage", `there is no backup ${listed}`, {
+      hint: "--list of the backup scripts shows what is there; a file elsewhere is named with its folder",
+    });
   }
   const latest = newestBackup(layout);
   if (latest) return latest.path;
@@ -181,8 +187,8 @@ export type KeepRule = { count: number } | { days: number };
 export interface Outdated {
   /** May go. */
   outdated: DatabaseCopy[];
-  /** Dated in the future: they neither go nor count, since a clock that was wrong would fool the rule for ever. */
-  future: DatabaseCopy[];
+  /** These neither go nor count, and why. */
+  uncounted: { name: string; why: string }[];
 }
 
 /**
@@ -196,14 +202,38 @@ export interface Outdated {
 export function findOutdated(layout: Layout, kind: BackupKind, rule: KeepRule, taken?: string): Outdated {
   const now = Date.now() + SOON_MS;
   const ours = listBackups(layout).filter((backup) => backup.kind === kind);
+  // A clock that was wrong would fool the rule for ever.
   const future = ours.filter(({ time }) => time.getTime() > now);
-  const past = ours.filter(({ time }) => time.getTime() <= now);
+  // Half files under good names, as the older tools leave them, must not push out what can be restored.
+  const [past = [], broken = []] = [true, false].map((isGood) =>
+    ours.filter((backup) => backup.time.getTime() <= now && isWhole(backup) === isGood)
+  );
   // Another run may have taken one after ours, and the clock may have been set back: neither the newest goes nor ours.
   const spare = taken === undefined ? undefined : past[0]?.path;
   const old = "count" in rule
     ? past.slice(taken === undefined ? rule.count - 1 : rule.count)
     : past.filter(({ time }) => now - time.getTime() > rule.days * 86_400_000);
-  return { outdated: old.filter(({ path }) => path !== taken && path !== spare), future };
+  const uncounted = [
+    ...future.map(({ name }) => ({ name, why: "is dated in the future" })),
+    ...broken.map(({ name }) => ({ name, why: "is no whole database" })),
+  ];
+  return { outdated: old.filter(({ path }) => path !== taken && path !== spare), uncounted };
+}
+
+/** Whether a file is as long as its header says (SQLite's "Database File Format", "The Database Header"). */
+function isWhole({ path, size }: DatabaseCopy): boolean {
+  try {
+    using file = Deno.openSync(path);
+    const header = new DataView(new ArrayBuffer(100));
+    if (fill(file, new Uint8Array(header.buffer)) < 100) return false;
+    if (new TextDecoder().decode(header.buffer.slice(0, 16)) !== "SQLite format 3\0") return false;
+    const pageSize = header.getUint16(16) === 1 ? 65536 : header.getUint16(16);
+    // Programs of before 2010 do not keep the number of pages there.
+    const pages = header.getUint32(24) === header.getUint32(92) ? header.getUint32(28) : 1;
+    return size >= pageSize * pages;
+  } catch (error) {
+    throw fileError(error, `cannot read ${path}`);
+  }
 }
 
 /** Removes backups; the names become free for good with the sync of the folder. */

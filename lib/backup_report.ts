@@ -37,8 +37,8 @@ export async function takeAndKeep(
       terminal.warn(`the backup before this one had ${taken.runs_before} runs, this one has ${taken.runs}: see why`);
     }
   }
-  const { outdated, future } = findOutdated(layout, kind, rule, taken?.path);
-  for (const { name } of future) terminal.warn(`${name} is dated in the future: it is left alone and not counted`);
+  const { outdated, uncounted } = findOutdated(layout, kind, rule, taken?.path);
+  for (const { name, why } of uncounted) terminal.warn(`${name} ${why}: it is left alone and not counted`);
   if (taken) removeBackups(layout, outdated);
   for (const { name } of outdated) terminal.say(`${dryRun ? "would remove" : "removed"} ${name}`);
   if (dryRun && outdated.length === 0) terminal.say("would remove nothing");

@@ -6,7 +6,17 @@ import { type ApiClient, apiFromEnvironment } from "./api_client.ts";
 import { DatabaseWriter, type RunStats } from "./database_writer.ts";
 import { hasCode, messageOf, TelemetryError } from "./errors.ts";
 import { EventLog } from "./event_log.ts";
-import { isFolder, isGranted, type Layout, locate, readEnv, requireGranted, STORE_VARIABLES } from "./layout.ts";
+import {
+  candidateFolders,
+  homeOf,
+  isFolder,
+  isGranted,
+  type Layout,
+  locate,
+  readEnv,
+  requireGranted,
+  STORE_VARIABLES,
+} from "./layout.ts";
 import {
   type LogRecord,
   newRun,
@@ -413,14 +423,15 @@ export class TelemetryClient implements AsyncDisposable {
   #openStore(): void {
     this.#openAgainAt = performance.now() + REOPEN_AFTER_MS;
     try {
-      const found = locate(this.#base);
-      const unread = STORE_VARIABLES.filter((variable) => !isGranted({ name: "env", variable }));
-      if (this.#base === undefined && unread.length > 0) {
-        this.#warn(
-          "environment",
-          `${found.base} is taken for the telemetry store, since Deno does not let this program see the variables that ` +
-            `may say another: name it with the option base, or run it with --allow-env=${unread}`,
-        );
+      const unread = this.#base === undefined
+        ? STORE_VARIABLES.filter((variable) => !isGranted({ name: "env", variable }))
+        : [];
+      const env = unread.length > 0 ? `--allow-env=${unread}` : "";
+      const found = locate(this.#base, { env: readEnv, exists: (folder) => existsForSure(folder, env) });
+      if (env) {
+        const what =
+          `${found.base} is taken for the telemetry store, since Deno hides the variables that may name another`;
+        this.#warn("environment", `${what}: name it with the option base, or run it with ${env}`);
       }
       this.#store = this.#storeIn(found);
     } catch (error) {
@@ -649,6 +660,20 @@ export class TelemetryClient implements AsyncDisposable {
 
 /** The log has no `created_at` and `updated_at`: a run that was read from the database must not bring them along. */
 const NO_OWN_TIMES = { created_at: null, updated_at: null };
+
+/**
+ * Whether a folder exists. One that may not be looked at may be the store: another one is not to be made then.
+ *
+ * @param env the flag that is missing too, if any
+ */
+function existsForSure(folder: string, env: string): boolean {
+  if (isGranted({ name: "read", path: folder })) return isFolder(folder);
+  const folders = candidateFolders(Deno.build.os, homeOf(readEnv, Deno.build.os));
+  const flags = [env, `--allow-read=${folders}`, `--allow-write=${folders}`].filter((flag) => flag !== "");
+  throw new TelemetryError("permission", `Deno does not let this program see whether the store is ${folder}`, {
+    hint: `name the store with the option base, or run it with ${flags.join(" ")}`,
+  });
+}
 
 function printWarning(message: string): void {
   Deno.stderr.writeSync(new TextEncoder().encode(`telemetry: ${message}\n`));

@@ -407,7 +407,7 @@ function claimAt(path: string): Claim {
 
 function isTaken(path: string): TelemetryError {
   return new TelemetryError("usage", `${path} is there already, and is not replaced`, {
-    hint: "name another file, or remove that one first; --output - writes to stdout",
+    hint: "name another file; --output - writes to stdout",
   });
 }
 

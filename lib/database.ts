@@ -69,7 +69,10 @@ export function describeSetup({ outcome, before, copy }: DatabaseSetup, { databa
  */
 export function createDatabase({ base, db, database }: Layout, wait: boolean = true): boolean {
   if (!exists(db)) {
-    throw new TelemetryError("no_storage", `the folder ${db} is missing`, { hint: "run setup_storage first" });
+    const mistyped = exists(base) ? "" : `; if there is a store already, its folder has another name than ${base}`;
+    throw new TelemetryError("no_storage", `the folder ${db} is missing`, {
+      hint: `run setup_storage first${mistyped}`,
+    });
   }
   const { wal, journal } = sidecarsOf(database);
   const orphan = [wal, journal].find((path) => (sizeOf(path) ?? 0) > 0);

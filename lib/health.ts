@@ -125,12 +125,14 @@ async function compareRuns(db: Connection, { raw }: Layout): Promise<RunComparis
     }
   }
   const in_database = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
+  // Once more: agents that are at work write to the database just after the log.
+  const isRunning = db.prepare("SELECT 1 FROM agent_runs WHERE rowid=? AND status='running'");
   return {
     in_database,
     only_in_database: in_database - named.size,
-    only_in_log: inLogAlone.size,
+    only_in_log: inLogAlone.values().filter((id) => find.get(id) === undefined).toArray().length,
     unreadable_logs: [...unreadable],
-    older_in_database: isOlder.size,
+    older_in_database: isOlder.values().filter((row) => isRunning.get(row) !== undefined).toArray().length,
   };
 }
 
@@ -148,6 +150,12 @@ class Rows {
     if (this.#bits[at]! & bit) return;
     this.#bits[at]! |= bit;
     this.size++;
+  }
+
+  *values(): Generator<number, void> {
+    for (const [at, bits] of this.#bits.entries()) {
+      for (let i = 0; bits >> i > 0; i++) if (bits & 1 << i) yield at * 8 + i;
+    }
   }
 }
 

@@ -185,10 +185,10 @@ export async function applyLog(db: Connection, files: Iterable<string>): Promise
  * How many runs the log has that a v3 database lacks, or has in an older state, and could take. What the table refuses
  * would be counted for ever, and only trying tells: nothing else can write to the database meanwhile.
  */
-export async function countNewer(db: Connection, files: Iterable<string>): Promise<number> {
+export async function countNewer(db: Connection, files: Iterable<string>): Promise<Applied> {
   db.run("BEGIN IMMEDIATE");
   try {
-    return (await apply(db, files, (work) => work())).newer;
+    return await apply(db, files, (work) => work());
   } finally {
     db.rollback();
   }

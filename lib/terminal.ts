@@ -151,8 +151,20 @@ function parseFlags(command: Command): Terminal["flags"] {
       .map(([name, flag]) => [name, { type: flag.value ? "string" as const : "boolean" as const }]),
   );
   try {
-    const { values } = parseArgs({ args: Deno.args, options, strict: true, allowPositionals: false });
-    if (values["base"] === "") throw new Error("--base needs a folder");
+    const { values, tokens } = parseArgs({
+      args: Deno.args,
+      options,
+      strict: true,
+      allowPositionals: false,
+      tokens: true,
+    });
+    const given = tokens.flatMap((token) => token.kind === "option" ? [token.name] : []);
+    const twice = given.find((name, i) => given.indexOf(name) < i);
+    if (twice !== undefined) throw new Error(`--${twice} is given twice`);
+    const { base } = values;
+    if (base === "") throw new Error("--base needs a folder");
+    // A shell leaves it in --base=~/store, and a folder of that name would be made.
+    if (/^~/.test(String(base))) throw new Error(`--base ${base}: "~" was not replaced by the shell, say "$HOME"`);
     return values as Terminal["flags"];
   } catch (error) {
     throw new TelemetryError("usage", messageOf(error), { hint: `see ${command.name} --help` });
@@ -174,7 +186,9 @@ function reportFailure(command: Command, thrown: unknown, json: boolean): number
   if (!foreseen && thrown instanceof Error) print(Deno.stderr, thrown.stack ?? "");
   if (json) {
     const error = { code: foreseen ? thrown.code : "unexpected", message, hint: hint ?? null };
-    print(Deno.stdout, JSON.stringify({ ok: false, error }));
+    try {
+      print(Deno.stdout, JSON.stringify({ ok: false, error }));
+    } catch { /* that may be what has failed */ }
   }
   return foreseen && thrown.code === "usage" ? 2 : 1;
 }
@@ -192,7 +206,10 @@ function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): void 
   try {
     writeAll(to, bytes);
   } catch (error) {
-    if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
+    // Nobody can be told that the errors cannot be told.
+    if (to === Deno.stdout && !(error instanceof Deno.errors.BrokenPipe)) {
+      throw fileError(error, "cannot write to stdout");
+    }
   }
 }
 
@@ -261,6 +278,8 @@ function locateForScript(base: string | undefined, use: Use, warn: Terminal["war
     },
   });
   requireAccess(layout, use, base === undefined);
+  const moved = base === undefined ? undefined : readEnv("TELEMETRY_NDJSON_DIR");
+  if (moved) warn(`TELEMETRY_NDJSON_DIR (${moved}) does not count beside --base: the log is in ${layout.raw}`);
   for (const other of base ? [] : othersWithData(layout)) {
     warn(`using ${layout.base} (${layout.choice.source}), but ${other} holds data too: choose with --base DIR`);
   }
@@ -346,7 +365,7 @@ function scriptPath(): string {
 
 /** An argument as a shell takes it. */
 function quoted(argument: string): string {
-  if (/^[\w@%+=:,./~-]+$/.test(argument)) return argument;
+  if (/^[\w@%+=:,./-]+$/.test(argument)) return argument;
   return Deno.build.os === "windows" ? `"${argument}"` : `'${argument.replaceAll("'", `'\\''`)}'`;
 }
 
@@ -366,6 +385,7 @@ ${all.map(({ usage, about }) => `  ${usage.padEnd(width)}  ${about}`).join("\n")
 where the store is (the first that applies):
   --base DIR, ${BASE_VARIABLES.map((variable) => `$${variable}`).join(", ")},
   the first of these folders that exists: ${folders.join(", ")}
+  ($TELEMETRY_NDJSON_DIR moves raw/ alone, unless there is --base)
 
 example, with all permissions it needs:
   deno run ${permissionFlags({ folders: ["/srv/telemetry"], env: false })} ${script} --base /srv/telemetry${

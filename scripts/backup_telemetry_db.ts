@@ -3,7 +3,7 @@
  * Takes a fully checked backup of the database and keeps those of the last days; or restores one.
  * @module
  */
-import { backupNamed, backupPath, restoreBackup } from "../lib/backup.ts";
+import { backupNamed, backupPath, examineBackup, restoreBackup } from "../lib/backup.ts";
 import { listAsTable, takeAndKeep } from "../lib/backup_report.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
@@ -44,7 +44,9 @@ if (import.meta.main) {
 }
 
 async function restore(terminal: Terminal, layout: Layout, path: string): Promise<Result> {
-  const isWanted = terminal.flags["yes"] ? true : terminal.confirm(`Replace ${layout.database} by ${path}?`);
+  const { runs } = examineBackup({ path });
+  const question = `Replace ${layout.database} (a copy is kept) by ${path}, which has ${runs} runs?`;
+  const isWanted = terminal.flags["yes"] ? true : terminal.confirm(question);
   if (isWanted === undefined) {
     throw new TelemetryError("usage", "--restore asks first, and here nobody can answer: nothing was restored", {
       hint: "say --yes",
@@ -64,7 +66,7 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
     amend: async (prepared) => {
       const logs = logFiles(layout.raw);
       if (!replay) {
-        newer = await countNewer(prepared, logs);
+        ({ newer, refused } = await countNewer(prepared, logs));
         return;
       }
       ({ newer, refused } = await applyLog(prepared, logs));
@@ -83,14 +85,18 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
   }
   if (restored.kept) terminal.say(`  what was there before: ${restored.kept}`);
   if (newer > 0) {
-    terminal.say(`  ${newer} runs in the log are newer than the backup: ${replayed ? "added" : "--replay adds them"}`);
+    terminal.say(
+      `  ${newer} runs of the log are not in the backup, or older there: ${replayed ? "added" : "--replay adds them"}`,
+    );
   }
   if (replay && !replayed) {
     terminal.warn("the log cannot be replayed into a later product's database: it was restored as it is");
   }
-  const refusal = "are refused by the table's CHECKs and stay";
-  if (refused > 0) terminal.warn(`${refused} runs of the log ${refusal} in the log alone`);
-  if (refusedThere > 0) terminal.warn(`${refusedThere} runs of the replaced database ${refusal} in ${restored.kept}`);
+  const refusal = "do not get past the table's CHECKs";
+  if (refused > 0) terminal.warn(`${refused} runs of the log ${refusal}: recover_database --force brings them in`);
+  if (refusedThere > 0) {
+    terminal.warn(`${refusedThere} runs of the replaced database ${refusal}: they are in ${restored.kept}`);
+  }
   return { path, ...restored, newer_in_log: newer, replayed, refused: refused + refusedThere };
 }
 

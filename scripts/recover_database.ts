@@ -37,14 +37,15 @@ if (import.meta.main) {
     }
     const layout = terminal.locate({ reads: backupPath(flags["with-backup"]) });
     const checkOnly = flags["check-only"] === true;
-    const health = await checkHealth(layout, { compare: checkOnly, mayUndo: !checkOnly });
+    const health = await checkHealth(layout, { compare: !flags["force"], mayUndo: !checkOnly });
     tellHealth(terminal, layout, health);
     if (checkOnly) {
       terminal.exitCode = health.healthy ? 0 : 1;
       return { ...health };
     }
     if (health.healthy && !flags["force"]) {
-      terminal.say("nothing to do; --force rebuilds it all the same");
+      const isComplete = !health.runs?.only_in_log && !health.runs?.older_in_database;
+      terminal.say(`nothing ${isComplete ? "to do" : "is damaged"}; --force rebuilds it all the same`);
       tidyUp(layout);
       return { recovered: false, ...health };
     }
@@ -66,10 +67,11 @@ function tellHealth(terminal: Terminal, { database }: Layout, health: Health): v
   if (runs === null) return;
   for (const file of runs.unreadable_logs) terminal.warn(`${file} cannot be read: its runs are not counted`);
   terminal.say(`  ${runs.in_database} runs, ${runs.only_in_database} of them in no log`);
-  if (runs.only_in_log > 0) terminal.say(`  ${runs.only_in_log} runs are in the log alone: --force brings them in`);
+  const cure = "recover_database --force";
+  if (runs.only_in_log > 0) terminal.warn(`${runs.only_in_log} runs are in the log alone: ${cure} brings them in`);
   if (runs.older_in_database > 0) {
-    terminal.say(
-      `  ${runs.older_in_database} runs have ended by the log and not by the database: --force corrects that`,
+    terminal.warn(
+      `${runs.older_in_database} runs have ended by the log and not by the database: ${cure} corrects that`,
     );
   }
 }
@@ -91,7 +93,12 @@ async function recover(terminal: Terminal, layout: Layout): Promise<Result> {
     return { recovered: false };
   }
   tellRecovery(terminal, recovery);
-  if (recovery.files === 0) terminal.warn(`there is no log in ${layout.raw}: what is back is from databases alone`);
+  if (recovery.files === 0 && recovery.sources.length === 0) {
+    terminal.warn(`there is no log in ${layout.raw}, and no database: nothing came back. Is this the right store?`);
+    terminal.exitCode = 1;
+  } else if (recovery.files === 0) {
+    terminal.warn(`there is no log in ${layout.raw}: what is back is from databases alone`);
+  }
   const latest = newestBackup(layout);
   if (recovery.runs === 0 && backup === undefined && latest) {
     terminal.warn(`nothing came back, but there is ${latest.path}: run this again with --force --with-backup latest`);

@@ -4,6 +4,7 @@
  * @module
  */
 import { type DatabaseSetup, describeSetup, setUpDatabase } from "../lib/database.ts";
+import { sizeOf } from "../lib/layout.ts";
 import { createStorage, proveWritable } from "../lib/storage.ts";
 import { runCommand } from "../lib/terminal.ts";
 
@@ -31,7 +32,7 @@ if (import.meta.main) {
       database = await setUpDatabase(layout);
       for (const line of describeSetup(database, layout)) terminal.say(line);
       terminal.say("next: record runs with mod.ts (the README has an example); they are kept from now on");
-    } else {
+    } else if (sizeOf(layout.database) === undefined) {
       terminal.say("next: setup_database");
     }
     if (Deno.statSync(layout.base).uid === 0) {

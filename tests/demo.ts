@@ -39,13 +39,16 @@ async function story(base: string, tell: (...step: Step) => void): Promise<void>
 
   const acknowledged = await work(base, tell);
 
-  const posted = acknowledged.slice(0, 5);
+  // An agent that is killed between log and database has its last run in the log alone.
+  const inLogAlone = missing(database, acknowledged);
+  const posted = acknowledged.filter((id) => !inLogAlone.includes(id)).slice(0, 5);
   change(database, (db) => {
     const mark = db.prepare("UPDATE agent_runs SET api_posted=1, api_posted_at=start_time WHERE run_id=?");
     for (const id of posted) assert.equal(mark.run(id).changes, 1);
   });
   const backup = await script("backup_telemetry_db", base);
-  tell("back up", `${backup["runs"]} runs in ${named(backup["path"])}, checked`);
+  const more = inLogAlone.length > 0 ? `; ${inLogAlone.length} in the log alone, where the kill left it` : "";
+  tell("back up", `${backup["runs"]} runs in ${named(backup["path"])}, checked${more}`);
 
   damage(database);
   const check = await script("recover_database", base, "--check-only");
@@ -103,7 +106,7 @@ async function work(base: string, tell: (...step: Step) => void): Promise<string
   const logged = await idsInLog(base);
   assert.deepEqual(ids.filter((id) => !logged.has(id)), []);
   tell("kill -9", "one agent died at its work: every start that it had acknowledged is in the log");
-  return ids.filter((id) => missing(`${base}/db/telemetry.sqlite`, [id]).length === 0);
+  return ids;
 }
 
 /** Runs a script as an operator would, with `--json`. */

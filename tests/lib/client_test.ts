@@ -539,23 +539,45 @@ Deno.test("owner and host come from the environment, as far as it may be read", 
   assert.deepEqual(ends.map((line) => line["host"]), [null, "box", Deno.hostname()]);
 });
 
-Deno.test("which store is meant is not guessed in silence where the environment may not be read", async () => {
+testWith(
+  ["noDefaultStore"],
+  "which store is meant is not guessed in silence where the environment is hidden",
+  async () => {
+    using folder = new TempFolder();
+    const base = `${folder.path}/base`;
+    const run = (options: string, ...more: string[]) =>
+      agent(
+        folder,
+        `await using telemetry = new TelemetryClient(${options});`,
+        [`--allow-read=${base},/agent-metrics,/opt,/data`, `--allow-write=${base}`, ...more],
+        { TELEMETRY_BASE_DIR: base },
+      );
+    const told = /\/agent-metrics is taken for the telemetry store, .* --allow-env=(\S+)\n/;
+    const { code, stderr } = await run("{}");
+    assert.equal(code, 0);
+    assert.ok(!exists(base));
+    const variables = told.exec(stderr)?.[1];
+    assert.equal(variables, "TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR");
+    assert.doesNotMatch((await run(`{ base: ${JSON.stringify(base)} }`)).stderr, told);
+    assert.doesNotMatch((await run("{}", `--allow-env=${variables}`)).stderr, told);
+    assert.ok(exists(`${base}/raw`));
+  },
+);
+
+testWith(["noDefaultStore"], "a store that may not be looked at is not replaced by a new one", async () => {
   using folder = new TempFolder();
-  const base = `${folder.path}/base`;
-  const access = [`--allow-read=${base}`, `--allow-write=${base}`];
-  const run = (options: string, ...more: string[]) =>
-    agent(folder, `await using telemetry = new TelemetryClient(${options});`, [...access, ...more], {
-      TELEMETRY_BASE_DIR: base,
-    });
-  const told = /is taken for the telemetry store, .* --allow-env=(\S+)\n/;
-  const { code, stderr } = await run("{}");
-  assert.equal(code, 0);
-  assert.ok(!exists(base));
-  const variables = told.exec(stderr)?.[1];
-  assert.equal(variables, "TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR");
-  assert.doesNotMatch((await run(`{ base: ${JSON.stringify(base)} }`)).stderr, told);
-  assert.doesNotMatch((await run("{}", `--allow-env=${variables}`)).stderr, told);
-  assert.ok(exists(`${base}/raw`));
+  const home = `${folder.path}/home`;
+  const store = `${home}/.telemetry`;
+  for (const path of ["raw", "db"]) Deno.mkdirSync(`${store}/${path}`, { recursive: true });
+  const code = `await using telemetry = new TelemetryClient(); await telemetry.trackRun("tester", "job", () => {});`;
+  const { stderr } = await agent(folder, code, ["--allow-env"], { HOME: home });
+  const flags = /see whether the store is .*\(name .* or run it with (--allow-read=\S+) (--allow-write=\S+)\)\n/.exec(
+    stderr,
+  );
+  assert.ok(flags, stderr);
+  assert.equal(linesOf(layoutOf(store)).length, 0);
+  assert.equal((await agent(folder, code, ["--allow-env", ...flags.slice(1)], { HOME: home })).stderr, "");
+  assert.equal(linesOf(layoutOf(store)).length, 2);
 });
 
 Deno.test("a burst of runs is in the database whole, without a close()", async () => {

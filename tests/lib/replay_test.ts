@@ -281,18 +281,18 @@ Deno.test("countNewer: runs that are lacking, or have ended since; and nothing i
   );
   const all = () => db.all("SELECT * FROM agent_runs ORDER BY run_id");
   const before = all();
-  assert.equal(await countLines(db, ...lines), 2);
+  assert.deepEqual(await countLines(db, ...lines), { newer: 2, refused: 0 });
   assert.deepEqual(all(), before);
   assert.deepEqual(await applyLines(db, ...lines), { newer: 2, refused: 0 });
-  assert.equal(await countLines(db, ...lines), 0);
+  assert.deepEqual(await countLines(db, ...lines), { newer: 0, refused: 0 });
 });
 
 Deno.test("countNewer: what the table refuses is not newer, since nothing can add it", async () => {
   const lines = [line("x", { trigger_type: "cli" }), line("y", { trigger_type: "detector" })];
   using db = memory();
-  assert.equal(await countLines(db, ...lines), 1);
+  assert.deepEqual(await countLines(db, ...lines), { newer: 1, refused: 1 });
   assert.deepEqual(await applyLines(db, ...lines), { newer: 1, refused: 1 });
-  assert.equal(await countLines(db, ...lines), 0);
+  assert.deepEqual(await countLines(db, ...lines), { newer: 0, refused: 1 });
 });
 
 Deno.test("applyLog: the log's fields win, the database's ends and marks stay", async () => {

@@ -563,6 +563,30 @@ testWith(["unix"], "a clock set back an hour: nothing replaced, nothing removed,
   }
 });
 
+Deno.test("half files and junk under good names stay, do not count, and are warned of", async () => {
+  using temp = new TempFolder();
+  for (const script of SCRIPTS) {
+    const { base, file, backups } = newStore(temp, 30, script);
+    const at = (days: number) => (script === "backup_database" ? dailyAt : fullAt)(Date.now() - days * DAY);
+    const [half, junk, empty] = [at(1), at(2), at(3)];
+    const good = [at(9), at(10)];
+    put(backups, file, [half, ...good]);
+    Deno.truncateSync(`${backups}/${half}`, 8192);
+    Deno.writeTextFileSync(`${backups}/${junk}`, "junk");
+    Deno.writeTextFileSync(`${backups}/${empty}`, "");
+    const rule = script === "backup_database" ? ["--keep", "2"] : ["--keep-days", "5"];
+    const { code, stderr } = await runScript(script, base, rule, { env: TIME_ZONE });
+    assert.equal(code, 0);
+    for (const name of [half, junk, empty]) {
+      assert.match(stderr, new RegExp(`warning: ${RegExp.escape(name)} is no whole database: it is left alone`));
+    }
+    const left = names(backups);
+    assert.deepEqual([half, junk, empty].filter((name) => !left.includes(name)), []);
+    // Of two that are to stay, one is new, and the next is the newest good one.
+    assert.deepEqual(good.map((name) => left.includes(name)), [script === "backup_database", false]);
+  }
+});
+
 Deno.test("backups dated in the future stay, do not count, and are warned of", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);

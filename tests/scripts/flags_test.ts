@@ -227,3 +227,26 @@ testWith(["unix"], "an output that nobody reads is no error", async () => {
   const { code, stderr } = await run("sh", ["-c", line], { env: { PATH: pathWithDeno() } });
   assert.deepEqual([code, stderr], [0, ""]);
 });
+
+testWith(["linux"], "an output that cannot be written is a failure, and no defect", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  for (const flags of ["", "--json"]) {
+    const line = `deno run --no-prompt --allow-read='${base}' --allow-write='${base}' \
+      '${ROOT}scripts/setup_storage.ts' --base '${base}' ${flags} >/dev/full`;
+    const { code, stderr } = await run("sh", ["-c", line], { env: { PATH: pathWithDeno() } });
+    assert.equal(code, 1);
+    assert.match(stderr, /^setup_storage: cannot write to stdout.*\n {2}-> .*\n$/);
+  }
+});
+
+Deno.test("a flag that is given twice, and a ~ that no shell has replaced, are wrong usage", async () => {
+  using temp = new TempFolder();
+  for (const args of [["--base", `${temp.path}/a`, "--base", `${temp.path}/b`], ["--base=~/store"]]) {
+    const access = [`--allow-read=${temp.path}`, `--allow-write=${temp.path}`];
+    const { code, stderr } = await runWith(access, "setup_storage", args, { cwd: temp.path });
+    assert.equal(code, 2, stderr);
+    assert.match(stderr, /--base is given twice|"~" was not replaced by the shell/);
+  }
+  assert.deepEqual(treeOf(temp.path), {});
+});

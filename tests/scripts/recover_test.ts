@@ -497,11 +497,10 @@ Deno.test("--check-only: healthy is 0, and says what log and database have of ea
     unreadable_logs: [],
   });
   const { stdout, stderr } = await recover(store.base, ["--check-only"]);
-  assert.match(
-    stdout,
-    /is healthy[\s\S]*5 runs, 1 of them in no log[\s\S]*1 runs are in the log alone[\s\S]*1 runs have ended/,
-  );
-  assert.equal(stderr, "");
+  assert.match(stdout, /is healthy[\s\S]*5 runs, 1 of them in no log/);
+  // What somebody should do something about is told with --quiet too.
+  assert.match(stderr, /1 runs are in the log alone: recover_database --force.*\n.*1 runs have ended/);
+  assert.equal((await recover(store.base, ["--check-only", "--quiet"])).stderr, stderr);
   await recovered(store, ["--force"]);
   const after = await checked(store.base);
   assert.deepEqual(after["runs"], {
@@ -654,14 +653,18 @@ Deno.test("a healthy database: a plain run says so and changes no byte, also wit
     using store = new Store();
     if (kind === "wal") await makeWithWal(store.file, undefined);
     else store.v3();
-    store.log("events_20251210.ndjson", line("in log alone"));
     const before = treeOf(store.base);
     const { code, stdout, stderr } = await recover(store.base);
     assert.deepEqual([code, stderr], [0, ""]);
-    assert.match(stdout, /is healthy\n.*nothing to do.*--force/);
+    assert.match(stdout, /is healthy\n[\s\S]*nothing to do.*--force/);
     const json = await recover(store.base, ["--json", "--quiet"]);
     const { ok, recovered, healthy } = JSON.parse(json.stdout);
     assert.deepEqual([json.code, json.stderr, ok, recovered, healthy], [0, "", true, false, true]);
+    store.log("events_20251210.ndjson", line("in log alone"));
+    const missing = await recover(store.base);
+    assert.match(missing.stdout, /nothing is damaged.*--force/);
+    assert.match(missing.stderr, /^warning: 1 runs are in the log alone: recover_database --force brings them in\n$/);
+    Deno.removeSync(`${store.base}/raw/events_20251210.ndjson`);
     assert.deepEqual(withoutShm(treeOf(store.base)), withoutShm(before));
   }
 });
@@ -906,6 +909,14 @@ Deno.test("no db/, no raw/, an empty raw/, only rejects: a clear report", async 
     assertClean(store);
     assert.equal(valuesIn(store.file, "SELECT count(*) FROM agent_runs")[0], expected.runs);
   }
+});
+
+Deno.test("neither log nor database: nothing came back, which is no success", async () => {
+  using store = new Store();
+  const { code, stdout, stderr } = await recover(store.base, ["--json"]);
+  assert.equal(code, 1);
+  assert.equal(JSON.parse(stdout).ok, false);
+  assert.match(stderr, /there is no log in .*, and no database: nothing came back/);
 });
 
 Deno.test("a mistyped folder gets no new store", async () => {
