@@ -13,6 +13,7 @@ import {
   NO_DATABASE,
   putInPlace,
   release,
+  Watch,
   writeThrough,
 } from "./replacement.ts";
 import { applySchema, emptyDatabase, inspect, newerSchema } from "./schema.ts";
@@ -256,6 +257,8 @@ export interface RestoreOptions {
   onProgress?: OnProgress | undefined;
   /** Changes the content, in schema v3, before it is put in place. Not called for a later product's backup. */
   amend?: (prepared: Connection) => Promise<void>;
+  /** Brings over what is written to the present database meanwhile. @default that is lost, except in its copy */
+  carry?: ((prepared: Connection, present: Connection) => void) | undefined;
 }
 
 /** What {@linkcode restoreBackup} did. */
@@ -286,12 +289,23 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   requireSameProduct(path, backup.schema_version, current);
   const partial = partialOf(database);
   const claim = claimForSqlite(partial, sizeOf(database) === undefined ? path : database);
+  using watch = options.carry && new Watch(database, options.carry);
   try {
+    // Before it is read for what is to be kept of it.
+    if (current.state === "sound") watch?.open(false);
     const content = await prepare(path, partial, current, options.amend);
     giveToOwnerOf(layout.base, partial);
     const kept = await keepCurrent(layout, current, "before_restore");
     try {
-      await putInPlace({ path: partial, claim }, database, current, { onProgress: options.onProgress });
+      // What is damaged has been copied as files, which must not be open in SQLite then.
+      watch?.open(true);
+      watch?.carryOver(partial);
+      await putInPlace({ path: partial, claim }, database, current, {
+        onProgress: options.onProgress,
+        onLocked: () => watch?.carryOver(partial),
+        onRename: () => watch?.close(),
+      });
+      watch?.close();
     } catch (error) {
       // The database is as it was: its copy is of no use, and would be made again with each try.
       if (kept !== null) removePartial(kept);

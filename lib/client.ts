@@ -202,10 +202,12 @@ export class TelemetryClient implements AsyncDisposable {
    * @param options where and how
    */
   constructor(options: ClientOptions = {}) {
-    const { base, onWarning = printWarning, closeTimeoutMs = 5000 } = options ?? {};
-    this.#onWarning = onWarning ?? printWarning;
+    this.#onWarning = printWarning;
+    const { base, onWarning, closeTimeoutMs } = this.#copyOf(options) as ClientOptions;
+    if (typeof onWarning === "function") this.#onWarning = onWarning;
     // A timer takes no more than 31 bits, and anything else for no time at all.
-    this.#closeTimeoutMs = closeTimeoutMs >= 0 ? Math.min(closeTimeoutMs, 2 ** 31 - 1) : 5000;
+    const isTime = typeof closeTimeoutMs === "number" && closeTimeoutMs >= 0;
+    this.#closeTimeoutMs = isTime ? Math.min(closeTimeoutMs, 2 ** 31 - 1) : 5000;
     this.#base = base;
     this.#openStore();
     this.#try("api", () => this.#api = apiFromEnvironment());
@@ -274,7 +276,10 @@ export class TelemetryClient implements AsyncDisposable {
     if (this.#refusesWhenClosed()) return;
     const open = this.#runs.get(runId);
     if (open === undefined) {
-      this.#warn("unknown_run", `run ${runId} was not started by this client, or has ended: its end is not recorded`);
+      this.#warn(
+        "unknown_run",
+        `run ${textOf(runId)} was not started by this client, or has ended: its end is not recorded`,
+      );
       return;
     }
     this.#runs.delete(runId);
@@ -350,7 +355,8 @@ export class TelemetryClient implements AsyncDisposable {
    */
   postPending(options?: PostPendingOptions): Promise<PostPendingResult> {
     // One after the other: what both would read as pending would be posted twice.
-    const turn = this.#postingPending.then(() => this.#postPending(options ?? {}));
+    const chosen = this.#copyOf(options) as PostPendingOptions;
+    const turn = this.#postingPending.then(() => this.#postPending(chosen));
     this.#postingPending = turn;
     return turn;
   }

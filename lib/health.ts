@@ -8,6 +8,7 @@ import { logFiles } from "./log_scanner.ts";
 import { SCHEMA_VERSION } from "./records.ts";
 import { NO_DATABASE } from "./replacement.ts";
 import { lastStates, LOG_COLUMNS } from "./replay.ts";
+import { rowidOf } from "./row_reader.ts";
 import { inspect, newerSchema } from "./schema.ts";
 import { Connection, retryLocked } from "./sqlite.ts";
 
@@ -108,8 +109,9 @@ function refuseBrokenOff(database: string): void {
 
 /** Goes through the log once, and notes each row of the database that it names by one bit. */
 async function compareRuns(db: Connection, { raw }: Layout): Promise<RunComparison> {
-  const find = db.prepare("SELECT rowid AS at, status FROM agent_runs WHERE run_id=?");
-  const last = Number(db.get("SELECT max(rowid) AS last FROM agent_runs")!["last"] ?? 0);
+  const rowid = rowidOf(db, "agent_runs");
+  const find = db.prepare(`SELECT ${rowid} AS at, status FROM agent_runs WHERE run_id=?`);
+  const last = Number(db.get(`SELECT max(${rowid}) AS last FROM agent_runs`)!["last"] ?? 0);
   const [named, isOlder] = [new Rows(last), new Rows(last)];
   const inLogAlone = new Set<string>();
   const unreadable = new Set<string>();
@@ -126,7 +128,7 @@ async function compareRuns(db: Connection, { raw }: Layout): Promise<RunComparis
   }
   const in_database = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
   // Once more: agents that are at work write to the database just after the log.
-  const isRunning = db.prepare("SELECT 1 FROM agent_runs WHERE rowid=? AND status='running'");
+  const isRunning = db.prepare(`SELECT 1 FROM agent_runs WHERE ${rowid}=? AND status='running'`);
   return {
     in_database,
     only_in_database: in_database - named.size,

@@ -16,8 +16,18 @@ import { type Layout, sidecarsOf, sizeOf, statOf } from "./layout.ts";
 import { logFiles, type ScanProgress } from "./log_scanner.ts";
 import { SCHEMA_VERSION } from "./records.ts";
 import { RecoveryReport, removeHalfReports } from "./recovery_report.ts";
-import { examineCurrent, isCopy, keepCurrent, putInPlace, release, removeHalfCopies } from "./replacement.ts";
+import {
+  type Current,
+  examineCurrent,
+  isCopy,
+  keepCurrent,
+  putInPlace,
+  release,
+  removeHalfCopies,
+  Watch,
+} from "./replacement.ts";
 import { applyLog, keepRuns, lastStates, LOG_COLUMNS, MARK, upsertOf } from "./replay.ts";
+import { quotedName, rowidOf } from "./row_reader.ts";
 import { Salvage } from "./salvage.ts";
 import { applySchema, dropSlowIndexes, newerSchema, recoveryLayoutSql } from "./schema.ts";
 import { copiesIn, requireSound } from "./snapshot.ts";
@@ -118,9 +128,13 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
     if (options.isNeeded && !await options.isNeeded()) return null;
     let current = examineCurrent(database);
     if (current.state === "sound" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
-    using watch = new Watch(database);
+    using watch = new Watch(database, (prepared, present) =>
+      withoutTriggers(prepared, () => {
+        keepRuns(prepared, present);
+        new Salvage(prepared, database, () => {}).takeOthersFrom(present);
+      }));
     // Before the copy is made, where that goes through SQLite; after it, where these files are read as they are.
-    if (current.state === "sound") watch.open();
+    if (current.state === "sound") watch.open(false);
     // What a recovery that was killed has kept. It may have been half way through replacing it.
     const previous = wasInterrupted && current.state !== "sound" ? copiesIn(db, ["corrupted"])[0]?.path : undefined;
     // Else each try that is killed would leave one more copy.
@@ -135,13 +149,12 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
       watch.close();
       kept = await keepCurrent(layout, current, "corrupted");
     }
-    watch.open();
+    watch.open(true);
     const report = new RecoveryReport(layout);
     let isPlaced = false;
     try {
       const rebuild = new Rebuild(layout, report);
-      const pageSize = current.state === "sound" ? current.pageSize : undefined;
-      const built = await rebuild.build({ ...options, kept, previous, pageSize });
+      const built = await rebuild.build({ ...options, kept, previous, current, watch });
       giveToOwnerOf(base, recovering);
       await putInPlace({ path: recovering, claim }, database, current, {
         onLocked: () => watch.carryOver(recovering),
@@ -193,8 +206,10 @@ interface Sources extends RecoveryOptions {
   kept: string | null;
   /** The copy of one that was being replaced when that was broken off. */
   previous: string | undefined;
-  /** The size of the present database's pages, where it is sound. */
-  pageSize: number | undefined;
+  /** The present database. */
+  current: Current;
+  /** Sees what is written to it. */
+  watch: Watch;
 }
 
 /** The new database on its way. */
@@ -212,9 +227,9 @@ class Rebuild {
   /** Builds it. */
   async build(from: Sources) {
     const { recovering } = this.#layout;
-    const { salvage, sources, salvaged } = this.#salvage(from);
+    const { salvage, sources, salvaged, touched } = this.#salvage(from);
     const progress: ScanProgress = { files: 0, lines: 0, bytes: 0 };
-    const inBoth = await this.#load(salvaged, progress, from.onProgress);
+    const inBoth = await this.#load(salvaged, touched, progress, from.onProgress);
     using db = Connection.open(recovering);
     db.exec(SCRAP_PRAGMAS);
     if (db.get("SELECT 1 FROM schema_migrations") === undefined) {
@@ -224,6 +239,7 @@ class Rebuild {
     }
     db.transaction(() => applySchema(db));
     salvage.finish(db);
+    from.watch.carryOver(db);
     requireSound(db, recovering);
     const count = (table: string) => Number(db.get(`SELECT count(*) AS rows FROM ${table}`)!["rows"]);
     const runs = count("agent_runs");
@@ -243,11 +259,13 @@ class Rebuild {
   }
 
   /** Makes the new database, and takes what the other ones have, weakest first. */
-  #salvage({ backup, previous, kept, pageSize, salvage: isWanted = true }: Sources) {
+  #salvage({ backup, previous, kept, current, salvage: isWanted = true }: Sources) {
     const { recovering, database } = this.#layout;
     using db = Connection.open(recovering);
-    // SQLite cannot replace pages of one size by pages of another.
-    if (pageSize !== undefined) db.exec(`PRAGMA page_size=${pageSize}`);
+    // SQLite cannot replace pages of one size by pages of another, and open connections go on in their encoding.
+    if (current.state === "sound") {
+      db.exec(`PRAGMA page_size=${current.pageSize}; PRAGMA encoding='${current.encoding}'`);
+    }
     db.exec(SCRAP_PRAGMAS + recoveryLayoutSql());
     applySchema(db);
     dropSlowIndexes(db);
@@ -259,7 +277,7 @@ class Rebuild {
     // A later product's database is not replaced, whatever is wanted.
     if (!isWanted && kept !== null) salvage.takeFrom(kept, false);
     const salvaged = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
-    return { salvage, sources, salvaged };
+    return { salvage, sources, salvaged, touched: noteTouched(db) };
   }
 
   /**
@@ -267,7 +285,12 @@ class Rebuild {
    *
    * @returns how many runs were there already
    */
-  async #load(salvaged: number, progress: ScanProgress, onProgress: RecoveryOptions["onProgress"]): Promise<number> {
+  async #load(
+    salvaged: number,
+    touched: string,
+    progress: ScanProgress,
+    onProgress: RecoveryOptions["onProgress"],
+  ): Promise<number> {
     const files = logFiles(this.#layout.raw);
     for (const file of files) this.#sizes.set(file, sizeOf(file) ?? 0);
     const total = [...this.#sizes.values()].reduce((sum, size) => sum + size, 0);
@@ -277,7 +300,7 @@ class Rebuild {
       : await ThreadConnection.open(recovering);
     // The log's records have been checked as the table would: that halves the time.
     await writer.exec(`${SCRAP_PRAGMAS} PRAGMA ignore_check_constraints=ON;`);
-    if (salvaged > 0) await writer.exec(TOUCHED);
+    if (salvaged > 0) await writer.exec(touched);
     await writer.exec("BEGIN");
     const upsert = upsertOf(LOG_COLUMNS);
     const inFlight: Promise<void>[] = [];
@@ -320,78 +343,23 @@ class Rebuild {
   }
 }
 
-/** Notes which of the runs that are there are in the log too, states that change nothing included. */
-const TOUCHED = `
-  PRAGMA temp_store=MEMORY;
-  CREATE TEMP TABLE touched (run INTEGER PRIMARY KEY);
-  CREATE TEMP TABLE before AS SELECT max(rowid) AS last FROM agent_runs;
-  CREATE TEMP TRIGGER touch BEFORE INSERT ON agent_runs BEGIN
-    INSERT OR IGNORE INTO touched
-      SELECT rowid FROM agent_runs WHERE run_id=new.run_id AND rowid<=(SELECT last FROM before);
-  END;`;
-
-/**
- * Sees what agents write to the database while it is being replaced. The log has their runs; marks of posting, and what
- * other programs write, are in the database alone.
- */
-class Watch implements Disposable {
-  readonly #database: string;
-  #db: Connection | undefined;
-  #before: unknown;
-
-  constructor(database: string) {
-    this.#database = database;
-  }
-
-  /** Begins to watch, unless it does already. What cannot be read, nobody can write to either. */
-  open(): void {
-    // SQLite would take an empty file for a new database, and remove its WAL.
-    if (this.#db !== undefined || (sizeOf(this.#database) ?? 0) === 0) return;
-    this.#attempt(() => {
-      const db = this.#db = Connection.openToRead(this.#database);
-      this.#before = versionOf(db);
-      // Elsewhere a reader would keep the new content from being written.
-      if (db.get("PRAGMA journal_mode")?.["journal_mode"] !== "wal") this.close();
-    });
-  }
-
-  /**
-   * Brings over what was written meanwhile, at a moment when nobody can write any more: an agent that marks a run a
-   * moment later must find it.
-   *
-   * @param prepared the new database, which is about to take the place of the old one
-   */
-  carryOver(prepared: string): void {
-    this.#attempt(() => {
-      if (this.#db === undefined || versionOf(this.#db) === this.#before) return;
-      using db = Connection.open(prepared);
-      keepRuns(db, this.#db);
-      new Salvage(db, this.#database, () => {}).takeOthersFrom(this.#db);
-    });
-  }
-
-  /** What is damaged has been read before, as far as it could be. */
-  #attempt(work: () => void): void {
-    try {
-      work();
-    } catch (error) {
-      if (!(error instanceof TelemetryError)) throw error;
-      this.close();
-    }
-  }
-
-  /** Closes it. */
-  close(): void {
-    this.#db?.close();
-    this.#db = undefined;
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
-  }
+/** What the triggers of people have done, other tables show already. */
+function withoutTriggers(db: Connection, work: () => void): void {
+  const triggers = db.all("SELECT name, sql FROM sqlite_schema WHERE type='trigger'");
+  for (const { name } of triggers) db.exec(`DROP TRIGGER ${quotedName(String(name))}`);
+  work();
+  for (const { sql } of triggers) db.exec(String(sql));
 }
 
-/** A number that changes whenever another connection has changed the database. */
-function versionOf(db: Connection): unknown {
-  return db.get("PRAGMA data_version")?.["data_version"];
+/** Notes which of the runs that are there are in the log too, states that change nothing included. */
+function noteTouched(db: Connection): string {
+  const rowid = rowidOf(db, "agent_runs");
+  return `
+    PRAGMA temp_store=MEMORY;
+    CREATE TEMP TABLE touched (run INTEGER PRIMARY KEY);
+    CREATE TEMP TABLE before AS SELECT max(${rowid}) AS last FROM agent_runs;
+    CREATE TEMP TRIGGER touch BEFORE INSERT ON agent_runs BEGIN
+      INSERT OR IGNORE INTO touched
+        SELECT ${rowid} FROM agent_runs WHERE run_id=new.run_id AND ${rowid}<=(SELECT last FROM before);
+    END;`;
 }

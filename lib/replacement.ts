@@ -25,6 +25,7 @@ import {
   pathIn,
   sidecarsOf,
   sizeOf,
+  statOf,
 } from "./layout.ts";
 import { inspect } from "./schema.ts";
 import { takeSnapshot } from "./snapshot.ts";
@@ -37,7 +38,7 @@ export const NO_DATABASE: readonly ErrorCode[] = ["damaged", "not_a_database", "
 export type Current =
   | { state: "none" }
   | { state: "damaged" }
-  | { state: "sound"; version: number; pageSize: number };
+  | { state: "sound"; version: number; pageSize: number; encoding: string };
 
 /**
  * What is there now, without changing it.
@@ -54,7 +55,8 @@ export function examineCurrent(database: string): Current {
     return retryLocked(() => {
       if (db.check("quick").length > 0) return { state: "damaged" };
       const pageSize = Number(db.get("PRAGMA page_size")!["page_size"]);
-      return { state: "sound", version: inspect(db).version, pageSize };
+      const encoding = String(db.get("PRAGMA encoding")!["encoding"]);
+      return { state: "sound", version: inspect(db).version, pageSize, encoding };
     });
   } catch (error) {
     if (hasCode(error, ...NO_DATABASE)) return { state: "damaged" };
@@ -160,9 +162,22 @@ export async function putInPlace(
   current: Current,
   options: PlacingOptions = {},
 ): Promise<void> {
+  if (current.state === "none") return nameNew(prepared, database);
   if (await isWrittenThrough(prepared.path, database, current.state, options)) return;
   options.onRename?.();
   replaceFile(prepared, database);
+}
+
+/** Gives a new database its name where there was none. One that has come into being meanwhile is not kept anywhere. */
+function nameNew({ path, claim }: Prepared, database: string): void {
+  syncFile(path);
+  // With one of another database beside it, nobody makes a new one.
+  for (const sidecar of Object.values(sidecarsOf(database))) if (!exists(database)) removeIfThere(sidecar);
+  if (Deno.build.os === "windows") claim.close();
+  if (nameForGood(path, database)) return closeOnce(claim);
+  throw new TelemetryError("in_the_way", `a program has made ${database} meanwhile, and that is left as it is`, {
+    hint: "run this again: then it is kept, and what it has is not lost",
+  });
 }
 
 /**
@@ -228,6 +243,98 @@ export async function writeThrough(from: string, database: string, options: Plac
     onLocked = undefined;
     options.onProgress?.(done, total);
   }, true);
+}
+
+/**
+ * Sees what agents write to the database while it is being replaced. The log has their runs; marks of posting, and what
+ * other programs write, are in the database alone.
+ */
+export class Watch implements Disposable {
+  readonly #database: string;
+  readonly #carry: (prepared: Connection, present: Connection) => void;
+  /** What its files were like at first. */
+  readonly #stamp: string;
+  #db: Connection | undefined;
+  #before: unknown;
+
+  /**
+   * @param database the one that is replaced
+   * @param carry brings over what was written to it meanwhile
+   */
+  constructor(database: string, carry: (prepared: Connection, present: Connection) => void) {
+    this.#database = database;
+    this.#carry = carry;
+    this.#stamp = stampOf(database);
+  }
+
+  /**
+   * Begins to watch, unless it does already. What cannot be read, nobody can write to either.
+   *
+   * @param wasRead whether the database was read since this was made: what was written since then counts too
+   */
+  open(wasRead: boolean): void {
+    // SQLite would take an empty file for a new database, and remove its WAL.
+    if (this.#db !== undefined || (sizeOf(this.#database) ?? 0) === 0) return;
+    this.#attempt(() => {
+      const db = this.#db = Connection.openToRead(this.#database);
+      this.#before = wasRead && stampOf(this.#database) !== this.#stamp ? undefined : versionOf(db);
+      // Elsewhere a reader would keep the new content from being written.
+      if (db.get("PRAGMA journal_mode")?.["journal_mode"] !== "wal") this.close();
+    });
+  }
+
+  /**
+   * Brings over what was written meanwhile. For the last time at a moment when nobody can write any more: an agent that
+   * marks a run a moment later must find it.
+   *
+   * @param prepared the new database, which is about to take the place of the old one, or its path
+   */
+  carryOver(prepared: Connection | string): void {
+    this.#attempt(() => {
+      if (this.#db === undefined) return;
+      const version = versionOf(this.#db);
+      if (version === this.#before) return;
+      this.#before = version;
+      if (typeof prepared !== "string") return this.#carry(prepared, this.#db);
+      using db = Connection.open(prepared);
+      this.#carry(db, this.#db);
+    });
+  }
+
+  /** What is damaged has been read before, as far as it could be. */
+  #attempt(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      if (!(error instanceof TelemetryError) || error.code === "disk_full") throw error;
+      this.close();
+    }
+  }
+
+  /** Closes it. */
+  close(): void {
+    this.#db?.close();
+    this.#db = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** Size and time of a database and its WAL, as far as they tell of a later write: one of just now may have the same. */
+function stampOf(database: string): string {
+  return [database, sidecarsOf(database).wal].map((path) => {
+    const { size, mtime } = statOf(path) ?? {};
+    // To look at it is enough to make an empty WAL.
+    if (!size) return "";
+    return mtime && Date.now() - mtime.getTime() < 1000 ? crypto.randomUUID() : `${size} ${mtime?.getTime()}`;
+  }).join();
+}
+
+/** A number that changes whenever another connection has changed the database. */
+function versionOf(db: Connection): unknown {
+  return db.get("PRAGMA data_version")?.["data_version"];
 }
 
 /** Closes a file that may be closed already. */

@@ -6,7 +6,7 @@ import { hasCode, TelemetryError } from "./errors.ts";
 import { instantOf } from "./instants.ts";
 import { type Rejection, type ScanProgress, scanRuns } from "./log_scanner.ts";
 import { type LogRecord, newRun, RUN_COLUMNS } from "./records.ts";
-import { readRows } from "./row_reader.ts";
+import { readRows, rowidOf } from "./row_reader.ts";
 import { columnsThere, isInteger } from "./schema.ts";
 import type { Connection, SqlValue } from "./sqlite.ts";
 
@@ -240,6 +240,8 @@ export function keepRuns(db: Connection, replaced: Connection): number {
   for (const rows of readRows(replaced, "agent_runs", columns)) {
     db.transaction(() => {
       for (const { cells } of rows) {
+        // SQLite takes NULL for a key; no run has none.
+        if (cells[0] === null) continue;
         try {
           insert.run(...cells);
         } catch (error) {
@@ -262,11 +264,12 @@ export function keepRuns(db: Connection, replaced: Connection): number {
  */
 export function readMarkedIds(db: Connection): string[] {
   try {
+    const select = `SELECT ${rowidOf(db, "agent_runs")} AS at`;
     const ids = new Map(
-      db.all("SELECT rowid AS at, run_id FROM agent_runs INDEXED BY sqlite_autoindex_agent_runs_1 WHERE run_id>=''")
+      db.all(`${select}, run_id FROM agent_runs INDEXED BY sqlite_autoindex_agent_runs_1 WHERE run_id>=''`)
         .map((row) => [row["at"], String(row["run_id"])]),
     );
-    return db.all("SELECT rowid AS at FROM agent_runs INDEXED BY idx_runs_api_posted WHERE api_posted=1")
+    return db.all(`${select} FROM agent_runs INDEXED BY idx_runs_api_posted WHERE api_posted=1`)
       .flatMap((row) => ids.get(row["at"]) ?? []);
   } catch (error) {
     if (error instanceof TelemetryError) return [];

@@ -17,6 +17,9 @@ const SMALLEST_DATABASE = 512;
 /** How many rows are written at a time. */
 const TRANSACTION_ROWS = 20_000;
 
+/** How the tables are named that a virtual table of SQLite's own makes for itself (FTS3 to FTS5, R*Tree). */
+const SHADOW = /_(content|data|idx|docsize|config|segments|segdir|stat|node|parent|rowid)$/;
+
 /** A row that was found and is not in the new database. */
 export interface RejectedRow {
   /** The file that it was found in. */
@@ -216,8 +219,10 @@ export class Salvage {
     const virtual = source.objects.filter(({ sql }) => /^CREATE VIRTUAL/i.test(sql ?? "")).map(({ name }) => name);
     for (const { type, name, table, sql } of source.objects) {
       if (name.startsWith("sqlite_") || sql === null) continue;
-      const owner = virtual.find((virtualTable) => name === virtualTable || name.startsWith(`${virtualTable}_`));
-      if (owner !== undefined) {
+      const owner = virtual.find((virtualTable) =>
+        name === virtualTable || name === `${virtualTable}${SHADOW.exec(name)?.[0]}`
+      );
+      if (owner !== undefined && !isOfContract(name)) {
         this.#leave(`table ${name}`, `it is of the virtual table ${owner}, which is to be made anew`);
       } else if (type === "table") {
         const declared = declaredBy(sql, name);
@@ -240,8 +245,8 @@ export class Salvage {
     }
     for (const [table, columns] of source.columns) {
       const { sql } = source.objects.find(({ type, name }) => type === "table" && name === table)!;
-      if (isOfContract(table)) this.#addColumns(table, columns, sql!);
-      else this.#addTable(table, sql!);
+      if (!isOfContract(table)) this.#addTable(table, sql!);
+      if (isOfContract(table) || this.#added.has(table)) this.#addColumns(table, columns, sql!);
     }
   }
 
@@ -272,7 +277,7 @@ export class Salvage {
       const byDefault = defaultValue === null ? "" : ` DEFAULT (${defaultValue})`;
       // Without a default, every run of the log would be refused.
       const isRequired = notNull && defaultValue !== null;
-      const add = `ALTER TABLE ${table} ADD COLUMN ${quotedName(name)} ${type}`;
+      const add = `ALTER TABLE ${quotedName(table)} ADD COLUMN ${quotedName(name)} ${type}`;
       try {
         this.#db.exec(`${add}${isRequired ? " NOT NULL" : ""}${byDefault}`);
       } catch {
@@ -326,6 +331,9 @@ export class Salvage {
       source.objects.filter(({ type, root }) => type === "table" && root > 0).map(({ name, root }) => [name, root]),
     );
     const layouts = new Layouts(source.columns);
+    if (source.columns.size === 0) {
+      this.#leave("tables of your own", "the list of tables is lost; if there were any, their rows are in the copy");
+    }
     for (const found of file.rows(roots, (table, cells) => layouts.find(table, cells) !== undefined)) {
       if ("broken" in found) {
         const place = { file: source.path, table: null, rowid: null, page: found.page };
@@ -339,6 +347,9 @@ export class Salvage {
         this.#take(source, layout.table, names, rowid, values, layout.table === table ? "page" : "guess");
       } else if (table !== undefined && source.columns.has(table)) {
         this.#reject(source, table, rowid, "its cells do not fit the table", cells, "page");
+      } else if (source.columns.size === 0) {
+        const place = { file: source.path, table: null, rowid, page: null };
+        this.#onRejected({ ...place, rejected: "nothing says which table it is of", cells });
       }
     }
     this.#takeMarks(file, source);

@@ -7,6 +7,7 @@
  */
 import type { Cell } from "./csv_text.ts";
 import { hasCode } from "./errors.ts";
+import { rowidOf } from "./row_reader.ts";
 import { Connection, damagedDatabase, isReadOnlyToRead, type Row } from "./sqlite.ts";
 import { ThreadConnection } from "./sqlite_thread.ts";
 
@@ -60,7 +61,7 @@ const SMALL_PAGES = 2000;
 export async function* tableRows(db: Connection, query: TableQuery): AsyncGenerator<JsonRows, void> {
   const pages = Number(db.get("PRAGMA page_count")!["page_count"]);
   await using thread = pages < SMALL_PAGES ? undefined : await threadOn(db.path);
-  yield* readAll(thread ?? db, query);
+  yield* readAll(thread ?? db, query, rowidOf(db, query.table) ?? "rowid");
 }
 
 /** Opens as `Connection.openToRead` does; undefined where that had to read the file into memory. */
@@ -77,7 +78,11 @@ async function threadOn(path: string): Promise<ThreadConnection | undefined> {
   }
 }
 
-async function* readAll(reader: Reader, { table, columns, order }: TableQuery): AsyncGenerator<JsonRows, void> {
+async function* readAll(
+  reader: Reader,
+  { table, columns, order }: TableQuery,
+  rowid: string,
+): AsyncGenerator<JsonRows, void> {
   await reader.exec("BEGIN");
   const described = await reader.all("SELECT lower(name) AS name FROM pragma_table_info(?)", table);
   if (described.length === 0) return;
@@ -86,8 +91,8 @@ async function* readAll(reader: Reader, { table, columns, order }: TableQuery): 
   const total = numberIn(await reader.all(`SELECT count(*) FROM ${table}`));
   const bytes = numberIn(await reader.all("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"));
   const rows = Math.max(1, Math.min(CHUNK_ROWS, Math.floor(CHUNK_BYTES * total / bytes)));
-  const chunks = await chunksByIndex(reader, table, order, rows) ??
-    await chunksBySorting(reader, table, order, rows, total);
+  const chunks = await chunksByIndex(reader, table, rowid, order, rows) ??
+    await chunksBySorting(reader, table, rowid, order, rows, total);
   let done = 0;
   for await (const { count, json } of ahead(chunks, (chunk) => readChunk(reader, cells, chunk))) {
     done += Number(count);
@@ -106,14 +111,16 @@ async function* readAll(reader: Reader, { table, columns, order }: TableQuery): 
 async function chunksByIndex(
   reader: Reader,
   table: string,
+  rowid: string,
   [first, second]: TableQuery["order"],
   rows: number,
 ): Promise<Chunk[] | undefined> {
-  const plan = await reader.all(`EXPLAIN QUERY PLAN SELECT rowid FROM ${table} ORDER BY ${first}`);
+  const plan = await reader.all(`EXPLAIN QUERY PLAN SELECT ${rowid} FROM ${table} ORDER BY ${first}`);
   if (plan.some(({ detail }) => String(detail).includes("TEMP B-TREE"))) return undefined;
   if ((await reader.all(`SELECT 1 FROM ${table} WHERE ${first} IS NULL LIMIT 1`)).length > 0) return undefined;
-  const valueAt = (row: string) => `(SELECT ${first} FROM ${table} WHERE rowid=${row})`;
-  const next = (where: string) => `(SELECT rowid FROM ${table} ${where} ORDER BY ${first} LIMIT 1 OFFSET ${rows - 1})`;
+  const valueAt = (row: string) => `(SELECT ${first} FROM ${table} WHERE ${rowid}=${row})`;
+  const next = (where: string) =>
+    `(SELECT ${rowid} FROM ${table} ${where} ORDER BY ${first} LIMIT 1 OFFSET ${rows - 1})`;
   const cuts = await reader.all(
     `WITH RECURSIVE cut(after, upto) AS (
       SELECT NULL, ${next("")} UNION ALL
@@ -143,13 +150,14 @@ async function chunksByIndex(
 async function chunksBySorting(
   reader: Reader,
   table: string,
+  rowid: string,
   order: TableQuery["order"],
   rows: number,
   total: number,
 ): Promise<Chunk[]> {
-  await reader.exec(`CREATE TEMP TABLE in_order AS SELECT rowid AS at FROM ${table} ORDER BY ${order}`);
+  await reader.exec(`CREATE TEMP TABLE in_order AS SELECT ${rowid} AS at FROM ${table} ORDER BY ${order}`);
   return Array.from({ length: Math.ceil(total / rows) }, (_, i) => ({
-    from: `temp.in_order AS o CROSS JOIN ${table} AS t ON t.rowid=o.at WHERE o.rowid BETWEEN ? AND ?`,
+    from: `temp.in_order AS o CROSS JOIN ${table} AS t ON t.${rowid}=o.at WHERE o.rowid BETWEEN ? AND ?`,
     order: "o.rowid",
     values: [i * rows + 1, (i + 1) * rows],
   }));

@@ -73,6 +73,7 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
       refusedThere = keepPresent(terminal, layout, prepared);
       replayed = true;
     },
+    carry: replay ? keepRuns : undefined,
   });
   if (replayed) {
     // Once more, for what agents have written while the database was being replaced.

@@ -651,10 +651,25 @@ Deno.test("what throws when it is looked at is not the agent's trouble", async (
   const odd = new Odd();
   await assert.rejects(client.trackRun("tester", "odd", () => Promise.reject(odd)), (error) => error === odd);
   assert.deepEqual(stage.rows().map((row) => row["status"]), ["success", "success", "failed"]);
+  const noText = Object.create(null);
+  for (const id of [Symbol("id"), noText, { toString: () => assert.fail("looked at") }]) {
+    await client.endRun(id as string);
+  }
+  const options = {
+    get limit(): number {
+      throw new Error("looked at");
+    },
+  };
+  assert.deepEqual(await client.postPending(options), { posted: 0, failed: 0 });
+  assert.deepEqual(await client.postPending(), { posted: 0, failed: 0 });
   using folder = new TempFolder();
   const { code, stdout } = await agent(
     folder,
-    `await new (TelemetryClient as any)(null).close(); console.log("ok");`,
+    `const trap = { get base() { throw new Error("looked at"); } };
+    for (const options of [null, trap, { closeTimeoutMs: 5n }, { closeTimeoutMs: Symbol("ms") }, { onWarning: 7 }]) {
+      await new (TelemetryClient as any)(options).close();
+    }
+    console.log("ok");`,
     [],
   );
   assert.deepEqual([code, stdout], [0, "ok\n"]);

@@ -309,6 +309,10 @@ Deno.test("order: start_time, then run_id, in every kind of table", async () => 
         .exec("DROP INDEX idx_runs_start; CREATE INDEX idx_runs_start ON agent_runs(start_time COLLATE NOCASE)"),
     "with odd times": (store) =>
       store.add(...random(1200).map((run_id, i) => ({ run_id, start_time: `${i % 9}\0${i}` }))),
+    "with a column that is called rowid": (store) => {
+      store.exec("ALTER TABLE agent_runs ADD COLUMN rowid INTEGER DEFAULT 7");
+      return store.add(...random(1200).map((run_id, i) => ({ run_id, start_time: `${i % 9}` })));
+    },
     "with long rows": (store) => store.add(...random(40).map((run_id) => ({ run_id, host: "x".repeat(100_000) }))),
     "whole chunks": (store) => store.add(...random(1000).map((run_id, i) => ({ run_id, start_time: `${i + 1000}` }))),
     "one": (store) => store.add({}),

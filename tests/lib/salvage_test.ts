@@ -672,3 +672,141 @@ const DEFECTS: Record<string, () => Promise<void>> = {
 };
 
 for (const [name, fn] of Object.entries(DEFECTS)) Deno.test({ name, fn });
+
+// ------------------------------------------------------------------------------------------------ agents meanwhile
+
+/** Changes a live database from another process, as an agent does; in this one, a file handle would drop its locks. */
+function elsewhere(path: string, sql: string): void {
+  const program = `import { DatabaseSync } from "node:sqlite";
+    const db = new DatabaseSync(Deno.args[0], { enableForeignKeyConstraints: false });
+    db.exec(Deno.args[1]); db.close();`;
+  const { success, stderr } = new Deno.Command(Deno.execPath(), { args: ["eval", "--quiet", program, path, sql] })
+    .outputSync();
+  assert.ok(success, new TextDecoder().decode(stderr));
+}
+
+/** Has something happen once, at the first call of one of Deno's functions that says so. */
+function whenever<T extends "copyFileSync" | "linkSync">(
+  name: T,
+  isMoment: (path: string) => boolean,
+  what: () => void,
+) {
+  const original = Deno[name] as (from: string, to: string) => void;
+  let isOver = false;
+  Deno[name] = ((from: string, to: string) => {
+    if (name === "linkSync" && !isOver && isMoment(to)) what(), isOver = true;
+    original(from, to);
+    if (name === "copyFileSync" && !isOver && isMoment(from)) what(), isOver = true;
+  }) as typeof Deno[T];
+  return { [Symbol.dispose]: () => void (Deno[name] = original as typeof Deno[T]) };
+}
+
+Deno.test("a database that is made while a lost one is recovered is not replaced, and is kept by the next try", async () => {
+  using store = new Store();
+  store.log(line("x"));
+  const make = schemaSql() + insertOf("x", { api_posted: 1 }) + insertOf("only in the database");
+  {
+    using _made = whenever("linkSync", (to) => to === store.file, () => elsewhere(store.file, make));
+    await assert.rejects(store.recover(), { code: "in_the_way", message: /has made .* meanwhile/ });
+  }
+  assert.deepEqual(store.rows("SELECT run_id, api_posted FROM agent_runs ORDER BY 1"), [
+    ["only in the database", 0],
+    ["x", 1],
+  ]);
+  assert.deepEqual([...Deno.readDirSync(store.layout.db)].map(({ name }) => name), ["telemetry.sqlite"]);
+  const { kept } = await store.recover();
+  assert.ok(kept !== null);
+  assert.deepEqual(store.values("SELECT api_posted FROM agent_runs ORDER BY run_id"), [0, 1]);
+});
+
+Deno.test("a mark that is set between the copy of a damaged file and the moment when it is opened is not lost", async () => {
+  using store = new Store(`PRAGMA journal_mode=WAL; ${schemaSql()}${insertOf("x")}${insertOf("y")}`);
+  store.change(DAMAGES.page);
+  const mark = "UPDATE agent_runs NOT INDEXED SET api_posted=1 WHERE run_id||''='x'";
+  using _marked = whenever("copyFileSync", (from) => from === store.file, () => elsewhere(store.file, mark));
+  await store.recover();
+  assert.deepEqual(store.rows("SELECT run_id, api_posted FROM agent_runs ORDER BY 1"), [["x", 1], ["y", 0]]);
+});
+
+Deno.test("triggers of people do not fire again for what is carried over", async () => {
+  using store = new Store(
+    `PRAGMA journal_mode=WAL; ${schemaSql()}${insertOf("x")}
+    CREATE TABLE audit (what TEXT);
+    CREATE TRIGGER note AFTER INSERT ON commits BEGIN INSERT INTO audit VALUES (new.commit_hash); END;
+    INSERT INTO commits (commit_hash) VALUES ('c0ffee'), ('c0de');`,
+  );
+  store.log(line("x"));
+  const onProgress = (done: number, total: number) => {
+    if (done === total) elsewhere(store.file, "UPDATE agent_runs SET api_posted=1");
+  };
+  await store.recover({ onProgress });
+  assert.deepEqual(store.values("SELECT what FROM audit ORDER BY 1"), ["c0de", "c0ffee"]);
+  assert.deepEqual(store.values("SELECT api_posted FROM agent_runs"), [1]);
+  store.sql("INSERT INTO commits (commit_hash) VALUES ('new')");
+  assert.deepEqual(store.values("SELECT count(*) FROM audit"), [3]);
+});
+
+Deno.test("open connections to a UTF-16 database go on after it was recovered", async () => {
+  using store = new Store(`PRAGMA encoding='UTF-16le'; PRAGMA journal_mode=WAL; ${schemaSql()}${insertOf("é 🚀")}`);
+  const open = new DatabaseSync(store.file);
+  open.prepare("SELECT count(*) FROM agent_runs").get();
+  try {
+    await store.recover();
+    open.exec(insertOf("later"));
+  } finally {
+    open.close();
+  }
+  assert.deepEqual(store.values("SELECT run_id FROM agent_runs ORDER BY 1"), ["later", "é 🚀"]);
+});
+
+// ------------------------------------------------------------------------------------------------ what people add
+
+for (const damage of ["none", "page"] as const) {
+  Deno.test(`damage ${damage}: a table of people that has grown since the backup keeps its newer rows`, async () => {
+    using store = new Store(`${schemaSql()}${insertOf("x")}CREATE TABLE "my budget" (agent TEXT);
+      INSERT INTO "my budget" VALUES ('old');`);
+    const backup = `${store.layout.db}/../backup.sqlite`;
+    Deno.copyFileSync(store.file, backup);
+    store.sql(`ALTER TABLE "my budget" ADD COLUMN limit_usd REAL; INSERT INTO "my budget" VALUES ('new', 2.5);`);
+    store.change(DAMAGES[damage]);
+    const { not_brought } = await store.recover({ backup });
+    assert.deepEqual(not_brought, []);
+    assert.deepEqual(store.rows(`SELECT * FROM "my budget" ORDER BY 1 DESC`), [["old", null], ["new", 2.5]]);
+  });
+}
+
+Deno.test("where the list of tables is lost, what was in other tables is named and written down", async () => {
+  using store = new Store(`${schemaSql()}${insertOf("x")}CREATE TABLE budget (agent TEXT, limit_usd REAL);
+    INSERT INTO budget VALUES ('indexer', 2.5);`);
+  store.change(DAMAGES.schema);
+  const recovery = await store.recover();
+  assert.match(recovery.not_brought.join(), /tables of your own: the list of tables is lost/);
+  const rows = rejectsOf(recovery).filter(({ text }) => String(text).includes("indexer"));
+  assert.deepEqual(rows.map(({ reason, table }) => [reason, table]), [["nothing says which table it is of", null]]);
+  assert.deepEqual(store.values("SELECT run_id FROM agent_runs"), ["x"]);
+});
+
+Deno.test("a virtual table's own tables are told by their whole names", async () => {
+  using store = new Store(
+    `${schemaSql()}${insertOf("x")}CREATE VIRTUAL TABLE notes USING fts5(body); INSERT INTO notes VALUES ('n');
+    CREATE TABLE notes_archive (body TEXT); INSERT INTO notes_archive VALUES ('kept');
+    CREATE VIRTUAL TABLE run USING fts5(body); CREATE VIRTUAL TABLE agent USING fts5(body);
+    INSERT INTO run_events (run_id, event_type, timestamp) VALUES ('x', 'e', '2025-01-01T00:00:00Z');`,
+  );
+  const { run_events, sources, not_brought } = await store.recover();
+  assert.deepEqual([run_events, sources.map(({ sound }) => sound)], [1, [true]]);
+  assert.deepEqual(store.values("SELECT body FROM notes_archive"), ["kept"]);
+  assert.ok(not_brought.every((line) => /virtual table/.test(line)), not_brought.join());
+});
+
+Deno.test("a column of people that is called rowid is not taken for the number of the row", async () => {
+  using store = new Store(
+    `${schemaSql()}ALTER TABLE agent_runs ADD COLUMN rowid INTEGER DEFAULT 1099511627776;
+    ${insertOf("x")}${insertOf("y", { rowid: 7 })}${insertOf("in no log", { rowid: null })}`,
+  );
+  store.log(line("x"), line("y"), line("in the log alone"));
+  const { runs } = await checkHealth(store.layout, { compare: true });
+  assert.deepEqual([runs!.only_in_database, runs!.only_in_log], [1, 1]);
+  const { runs_from } = await store.recover();
+  assert.deepEqual(runs_from, { log: 1, log_and_salvaged: 2, salvaged: 1 });
+});

@@ -729,6 +729,40 @@ testWith(["unix"], "--replay beside a live agent: every run of the log is in the
   assert.equal(missing.length, 0, `${missing.length} of ${ended.length} ended runs are not in the database`);
 });
 
+/** Marks one run after the other in the database alone, as the Python client does, and says which. */
+const MARKER = `
+import { DatabaseSync } from "node:sqlite";
+const db = new DatabaseSync(Deno.args[0], { timeout: 10000, enableForeignKeyConstraints: false });
+const ids = db.prepare("SELECT run_id FROM agent_runs").all();
+const mark = db.prepare("UPDATE agent_runs SET api_posted=1 WHERE run_id=?");
+for (const { run_id } of ids) {
+  if (mark.run(run_id).changes === 1) console.log(run_id);
+  await new Promise((resolve) => setTimeout(resolve, 1));
+}
+`;
+
+testWith(["unix"], "--replay beside a program that posts: none of its marks is lost", async () => {
+  using temp = new TempFolder();
+  const { base, file, backup } = newStore(temp, "none");
+  makeV3(file, "posted", 6000);
+  sqlite(file, "PRAGMA journal_mode=WAL");
+  const script = `${temp.path}/marker.ts`;
+  Deno.writeTextFileSync(script, MARKER);
+  const marker = command(Deno.execPath(), ["run", "--quiet", "--allow-all", script, file]).spawn();
+  const output = marker.output();
+  try {
+    await until(() => Number(valueIn(file, "SELECT sum(api_posted) FROM agent_runs")) > 50);
+    await restored(base, backup, "--replay");
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  } finally {
+    marker.kill("SIGKILL");
+  }
+  const said = new TextDecoder().decode((await output).stdout).split("\n").slice(0, -1);
+  const marked = new Set(rowsOf(file).values().filter((row) => row["api_posted"] === 1).map((row) => row["run_id"]));
+  const lost = said.filter((id) => !marked.has(id));
+  assert.equal(lost.length, 0, `${lost.length} of ${said.length} marks are lost`);
+});
+
 // ------------------------------------------------------------------------------------------------ the Python scripts
 
 const PYTHON_BACKUP = `
