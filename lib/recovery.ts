@@ -347,8 +347,11 @@ class Rebuild {
 function withoutTriggers(db: Connection, work: () => void): void {
   const triggers = db.all("SELECT name, sql FROM sqlite_schema WHERE type='trigger'");
   for (const { name } of triggers) db.exec(`DROP TRIGGER ${quotedName(String(name))}`);
-  work();
-  for (const { sql } of triggers) db.exec(String(sql));
+  try {
+    work();
+  } finally {
+    for (const { sql } of triggers) db.exec(String(sql));
+  }
 }
 
 /** Notes which of the runs that are there are in the log too, states that change nothing included. */

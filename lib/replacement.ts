@@ -175,6 +175,11 @@ function nameNew({ path, claim }: Prepared, database: string): void {
   for (const sidecar of Object.values(sidecarsOf(database))) if (!exists(database)) removeIfThere(sidecar);
   if (Deno.build.os === "windows") claim.close();
   if (nameForGood(path, database)) return closeOnce(claim);
+  if (sizeOf(database) === undefined) {
+    throw new TelemetryError("in_the_way", `${database} is a link that leads nowhere`, {
+      hint: "mend or remove that link, and run this again",
+    });
+  }
   throw new TelemetryError("in_the_way", `a program has made ${database} meanwhile, and that is left as it is`, {
     hint: "run this again: then it is kept, and what it has is not lost",
   });

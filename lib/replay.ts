@@ -240,8 +240,8 @@ export function keepRuns(db: Connection, replaced: Connection): number {
   for (const rows of readRows(replaced, "agent_runs", columns)) {
     db.transaction(() => {
       for (const { cells } of rows) {
-        // SQLite takes NULL for a key; no run has none.
-        if (cells[0] === null) continue;
+        // SQLite takes NULL for a key, and a BLOB; no run has such an id.
+        if (typeof cells[0] !== "string") continue;
         try {
           insert.run(...cells);
         } catch (error) {

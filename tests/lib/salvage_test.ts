@@ -4,7 +4,7 @@ import { checkHealth } from "../../lib/health.ts";
 import { layoutOf, locate } from "../../lib/layout.ts";
 import { recoverDatabase, type Recovery, type RecoveryOptions } from "../../lib/recovery.ts";
 import { schemaSql } from "../../lib/schema.ts";
-import { makeOldDatabase, type OldKind, TempFolder } from "../fixtures.ts";
+import { makeOldDatabase, type OldKind, TempFolder, testWith } from "../fixtures.ts";
 
 type Cells = (string | number | bigint | Uint8Array | null)[];
 
@@ -717,6 +717,16 @@ Deno.test("a database that is made while a lost one is recovered is not replaced
   const { kept } = await store.recover();
   assert.ok(kept !== null);
   assert.deepEqual(store.values("SELECT api_posted FROM agent_runs ORDER BY run_id"), [0, 1]);
+});
+
+testWith(["unix"], "a link that leads nowhere is not replaced, and is told for what it is", async () => {
+  using store = new Store();
+  store.log(line("x"));
+  Deno.symlinkSync(`${store.layout.base}/nowhere.sqlite`, store.file);
+  await assert.rejects(store.recover(), { code: "in_the_way", message: /is a link that leads nowhere/ });
+  assert.deepEqual([...Deno.readDirSync(store.layout.db)].map(({ name }) => name), ["telemetry.sqlite"]);
+  Deno.removeSync(store.file);
+  assert.equal((await store.recover()).runs, 1);
 });
 
 Deno.test("a mark that is set between the copy of a damaged file and the moment when it is opened is not lost", async () => {
