@@ -19,6 +19,7 @@ import {
 } from "./layout.ts";
 import {
   type LogRecord,
+  MAX_LINE_BYTES,
   newRun,
   RUN_COLUMNS,
   RUN_STATUSES,
@@ -124,6 +125,8 @@ interface OpenRun {
 
 /** What `status` a run gets whose agent gave one that the contract does not know. */
 const UNKNOWN_STATUS: RunStatus = "partial";
+/** How many characters stay of a text that makes a run too long for the log. */
+const MAX_TEXT = 1024 * 1024;
 /** How long a write tries to get past a locked database, in milliseconds: as long as one that waits would. */
 const LOCKED_FOR_MS = 15_300;
 const LOCKED_PAUSE_MS = 25;
@@ -468,9 +471,23 @@ export class TelemetryClient implements AsyncDisposable {
   }
 
   /** Log first, then database. What the log refuses may still get into the database. */
-  async #record(run: RunRecord): Promise<void> {
+  async #record(given: RunRecord): Promise<void> {
+    const run = this.#fitting(given);
     await this.#append({ ...run, record_type: "run" });
     this.#save(`run ${run.run_id}`, (writer) => writer.updateRun(run));
+  }
+
+  /** The run as it fits into a line of the log: to lose all of its end would be worse than to cut a text. */
+  #fitting(run: RunRecord): RunRecord {
+    const long = Object.entries(run).filter(([, cell]) => typeof cell === "string" && cell.length > MAX_TEXT);
+    if (long.length === 0 || new TextEncoder().encode(toJson(run, "run")).length < MAX_LINE_BYTES - 100) return run;
+    this.#warn("long", `a run is too long for the log: ${long.map(([name]) => name)} is cut to ${MAX_TEXT} characters`);
+    const cut = ([name, text]: [string, string]) => [
+      name,
+      // Half of it would be no JSON.
+      name === "metrics_json" ? null : text.slice(0, MAX_TEXT).toWellFormed(),
+    ];
+    return { ...run, ...Object.fromEntries((long as [string, string][]).map(cut)) };
   }
 
   async #append(record: LogRecord): Promise<void> {

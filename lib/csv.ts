@@ -389,7 +389,9 @@ export async function exportToFile(
 /** Takes rights away that the data's own file does not give: others may not be meant to read it. */
 function limitRights(partial: string, model: string | undefined): void {
   const mode = model === undefined ? null : statOf(model)?.mode ?? null;
-  if (mode !== null && Deno.build.os !== "windows") Deno.chmodSync(partial, statOf(partial)!.mode! & mode & 0o777);
+  if (mode === null || Deno.build.os === "windows") return;
+  // Its owner may do with it what they like, also where the database is protected.
+  Deno.chmodSync(partial, statOf(partial)!.mode! & (mode | 0o600) & 0o777);
 }
 
 /** A file that is being made, locked until it is closed, and the names to try for it. */

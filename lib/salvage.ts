@@ -277,7 +277,9 @@ export class Salvage {
       const byDefault = defaultValue === null ? "" : ` DEFAULT (${defaultValue})`;
       // Without a default, every run of the log would be refused.
       const isRequired = notNull && defaultValue !== null;
-      const add = `ALTER TABLE ${quotedName(table)} ADD COLUMN ${quotedName(name)} ${type}`;
+      // People's declarations may have any text there, as long as it is quoted.
+      const declared = /^[\w ]*(\([\d, ]+\))?$/.test(type) ? type : quotedName(type);
+      const add = `ALTER TABLE ${quotedName(table)} ADD COLUMN ${quotedName(name)} ${declared}`;
       try {
         this.#db.exec(`${add}${isRequired ? " NOT NULL" : ""}${byDefault}`);
       } catch {

@@ -217,6 +217,27 @@ Deno.test("whatever a program without types gives, nothing throws and what can b
   assert.equal(stage.lines().length, 5);
 });
 
+Deno.test("a run that is too long for the log is recorded with its long texts cut", async () => {
+  await using stage = new Stage();
+  const { client } = stage;
+  const id = await client.startRun("tester", "job", { input_summary: "x".repeat(2 ** 21) });
+  await client.endRun(id, {
+    output_summary: "é🚀".repeat(2 ** 22),
+    metrics_json: { text: "y".repeat(2 ** 24) },
+    product: "p",
+  });
+  const [start, end] = stage.lines();
+  assert.equal(String(start!["input_summary"]).length, 2 ** 21, "what fits stays");
+  assert.deepEqual([end!["status"], end!["product"], end!["metrics_json"]], ["success", "p", null]);
+  assert.equal(String(end!["output_summary"]).length, 2 ** 20);
+  assert.deepEqual(stage.rows().map((row) => [row["status"], String(row["output_summary"]).length]), [[
+    "success",
+    2 ** 20,
+  ]]);
+  assert.equal(stage.warnings.length, 1);
+  assert.match(stage.warnings[0]!, /too long for the log: .*output_summary.* is cut/);
+});
+
 Deno.test("missing folders are made, with one warning", async () => {
   await using stage = new Stage({ prepare: () => {} });
   await stage.client.trackRun("tester", "job", () => {});

@@ -820,3 +820,12 @@ Deno.test("a column of people that is called rowid is not taken for the number o
   const { runs_from } = await store.recover();
   assert.deepEqual(runs_from, { log: 1, log_and_salvaged: 2, salvaged: 1 });
 });
+
+Deno.test("a column whose type is no word comes back", async () => {
+  using store = new Store(
+    `${schemaSql()}ALTER TABLE agent_runs ADD COLUMN odd "a;b"; ALTER TABLE agent_runs ADD COLUMN money DECIMAL(10, 2);
+    ${insertOf("x", { odd: "o", money: 2 })}`,
+  );
+  await store.recover();
+  assert.deepEqual(store.rows("SELECT odd, money FROM agent_runs"), [["o", 2]]);
+});

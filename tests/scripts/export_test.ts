@@ -146,9 +146,11 @@ Deno.test("--output PATH: what is there stays, and nothing is left beside it", a
 testWith(["unix"], "an export may be read by nobody who may not read the database", async () => {
   using temp = new TempFolder();
   const base = newStore(temp);
-  Deno.chmodSync(`${base}/db/telemetry.sqlite`, 0o600);
-  const { path } = await exportJson(base);
-  assert.equal(Deno.statSync(path).mode! & 0o777, 0o600);
+  for (const [database, exported] of [[0o600, 0o600], [0o440, 0o640]] as const) {
+    Deno.chmodSync(`${base}/db/telemetry.sqlite`, database);
+    const { path } = await exportJson(base);
+    assert.equal(Deno.statSync(path).mode! & 0o777, exported);
+  }
 });
 
 Deno.test("--output -: the table alone on stdout, and no file", async () => {
