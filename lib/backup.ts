@@ -206,8 +206,9 @@ export function findOutdated(layout: Layout, kind: BackupKind, rule: KeepRule, t
   // A clock that was wrong would fool the rule for ever.
   const future = ours.filter(({ time }) => time.getTime() > now);
   // Half files under good names, as the older tools leave them, must not push out what can be restored.
-  const [past = [], broken = []] = [true, false].map((isGood) =>
-    ours.filter((backup) => backup.time.getTime() <= now && isWhole(backup) === isGood)
+  const { whole: past = [], broken = [] } = Object.groupBy(
+    ours.filter(({ time }) => time.getTime() <= now),
+    stateOf,
   );
   // Another run may have taken one after ours, and the clock may have been set back: neither the newest goes nor ours.
   const spare = taken === undefined ? undefined : past[0]?.path;
@@ -216,24 +217,25 @@ export function findOutdated(layout: Layout, kind: BackupKind, rule: KeepRule, t
     : past.filter(({ time }) => now - time.getTime() > rule.days * 86_400_000);
   const uncounted = [
     ...future.map(({ name }) => ({ name, why: "is dated in the future" })),
-    ...broken.map(({ name }) => ({ name, why: "is no whole database" })),
+    ...broken.map(({ name }) => ({ name, why: "is no whole database, or cannot be read" })),
   ];
   return { outdated: old.filter(({ path }) => path !== taken && path !== spare), uncounted };
 }
 
 /** Whether a file is as long as its header says (SQLite's "Database File Format", "The Database Header"). */
-function isWhole({ path, size }: DatabaseCopy): boolean {
+function stateOf({ path, size }: DatabaseCopy): "whole" | "broken" | "gone" {
   try {
     using file = Deno.openSync(path);
     const header = new DataView(new ArrayBuffer(100));
-    if (fill(file, new Uint8Array(header.buffer)) < 100) return false;
-    if (new TextDecoder().decode(header.buffer.slice(0, 16)) !== "SQLite format 3\0") return false;
+    if (fill(file, new Uint8Array(header.buffer)) < 100) return "broken";
+    if (new TextDecoder().decode(header.buffer.slice(0, 16)) !== "SQLite format 3\0") return "broken";
     const pageSize = header.getUint16(16) === 1 ? 65536 : header.getUint16(16);
     // Programs of before 2010 do not keep the number of pages there.
     const pages = header.getUint32(24) === header.getUint32(92) ? header.getUint32(28) : 1;
-    return size >= pageSize * pages;
+    return size >= pageSize * pages ? "whole" : "broken";
   } catch (error) {
-    throw fileError(error, `cannot read ${path}`);
+    // Another run removes what is outdated, too.
+    return error instanceof Deno.errors.NotFound ? "gone" : "broken";
   }
 }
 
@@ -257,7 +259,7 @@ export interface RestoreOptions {
   onProgress?: OnProgress | undefined;
   /** Changes the content, in schema v3, before it is put in place. Not called for a later product's backup. */
   amend?: (prepared: Connection) => Promise<void>;
-  /** Brings over what is written to the present database meanwhile. @default that is lost, except in its copy */
+  /** As `amend`, with what is written to the present database meanwhile. @default that is in its copy alone */
   carry?: ((prepared: Connection, present: Connection) => void) | undefined;
 }
 
@@ -289,7 +291,8 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   requireSameProduct(path, backup.schema_version, current);
   const partial = partialOf(database);
   const claim = claimForSqlite(partial, sizeOf(database) === undefined ? path : database);
-  using watch = options.carry && new Watch(database, options.carry);
+  const isOurs = backup.schema_version <= SCHEMA_VERSION;
+  using watch = options.carry && isOurs ? new Watch(database, options.carry) : undefined;
   try {
     // Before it is read for what is to be kept of it.
     if (current.state === "sound") watch?.open(false);
@@ -318,7 +321,12 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   }
 }
 
-function refuseLive(database: string, path: string): void {
+/**
+ * Sees that a path does not plainly name something else than a backup.
+ *
+ * @throws {TelemetryError} `in_the_way`, `usage`
+ */
+export function refuseLive(database: string, path: string): void {
   const [live, backup] = [database, path].map(statOf);
   if (backup?.isDirectory) {
     throw new TelemetryError("in_the_way", `${path} is a folder, not a backup`, { hint: "--list shows the backups" });

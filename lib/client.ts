@@ -125,8 +125,8 @@ interface OpenRun {
 
 /** What `status` a run gets whose agent gave one that the contract does not know. */
 const UNKNOWN_STATUS: RunStatus = "partial";
-/** How many characters stay of a text that makes a run too long for the log. */
-const MAX_TEXT = 1024 * 1024;
+/** How many characters of a text the log gets where a run is too long for it: as many as fit, were all of them so long. */
+const MAX_TEXT = 100_000;
 /** How long a write tries to get past a locked database, in milliseconds: as long as one that waits would. */
 const LOCKED_FOR_MS = 15_300;
 const LOCKED_PAUSE_MS = 25;
@@ -432,21 +432,41 @@ export class TelemetryClient implements AsyncDisposable {
   #openStore(): void {
     this.#openAgainAt = performance.now() + REOPEN_AFTER_MS;
     try {
-      const unread = this.#base === undefined
-        ? STORE_VARIABLES.filter((variable) => !isGranted({ name: "env", variable }))
-        : [];
-      const env = unread.length > 0 ? `--allow-env=${unread}` : "";
-      const found = locate(this.#base, { env: readEnv, exists: (folder) => existsForSure(folder, env) });
-      if (env) {
-        const what =
-          `${found.base} is taken for the telemetry store, since Deno hides the variables that may name another`;
-        this.#warn("environment", `${what}: name it with the option base, or run it with ${env}`);
-      }
-      this.#store = this.#storeIn(found);
+      this.#store = this.#storeIn(this.#find());
     } catch (error) {
       this.#noStore = error;
       this.#fail("storage", error);
     }
+  }
+
+  /** Finds the store. Where one may be that Deno hides, another one is used if it is there, but not made. */
+  #find(): Layout {
+    const hidden: string[] = [];
+    const found = locate(this.#base, {
+      env: readEnv,
+      exists: (folder) => {
+        if (isGranted({ name: "read", path: folder })) return isFolder(folder);
+        hidden.push(folder);
+        return false;
+      },
+    });
+    if (this.#base !== undefined) return found;
+    const unread = STORE_VARIABLES.filter((variable) => !isGranted({ name: "env", variable }));
+    if (hidden.length + unread.length === 0) return found;
+    const folders = candidateFolders(Deno.build.os, homeOf(readEnv, Deno.build.os));
+    const flags = [
+      ...unread.length > 0 ? [`--allow-env=${unread}`] : [],
+      ...hidden.length > 0 ? [`--allow-read=${folders}`, `--allow-write=${folders}`] : [],
+    ];
+    const hint = `name the store with the option base, or run it with ${flags.join(" ")}`;
+    if (hidden.length > 0 && found.choice.source === "default") {
+      throw new TelemetryError("permission", `Deno does not let this program see whether the store is ${hidden[0]}`, {
+        hint,
+      });
+    }
+    const what = `${found.base} is taken for the telemetry store, though Deno hides what may name another`;
+    this.#warn("environment", `${what} (${[...unread, ...hidden]}): ${hint}`);
+    return found;
   }
 
   /** Makes what is missing of a store. Never lets Deno ask for a permission: that stops the agent. */
@@ -471,23 +491,26 @@ export class TelemetryClient implements AsyncDisposable {
   }
 
   /** Log first, then database. What the log refuses may still get into the database. */
-  async #record(given: RunRecord): Promise<void> {
-    const run = this.#fitting(given);
-    await this.#append({ ...run, record_type: "run" });
+  async #record(run: RunRecord): Promise<void> {
+    await this.#append({ ...this.#fitting(run), record_type: "run" });
     this.#save(`run ${run.run_id}`, (writer) => writer.updateRun(run));
   }
 
-  /** The run as it fits into a line of the log: to lose all of its end would be worse than to cut a text. */
+  /** The run as it fits into a line of the log: to lose all of its end there would be worse than to cut a text. */
   #fitting(run: RunRecord): RunRecord {
-    const long = Object.entries(run).filter(([, cell]) => typeof cell === "string" && cell.length > MAX_TEXT);
-    if (long.length === 0 || new TextEncoder().encode(toJson(run, "run")).length < MAX_LINE_BYTES - 100) return run;
-    this.#warn("long", `a run is too long for the log: ${long.map(([name]) => name)} is cut to ${MAX_TEXT} characters`);
-    const cut = ([name, text]: [string, string]) => [
-      name,
-      // Half of it would be no JSON.
-      name === "metrics_json" ? null : text.slice(0, MAX_TEXT).toWellFormed(),
-    ];
-    return { ...run, ...Object.fromEntries((long as [string, string][]).map(cut)) };
+    const texts = Object.entries(run).filter((field): field is [string, string] => typeof field[1] === "string");
+    // No character takes more than six bytes of JSON.
+    if (texts.reduce((sum, [, text]) => sum + text.length, 0) * 6 < MAX_LINE_BYTES / 2 || fitsLine(run)) return run;
+    const long = texts.filter(([name, text]) => text.length > MAX_TEXT && name !== "metrics_json");
+    const cut = {
+      ...run,
+      ...Object.fromEntries(long.map(([name, text]) => [name, text.slice(0, MAX_TEXT).toWellFormed()])),
+    };
+    const isJsonToo = !fitsLine(cut);
+    const what = [...long.map(([name]) => name), ...isJsonToo ? ["metrics_json"] : []];
+    this.#warn("long", `a run is too long for the log, which gets less of ${what}; the database gets all of it`);
+    // Half of it would be no JSON.
+    return isJsonToo ? { ...cut, metrics_json: null } : cut;
   }
 
   async #append(record: LogRecord): Promise<void> {
@@ -611,7 +634,8 @@ export class TelemetryClient implements AsyncDisposable {
     if (result.posted) {
       // The log first, so that a database rebuilt from it does not post the run again.
       const api_posted_at = timestamp();
-      await this.#append({ ...run, ...NO_OWN_TIMES, api_posted: 1, api_posted_at, record_type: "run" });
+      const marked = this.#fitting({ ...run, ...NO_OWN_TIMES, api_posted: 1, api_posted_at });
+      await this.#append({ ...marked, record_type: "run" });
       this.#save(`posted ${run_id}`, (writer) => void writer.markApiPosted(run_id, api_posted_at));
       return true;
     }
@@ -684,18 +708,13 @@ export class TelemetryClient implements AsyncDisposable {
 /** The log has no `created_at` and `updated_at`: a run that was read from the database must not bring them along. */
 const NO_OWN_TIMES = { created_at: null, updated_at: null };
 
-/**
- * Whether a folder exists. One that may not be looked at may be the store: another one is not to be made then.
- *
- * @param env the flag that is missing too, if any
- */
-function existsForSure(folder: string, env: string): boolean {
-  if (isGranted({ name: "read", path: folder })) return isFolder(folder);
-  const folders = candidateFolders(Deno.build.os, homeOf(readEnv, Deno.build.os));
-  const flags = [env, `--allow-read=${folders}`, `--allow-write=${folders}`].filter((flag) => flag !== "");
-  throw new TelemetryError("permission", `Deno does not let this program see whether the store is ${folder}`, {
-    hint: `name the store with the option base, or run it with ${flags.join(" ")}`,
-  });
+/** Whether a run is no longer than a line of the log may be. */
+function fitsLine(run: RunRecord): boolean {
+  try {
+    return new TextEncoder().encode(JSON.stringify(run)).length < MAX_LINE_BYTES - 100;
+  } catch {
+    return false; // longer than a string may be
+  }
 }
 
 function printWarning(message: string): void {

@@ -283,8 +283,13 @@ export class Salvage {
       try {
         this.#db.exec(`${add}${isRequired ? " NOT NULL" : ""}${byDefault}`);
       } catch {
-        this.#db.exec(add);
-        this.#leave(`column ${table}.${name}`, `${byDefault.trim()} cannot be added to a table that is there`);
+        try {
+          this.#db.exec(add);
+          this.#leave(`column ${table}.${name}`, `${byDefault.trim()} cannot be added to a table that is there`);
+        } catch (error) {
+          this.#leave(`column ${table}.${name}`, messageOf(error));
+          continue;
+        }
       }
       const declaration = new RegExp(`\\W${RegExp.escape(name)}\\W[^,]*`, "i").exec(sql)?.[0] ?? "";
       const rule = /\b(COLLATE|CHECK|UNIQUE|REFERENCES)\b/i.exec(declaration)?.[0] ??
@@ -413,9 +418,10 @@ export class Salvage {
       if (table === "agent_runs" && (typeof value("run_id") !== "string" || value("run_id") === "")) {
         throw new TelemetryError("invalid_record", "run_id is missing");
       }
-      const statement = this.#statementFor(table, columns, origin === "guess" ? "IGNORE" : "REPLACE");
-      const numbers = this.#rowidOf(table).map(() => rowid === undefined ? null : BigInt(rowid));
-      statement.run(...cells, ...numbers);
+      // A key is not to be taken from a row that has no number.
+      const number = rowid === undefined ? [] : this.#rowidOf(table);
+      const statement = this.#statementFor(table, [...columns.map(quotedName), ...number], origin);
+      statement.run(...cells, ...number.map(() => BigInt(rowid!)));
     } catch (error) {
       if (!hasCode(error, "invalid_record")) throw error;
       return this.#reject(source, table, rowid, messageOf(error.cause ?? error), cells, origin);
@@ -440,17 +446,19 @@ export class Salvage {
     return names;
   }
 
-  #statementFor(table: string, columns: string[], conflict: "IGNORE" | "REPLACE"): Statement {
-    const key = `${table} ${columns} ${conflict}`;
+  #statementFor(table: string, names: string[], origin: "sql" | "page" | "guess"): Statement {
+    const conflict = origin === "guess" ? "IGNORE" : "REPLACE";
+    const key = `${table} ${names} ${conflict}`;
     let statement = this.#statements.get(key);
     if (statement === undefined) {
-      const names = [...columns.map(quotedName), ...this.#rowidOf(table)];
-      const values = names.map(() => "?");
-      statement = this.#db.prepare(
-        table === "agent_runs"
-          ? mergeOf(columns)
-          : `INSERT OR ${conflict} INTO ${quotedName(table)} (${names}) VALUES (${values})`,
-      );
+      const insert = `INSERT OR ${conflict} INTO ${quotedName(table)} (${names}) VALUES (${names.map(() => "?")})`;
+      try {
+        statement = this.#db.prepare(table === "agent_runs" ? mergeOf(names) : insert);
+      } catch (error) {
+        if (isOfContract(table)) throw error;
+        // It lacks a column that could not be added.
+        throw new TelemetryError("invalid_record", messageOf(error), { cause: error });
+      }
       this.#statements.set(key, statement);
     }
     return statement;
@@ -481,15 +489,19 @@ function isUnreadable(error: unknown): boolean {
   return hasCode(error, "damaged", "not_a_database", "empty_database", "no_storage", "permission");
 }
 
-/** The statement that brings a run over from another database. */
+/**
+ * The statement that brings a run over from another database.
+ *
+ * @param columns their names as SQL takes them
+ */
 function mergeOf(columns: string[]): string {
-  const changed = columns.filter((column) => !["run_id", "api_posted"].includes(column)).map((column) => {
-    const [was, is] = [`agent_runs.${quotedName(column)}`, `excluded.${quotedName(column)}`];
-    if (column === "api_retry_count") return `${column}=coalesce(max(${was}, ${is}), ${was}, ${is})`;
+  const changed = columns.filter((column) => !['"run_id"', '"api_posted"'].includes(column)).map((column) => {
+    const [was, is] = [`agent_runs.${column}`, `excluded.${column}`];
+    if (column === '"api_retry_count"') return `${column}=coalesce(max(${was}, ${is}), ${was}, ${is})`;
     // Null says something too: only a mark is not taken back.
-    return column === "api_posted_at" ? `${column}=coalesce(${is}, ${was})` : `${quotedName(column)}=${is}`;
+    return column === '"api_posted_at"' ? `${column}=coalesce(${is}, ${was})` : `${column}=${is}`;
   });
-  return `INSERT INTO agent_runs (${columns.map(quotedName)}) VALUES (${columns.map(() => "?")})
+  return `INSERT INTO agent_runs (${columns}) VALUES (${columns.map(() => "?")})
     ON CONFLICT(run_id) DO UPDATE SET ${changed.join(", ") || "run_id=run_id"}
     WHERE coalesce(excluded.status, '')<>'running' OR coalesce(agent_runs.status, 'running')='running'`;
 }

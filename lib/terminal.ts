@@ -158,7 +158,7 @@ function parseFlags(command: Command): Terminal["flags"] {
       allowPositionals: false,
       tokens: true,
     });
-    const given = tokens.flatMap((token) => token.kind === "option" ? [token.name] : []);
+    const given = tokens.flatMap((token) => token.kind === "option" && token.value !== undefined ? [token.name] : []);
     const twice = given.find((name, i) => given.indexOf(name) < i);
     if (twice !== undefined) throw new Error(`--${twice} is given twice`);
     const { base } = values;
@@ -312,7 +312,8 @@ function requireAccess({ choice, base, raw, db }: Layout, { reads, writes }: Use
     : [base, db, raw];
   const written = writes === undefined ? [] : [folderOf(writes)];
   const read = reads === undefined ? [] : [folderOf(reads)];
-  const refused = firstRefused([...folders, ...written]) ?? read.find((path) => !isGranted({ name: "read", path }));
+  const refused = firstRefused([...folders, ...written]) ??
+    (reads === undefined || isGranted({ name: "read", path: reads }) ? undefined : read[0]);
   if (refused === undefined) return;
   const isOuter = (path: string) => !path.startsWith(pathIn(base, "x").slice(0, -1));
   const outer = choice.source === "default"

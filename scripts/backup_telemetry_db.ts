@@ -3,7 +3,7 @@
  * Takes a fully checked backup of the database and keeps those of the last days; or restores one.
  * @module
  */
-import { backupNamed, backupPath, examineBackup, restoreBackup } from "../lib/backup.ts";
+import { backupNamed, backupPath, examineBackup, refuseLive, restoreBackup } from "../lib/backup.ts";
 import { listAsTable, takeAndKeep } from "../lib/backup_report.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
@@ -44,6 +44,7 @@ if (import.meta.main) {
 }
 
 async function restore(terminal: Terminal, layout: Layout, path: string): Promise<Result> {
+  refuseLive(layout.database, path);
   const { runs } = examineBackup({ path });
   const question = `Replace ${layout.database} (a copy is kept) by ${path}, which has ${runs} runs?`;
   const isWanted = terminal.flags["yes"] ? true : terminal.confirm(question);

@@ -4,7 +4,7 @@
  * @module
  */
 import { backupNamed, backupPath, examineBackup, newestBackup } from "../lib/backup.ts";
-import { TelemetryError } from "../lib/errors.ts";
+import { hasCode, TelemetryError } from "../lib/errors.ts";
 import { checkHealth, type Health } from "../lib/health.ts";
 import type { Layout } from "../lib/layout.ts";
 import { SCHEMA_VERSION } from "../lib/records.ts";
@@ -37,7 +37,7 @@ if (import.meta.main) {
     }
     const layout = terminal.locate({ reads: backupPath(flags["with-backup"]) });
     const checkOnly = flags["check-only"] === true;
-    const health = await checkHealth(layout, { compare: !flags["force"], mayUndo: !checkOnly });
+    const health = checkOnly ? await checkHealth(layout, { compare: true }) : await look(terminal, layout);
     tellHealth(terminal, layout, health);
     if (checkOnly) {
       terminal.exitCode = health.healthy ? 0 : 1;
@@ -51,6 +51,19 @@ if (import.meta.main) {
     }
     return await recover(terminal, layout);
   });
+}
+
+/** Looks at the database, and at the log too, where that can be done: without it, a database may be healthy as well. */
+async function look(terminal: Terminal, layout: Layout): Promise<Health> {
+  const compare = !terminal.flags["force"];
+  try {
+    return await checkHealth(layout, { compare, mayUndo: true });
+  } catch (error) {
+    if (!compare || !hasCode(error, "permission", "in_the_way", "io")) throw error;
+    const health = await checkHealth(layout, { mayUndo: true });
+    terminal.warn(error.message);
+    return health;
+  }
 }
 
 function tellHealth(terminal: Terminal, { database }: Layout, health: Health): void {
@@ -93,7 +106,7 @@ async function recover(terminal: Terminal, layout: Layout): Promise<Result> {
     return { recovered: false };
   }
   tellRecovery(terminal, recovery);
-  if (recovery.files === 0 && recovery.sources.length === 0) {
+  if (recovery.files === 0 && recovery.sources.length === 0 && recovery.kept === null) {
     terminal.warn(`there is no log in ${layout.raw}, and no database: nothing came back. Is this the right store?`);
     terminal.exitCode = 1;
   } else if (recovery.files === 0) {

@@ -217,25 +217,21 @@ Deno.test("whatever a program without types gives, nothing throws and what can b
   assert.equal(stage.lines().length, 5);
 });
 
-Deno.test("a run that is too long for the log is recorded with its long texts cut", async () => {
+Deno.test("of a run that is too long for the log, the log gets less of its texts, the database all", async () => {
   await using stage = new Stage();
   const { client } = stage;
+  const long = "é🚀".repeat(2 ** 22);
   const id = await client.startRun("tester", "job", { input_summary: "x".repeat(2 ** 21) });
-  await client.endRun(id, {
-    output_summary: "é🚀".repeat(2 ** 22),
-    metrics_json: { text: "y".repeat(2 ** 24) },
-    product: "p",
-  });
-  const [start, end] = stage.lines();
-  assert.equal(String(start!["input_summary"]).length, 2 ** 21, "what fits stays");
-  assert.deepEqual([end!["status"], end!["product"], end!["metrics_json"]], ["success", "p", null]);
-  assert.equal(String(end!["output_summary"]).length, 2 ** 20);
-  assert.deepEqual(stage.rows().map((row) => [row["status"], String(row["output_summary"]).length]), [[
-    "success",
-    2 ** 20,
-  ]]);
+  await client.endRun(id, { output_summary: long, metrics_json: { text: "y".repeat(2 ** 24) }, product: "p" });
+  const lines = stage.lines();
+  assert.equal(String(lines[0]!["input_summary"]).length, 2 ** 21, "what fits stays");
+  assert.deepEqual([lines[1]!["status"], lines[1]!["product"]], ["success", "p"]);
+  assert.equal(JSON.parse(String(lines[1]!["metrics_json"])).text.length, 2 ** 24, "what still fits stays too");
+  assert.equal(String(lines[1]!["output_summary"]).length, 100_000);
+  const rows = stage.rows("SELECT status, length(output_summary) AS length FROM agent_runs ORDER BY rowid");
+  assert.deepEqual(rows.map((row) => Object.values(row)), [["success", 2 * 2 ** 22]]);
   assert.equal(stage.warnings.length, 1);
-  assert.match(stage.warnings[0]!, /too long for the log: .*output_summary.* is cut/);
+  assert.match(stage.warnings[0]!, /too long for the log, which gets less of input_summary,output_summary;/);
 });
 
 Deno.test("missing folders are made, with one warning", async () => {
@@ -599,6 +595,10 @@ testWith(["noDefaultStore"], "a store that may not be looked at is not replaced 
   assert.equal(linesOf(layoutOf(store)).length, 0);
   assert.equal((await agent(folder, code, ["--allow-env", ...flags.slice(1)], { HOME: home })).stderr, "");
   assert.equal(linesOf(layoutOf(store)).length, 2);
+  // One that may be used, and is there, is better than none.
+  const narrow = ["--allow-env", `--allow-read=${store}`, `--allow-write=${store}`];
+  assert.match((await agent(folder, code, narrow, { HOME: home })).stderr, /is taken for the telemetry store, though/);
+  assert.equal(linesOf(layoutOf(store)).length, 4);
 });
 
 Deno.test("a burst of runs is in the database whole, without a close()", async () => {

@@ -829,3 +829,20 @@ Deno.test("a column whose type is no word comes back", async () => {
   await store.recover();
   assert.deepEqual(store.rows("SELECT odd, money FROM agent_runs"), [["o", 2]]);
 });
+
+Deno.test("rows of people without numbers do not get new keys, and a column that cannot be added stops nothing", async () => {
+  using store = new Store(`${schemaSql()}${insertOf("x")}CREATE TABLE t (id INTEGER PRIMARY KEY, x TEXT) WITHOUT ROWID;
+    INSERT INTO t VALUES (5, 'b'), (9, 'c'); CREATE TABLE s (a INT, b JSON); INSERT INTO s VALUES (1, '{}');`);
+  const backup = `${store.layout.base}/backup.sqlite`;
+  const db = new DatabaseSync(backup);
+  db.exec(`${schemaSql()}CREATE TABLE t (id INTEGER PRIMARY KEY, x TEXT); INSERT INTO t VALUES (5, 'a');
+    CREATE TABLE s (a INT) STRICT; INSERT INTO s VALUES (7);`);
+  db.close();
+  for (const damage of ["none", "page"] as const) {
+    store.change(DAMAGES[damage]);
+    const { not_brought } = await store.recover({ backup });
+    assert.deepEqual(store.rows("SELECT id, x FROM t ORDER BY id"), [[5, "b"], [9, "c"]]);
+    if (damage === "none") assert.match(not_brought.join(), /column s\.b: .*unknown datatype/);
+    assert.deepEqual(store.values("SELECT run_id FROM agent_runs"), ["x"]);
+  }
+});
