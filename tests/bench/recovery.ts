@@ -110,6 +110,8 @@ async function makeEmpty(path: string): Promise<void> {
   await Deno.remove(path).catch(() => {});
   const base = `${path}.base`;
   Deno.mkdirSync(`${base}/raw`, { recursive: true });
+  // Without any log, nothing coming back would be a failure.
+  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, "");
   const { code, stderr } = await runScript("recover_database", base, ["--quiet"]);
   if (code !== 0) throw new Error(stderr);
   Deno.renameSync(`${base}/db/telemetry.sqlite`, path);
