@@ -220,7 +220,7 @@ export class Salvage {
     for (const { type, name, table, sql } of source.objects) {
       if (name.startsWith("sqlite_") || sql === null) continue;
       const owner = virtual.find((virtualTable) =>
-        name === virtualTable || name === `${virtualTable}${SHADOW.exec(name)?.[0]}`
+        name === virtualTable || SHADOW.test(name) && name.replace(SHADOW, "") === virtualTable
       );
       if (owner !== undefined && !isOfContract(name)) {
         this.#leave(`table ${name}`, `it is of the virtual table ${owner}, which is to be made anew`);
@@ -420,7 +420,7 @@ export class Salvage {
       }
       // A key is not to be taken from a row that has no number.
       const number = rowid === undefined ? [] : this.#rowidOf(table);
-      const statement = this.#statementFor(table, [...columns.map(quotedName), ...number], origin);
+      const statement = this.#statementFor(table, columns, number, origin);
       statement.run(...cells, ...number.map(() => BigInt(rowid!)));
     } catch (error) {
       if (!hasCode(error, "invalid_record")) throw error;
@@ -446,11 +446,12 @@ export class Salvage {
     return names;
   }
 
-  #statementFor(table: string, names: string[], origin: "sql" | "page" | "guess"): Statement {
+  #statementFor(table: string, columns: string[], number: string[], origin: "sql" | "page" | "guess"): Statement {
     const conflict = origin === "guess" ? "IGNORE" : "REPLACE";
-    const key = `${table} ${names} ${conflict}`;
+    const key = `${table} ${columns} ${number} ${conflict}`;
     let statement = this.#statements.get(key);
     if (statement === undefined) {
+      const names = [...columns.map(quotedName), ...number];
       const insert = `INSERT OR ${conflict} INTO ${quotedName(table)} (${names}) VALUES (${names.map(() => "?")})`;
       try {
         statement = this.#db.prepare(table === "agent_runs" ? mergeOf(names) : insert);
@@ -607,7 +608,9 @@ function isText(cell: SqlValue): cell is string {
 /** How the contract declares a column; undefined where it knows of none. */
 function declarationOf(table: string, column: string): string | undefined {
   if (!isOfContract(table)) return undefined;
-  return column === "custom_metadata" ? "TEXT" : columnsOf(table as TableName)[column];
+  const columns = columnsOf(table as TableName);
+  // Not what every object has, such as `constructor`: people may call a column so.
+  return column === "custom_metadata" ? "TEXT" : Object.hasOwn(columns, column) ? columns[column] : undefined;
 }
 
 /** The name of a column; SQLite minds no capitals, and the contract's have none. */

@@ -44,10 +44,7 @@ if (import.meta.main) {
 }
 
 async function restore(terminal: Terminal, layout: Layout, path: string): Promise<Result> {
-  refuseLive(layout.database, path);
-  const { runs } = examineBackup({ path });
-  const question = `Replace ${layout.database} (a copy is kept) by ${path}, which has ${runs} runs?`;
-  const isWanted = terminal.flags["yes"] ? true : terminal.confirm(question);
+  const isWanted = terminal.flags["yes"] ? true : ask(terminal, layout, path);
   if (isWanted === undefined) {
     throw new TelemetryError("usage", "--restore asks first, and here nobody can answer: nothing was restored", {
       hint: "say --yes",
@@ -100,6 +97,13 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
     terminal.warn(`${refusedThere} runs of the replaced database ${refusal}: they are in ${restored.kept}`);
   }
   return { path, ...restored, newer_in_log: newer, replayed, refused: refused + refusedThere };
+}
+
+/** Asks whether to go on, once it is plain that there is a backup; undefined where nobody can answer. */
+function ask(terminal: Terminal, { database }: Layout, path: string): boolean | undefined {
+  refuseLive(database, path);
+  const { runs } = examineBackup({ path });
+  return terminal.confirm(`Replace ${database} (a copy is kept) by ${path}, which has ${runs} runs?`);
 }
 
 /** Keeps what only the present database has, as far as it can be read; that it is locked is no reason to lose it. */

@@ -821,13 +821,16 @@ Deno.test("a column of people that is called rowid is not taken for the number o
   assert.deepEqual(runs_from, { log: 1, log_and_salvaged: 2, salvaged: 1 });
 });
 
-Deno.test("a column whose type is no word comes back", async () => {
+Deno.test("columns whose type is no word, or whose name every object has, come back", async () => {
   using store = new Store(
     `${schemaSql()}ALTER TABLE agent_runs ADD COLUMN odd "a;b"; ALTER TABLE agent_runs ADD COLUMN money DECIMAL(10, 2);
-    ${insertOf("x", { odd: "o", money: 2 })}`,
+    ALTER TABLE agent_runs ADD COLUMN constructor TEXT; ${insertOf("x", { odd: "o", money: 2, constructor: "c" })}`,
   );
-  await store.recover();
-  assert.deepEqual(store.rows("SELECT odd, money FROM agent_runs"), [["o", 2]]);
+  for (const damage of ["none", "page"] as const) {
+    store.change(DAMAGES[damage]);
+    await store.recover();
+    assert.deepEqual(store.rows("SELECT odd, money, constructor FROM agent_runs"), [["o", 2, "c"]]);
+  }
 });
 
 Deno.test("rows of people without numbers do not get new keys, and a column that cannot be added stops nothing", async () => {
