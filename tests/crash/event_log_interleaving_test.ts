@@ -2,11 +2,11 @@ import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
 import { type Layout, layoutOf } from "../../lib/layout.ts";
 import { logFiles, scan } from "../../lib/log_scanner.ts";
-import { interpreter, run, TempFolder, testWith } from "../fixtures.ts";
+import { interpreter, rounds, run, TempFolder, testWith } from "../fixtures.ts";
 import { type Orders, recordOf } from "./append_driver.ts";
 
 const DRIVER = fileURLToPath(new URL("./append_driver.ts", import.meta.url));
-const COUNT = 2_000;
+const COUNT = rounds(500, 2_000);
 
 /** The plain way to append durably, as the older agents have it. */
 const PYTHON_WRITER = `

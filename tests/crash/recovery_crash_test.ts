@@ -4,7 +4,7 @@ import { createHash } from "node:crypto";
 import { checkHealth } from "../../lib/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { recoverDatabase, tidyUp } from "../../lib/recovery.ts";
-import { command, ROOT, run, scriptArgs, TempFolder, testWith } from "../fixtures.ts";
+import { command, ROOT, rounds, run, scriptArgs, TempFolder, testWith } from "../fixtures.ts";
 import { LATE, type Phase, PHASES } from "./recovery_driver.ts";
 import {
   contentOf,
@@ -155,7 +155,8 @@ function callsToDieAt(calls: Phase[], count: number): number[] {
 
 testWith(["unix"], "killed before one of its calls: run again, it is as if never killed", async (t) => {
   using temp = new TempFolder(FAST_FOLDER);
-  const PER_STATE = 24;
+  // At least one for each phase that a state comes by.
+  const PER_STATE = rounds(PHASES.length - 1, 24);
   const hits = new Map<string, number>();
   const problems: string[] = [];
   const plans: (Expected & { original: string; at: number[] })[] = [];
@@ -234,7 +235,7 @@ testWith(["unix"], "killed again and again at one place: copies do not pile up, 
 testWith(["unix"], "the script killed at any moment, with a larger log: run again, as if never killed", async (t) => {
   // Scripts with their own permissions get at nothing below /dev.
   using temp = new TempFolder();
-  const KILLS = 28;
+  const KILLS = rounds(8, 28);
   const random = randomFrom(SEED);
   const problems: string[] = [];
   const hits = { before: 0, "keeping the copy": 0, building: 0, "in place": 0 };
@@ -254,10 +255,10 @@ testWith(["unix"], "the script killed at any moment, with a larger log: run agai
       return { ...expected, original, durationMs: performance.now() - start };
     }),
   );
-  let [killed, rounds] = [0, 0];
-  await inParallel(3 * KILLS, async (i) => {
-    if (killed >= KILLS) return;
-    rounds++;
+  let [killed, tries] = [0, 0];
+  await inParallel(84, async (i) => {
+    if (killed >= KILLS && hits.building > 0) return;
+    tries++;
     const plan = plans[i % plans.length]!;
     const base = `${temp.path}/killed ${i}`;
     copyStore(plan.original, base);
@@ -293,7 +294,7 @@ testWith(["unix"], "the script killed at any moment, with a larger log: run agai
     }
     Deno.removeSync(base, { recursive: true });
   });
-  await t.step(`TEST_SEED=${SEED}: killed ${killed} times in ${rounds} rounds: ${JSON.stringify(hits)}`, () => {
+  await t.step(`TEST_SEED=${SEED}: killed ${killed} times in ${tries} rounds: ${JSON.stringify(hits)}`, () => {
     assert.ok(killed >= KILLS);
     assert.ok(hits.building > 0);
   });

@@ -5,6 +5,7 @@ import {
   command,
   makeOldDatabase,
   ROOT,
+  rounds,
   run,
   runScript,
   scriptArgs,
@@ -90,12 +91,12 @@ for (const journal of ["wal", "delete"] as const) {
       const old = await dump(original);
       assert.notEqual(old, finished);
 
-      const KILLS = 12;
+      const KILLS = rounds(4, 12);
       const phases = { "before the copy": 0, "copying": 0, "copied": 0, "upgraded": 0, "done": 0 };
       const killed = () => phases["before the copy"] + phases.copying + phases.copied + phases.upgraded;
       const reached = () => phases.copying > 0 && phases.copied + phases.upgraded > 0;
       for (let i = 0; killed() < KILLS || !reached(); i++) {
-        assert.ok(i < 20 * KILLS, `the phases were not reached: ${JSON.stringify(phases)}`);
+        assert.ok(i < 240, `the phases were not reached: ${JSON.stringify(phases)}`);
         const { base, file } = newStore(`killed_${i}`);
         const process = command(Deno.execPath(), scriptArgs("setup_database", base)).spawn();
         // Every third is aimed at the short time after the copy has its name; the others hit wherever they hit.
