@@ -96,6 +96,59 @@ function canMount(): boolean {
   return mounted && runs("umount", temp.path);
 }
 
+/** A small file system of its own (root only), gone at the end of its block. Tests that need it say `mount`. */
+export class SmallDisk implements Disposable {
+  readonly #temp = new TempFolder();
+  /** Where it is. */
+  readonly path: string;
+  readonly #filler: string;
+
+  /**
+   * @param size as `mount` takes it, as `8m`
+   * @param path a folder to mount it at; one of its own without
+   */
+  constructor(size: string, path?: string) {
+    this.path = path ?? this.#temp.path;
+    this.#filler = `${this.path}/filler`;
+    Deno.mkdirSync(this.path, { recursive: true });
+    if (runs("mount", "-t", "tmpfs", "-o", `size=${size}`, "tmpfs", this.path)) return;
+    this.#temp[Symbol.dispose]();
+    throw new Error(`cannot mount at ${this.path}`);
+  }
+
+  /** Fills it up, but for so many bytes, in whole pages. */
+  fill(free = 0): void {
+    using file = Deno.openSync(this.#filler, { write: true, create: true, append: true });
+    const page = new Uint8Array(4096);
+    try {
+      while (file.writeSync(page) > 0) { /* until it is full */ }
+    } catch (error) {
+      if ((error as { code?: string }).code !== "ENOSPC") throw error;
+    }
+    const size = file.statSync().size - Math.round(free / page.length) * page.length;
+    file.truncateSync(Math.max(0, size));
+  }
+
+  /** Frees what {@linkcode fill} took, and sees that there is room: the kernel may count the pages a moment longer. */
+  free(): void {
+    const { size } = Deno.statSync(this.#filler);
+    Deno.removeSync(this.#filler);
+    for (let tries = 0;; tries++) {
+      try {
+        Deno.writeFileSync(this.#filler, new Uint8Array(size));
+        return Deno.removeSync(this.#filler);
+      } catch (error) {
+        if (tries > 1000) throw error;
+      }
+    }
+  }
+
+  [Symbol.dispose](): void {
+    if (!runs("umount", this.path)) throw new Error(`cannot unmount ${this.path}`);
+    this.#temp[Symbol.dispose]();
+  }
+}
+
 /** Whether something is at a path. */
 export function isThere(path: string): boolean {
   try {
@@ -110,7 +163,7 @@ export function isThere(path: string): boolean {
  * How often a test tries what depends on chance: `few` times in `deno task test`, `all` in `deno task test:crash`, which
  * CI runs too.
  */
-export function rounds(few: number, all: number): number {
+export function rounds<T>(few: T, all: T): T {
   return Deno.env.get("TEST_ROUNDS") === "all" ? all : few;
 }
 

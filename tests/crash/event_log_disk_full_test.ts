@@ -4,64 +4,37 @@ import { EventLog } from "../../lib/event_log.ts";
 import { fileName, type Layout, layoutOf } from "../../lib/layout.ts";
 import { logFiles, scan } from "../../lib/log_scanner.ts";
 import type { LogRecord } from "../../lib/records.ts";
-import { run, TempFolder, testWith } from "../fixtures.ts";
+import { run, SmallDisk, TempFolder, testWith } from "../fixtures.ts";
 
 const DAY = new Date("2025-12-10T12:00:00Z");
 const PAGE = 4096;
 
 /** A `{base}` on a disk of 256 KiB, on a day that does not end. */
-class SmallDisk implements AsyncDisposable {
-  readonly #folder: TempFolder;
-  readonly #filler: string;
+class FullStore implements Disposable {
+  readonly #disk = new SmallDisk("256k");
   readonly #realNow = Date.now;
-  readonly layout: Layout;
-  readonly path: string;
-  readonly log: EventLog;
+  readonly layout: Layout = layoutOf(this.#disk.path);
+  readonly path = `${this.layout.raw}/${fileName("log", DAY)}`;
+  readonly log = new EventLog(this.layout);
 
-  constructor(folder: TempFolder) {
-    this.#folder = folder;
-    this.#filler = `${folder.path}/filler`;
-    this.layout = layoutOf(folder.path);
-    this.path = `${this.layout.raw}/${fileName("log", DAY)}`;
-    this.log = new EventLog(this.layout);
+  constructor() {
     Deno.mkdirSync(this.layout.raw);
     Date.now = () => DAY.getTime();
   }
 
-  static async mounted(): Promise<SmallDisk> {
-    const folder = new TempFolder();
-    const { code, stderr } = await run("mount", ["-t", "tmpfs", "-o", "size=256k", "tmpfs", folder.path]);
-    if (code !== 0) folder[Symbol.dispose]();
-    assert.equal(code, 0, stderr);
-    return new SmallDisk(folder);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
+  [Symbol.dispose](): void {
     Date.now = this.#realNow;
-    const { code, stderr } = await run("umount", [this.#folder.path]);
-    assert.equal(code, 0, stderr);
-    this.#folder[Symbol.dispose]();
+    this.#disk[Symbol.dispose]();
   }
 
   /** Leaves no page free. The rest of a page that a file has already begun can still be written. */
   fill(): void {
-    using file = Deno.openSync(this.#filler, { append: true, create: true });
-    assert.throws(() => {
-      for (;;) file.writeSync(new Uint8Array(PAGE));
-    }, { code: "ENOSPC" });
+    this.#disk.fill();
   }
 
-  /** Makes room, and sees that there is some: the kernel may count the pages of a removed file a moment longer. */
+  /** Makes room. */
   free(): void {
-    Deno.removeSync(this.#filler);
-    for (let tries = 0;; tries++) {
-      try {
-        Deno.writeFileSync(this.#filler, new Uint8Array(16 * PAGE));
-        return Deno.removeSync(this.#filler);
-      } catch (error) {
-        if (tries > 1000) throw error;
-      }
-    }
+    this.#disk.free();
   }
 
   get text(): string {
@@ -100,7 +73,7 @@ for (
   ] as const
 ) {
   testWith(["mount"], `disk full after ${name}: nothing changes until there is space again`, async () => {
-    await using disk = await SmallDisk.mounted();
+    using disk = new FullStore();
     if (before !== "") Deno.writeTextFileSync(disk.path, before);
     disk.fill();
     await rejectsAsFull(disk.log.append(event(3, 2 * PAGE)));
@@ -116,7 +89,7 @@ for (
 }
 
 testWith(["mount"], "disk full: all of a batch are rejected, none of it stays; what fits is written", async () => {
-  await using disk = await SmallDisk.mounted();
+  using disk = new FullStore();
   await disk.log.append(event(0));
   disk.fill();
   // The first ones would have fitted in what is left of the page.

@@ -157,7 +157,7 @@ function kill(process: Deno.ChildProcess): void {
 for (const count of [2, 8]) {
   Deno.test(`${count} setups at the same moment on an empty base`, async () => {
     using temp = new TempFolder();
-    for (let round = 0; round < 3; round++) {
+    for (let round = 0; round < rounds(1, 3); round++) {
       const base = `${temp.path}/store_${round}`;
       const setups = Array.from({ length: count }, () => runScript("setup_storage", base, ["--with-database"]));
       for (const { code, stderr } of await Promise.all(setups)) assert.deepEqual([code, stderr], [0, ""]);

@@ -6,7 +6,7 @@ import { exists } from "../../lib/durable_files.ts";
 import { type Layout, layoutOf } from "../../lib/layout.ts";
 import type { RunRecord } from "../../lib/records.ts";
 import { createStorage } from "../../lib/storage.ts";
-import { Holder, makeOldDatabase, type Output, ROOT, run, TempFolder, testWith } from "../fixtures.ts";
+import { Holder, makeOldDatabase, type Output, ROOT, run, SmallDisk, TempFolder, testWith } from "../fixtures.ts";
 
 interface StageOptions extends ClientOptions {
   prepare?: (layout: Layout) => void;
@@ -385,45 +385,32 @@ Deno.test("without any permission: no question, no exception, a warning, and the
   assert.match(stderr, /--allow-read=/);
 });
 
-testWith(["root"], "a full disk: no exception, one warning; after space is freed it goes on", async () => {
-  using folder = new TempFolder();
-  const mount = `${folder.path}/disk`;
-  Deno.mkdirSync(mount);
-  const mounted = await run("mount", ["-t", "tmpfs", "-o", "size=512k", "tmpfs", mount]);
-  if (mounted.code !== 0) return console.log(`  skipped: no tmpfs can be mounted here (${mounted.stderr.trim()})`);
-  try {
-    const layout = layoutOf(`${mount}/base`);
-    setUp(layout);
-    const warnings: string[] = [];
-    await using client = new TelemetryClient({
-      base: layout.base,
-      onWarning: (message) => void warnings.push(message),
-    });
-    await client.trackRun("tester", "before", () => {});
-    const filler = `${mount}/filler`;
-    try {
-      const file = Deno.openSync(filler, { write: true, create: true });
-      using _file = file;
-      for (;;) if (file.writeSync(new Uint8Array(512)) === 0) break;
-    } catch { /* full */ }
-    const big = "x".repeat(5000);
-    for (let i = 0; i < 5; i++) await client.trackRun("tester", "full", { input_summary: big }, () => {});
-    const failures = (await client.getStats()).failures;
-    assert.ok(failures["log:disk_full"]! >= 5, JSON.stringify(failures));
-    assert.equal(warnings.filter((warning) => warning.includes("No space left")).length, 1, warnings.join("\n"));
-    Deno.removeSync(filler);
-    await client.trackRun("tester", "after", () => {});
-    const jobs = linesOf(layout).map((line) => `${line["job_type"]} ${line["status"]}`);
-    assert.deepEqual(jobs.filter((job) => !job.startsWith("full")), [
-      "before running",
-      "before success",
-      "after running",
-      "after success",
-    ]);
-    await client.close();
-  } finally {
-    assert.equal((await run("umount", [mount])).code, 0);
-  }
+testWith(["mount"], "a full disk: no exception, one warning; after space is freed it goes on", async () => {
+  using disk = new SmallDisk("512k");
+  const layout = layoutOf(`${disk.path}/base`);
+  setUp(layout);
+  const warnings: string[] = [];
+  await using client = new TelemetryClient({
+    base: layout.base,
+    onWarning: (message) => void warnings.push(message),
+  });
+  await client.trackRun("tester", "before", () => {});
+  disk.fill();
+  const big = "x".repeat(5000);
+  for (let i = 0; i < 5; i++) await client.trackRun("tester", "full", { input_summary: big }, () => {});
+  const failures = (await client.getStats()).failures;
+  assert.ok(failures["log:disk_full"]! >= 5, JSON.stringify(failures));
+  assert.equal(warnings.filter((warning) => warning.includes("No space left")).length, 1, warnings.join("\n"));
+  disk.free();
+  await client.trackRun("tester", "after", () => {});
+  const jobs = linesOf(layout).map((line) => `${line["job_type"]} ${line["status"]}`);
+  assert.deepEqual(jobs.filter((job) => !job.startsWith("full")), [
+    "before running",
+    "before success",
+    "after running",
+    "after success",
+  ]);
+  await client.close();
 });
 
 Deno.test("the API: marks and counts in the database, the mark in the log, and endRun does not wait", async () => {

@@ -4,6 +4,7 @@ import { DatabaseSync } from "node:sqlite";
 import { findOutdated, listBackups, removeBackups, takeBackup } from "../../lib/backup.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { schemaSql } from "../../lib/schema.ts";
+import { wholeNumber } from "../../lib/terminal.ts";
 import {
   command,
   Holder,
@@ -16,6 +17,7 @@ import {
   run,
   runScript,
   scriptArgs,
+  SmallDisk,
   TempFolder,
   testWith,
   treeOf,
@@ -76,6 +78,9 @@ function valueIn(file: string, sql: string): unknown {
   }
 }
 
+/** The flags by which a script keeps one, or those of a day. */
+const ruleOf = (script: Script) => script === "backup_database" ? ["--keep", "1"] : ["--keep-days", "1"];
+
 /** Waits until the names of files say a later time. */
 const nextSecond = () => new Promise((resolve) => setTimeout(resolve, 1000 - Date.now() % 1000));
 
@@ -127,11 +132,11 @@ print(json.dumps({"rows": n, "longest_ms": longest * 1000}))
 
 testWith(["python", "sqlite3"], "ten backups beside a writer that commits without pause", async (t) => {
   using temp = new TempFolder();
-  const { base, file } = newStore(temp, 20_000);
+  const { base, file } = newStore(temp, 5000);
   {
     // So large that it is copied in several steps where somebody watches.
     using db = new DatabaseSync(file);
-    db.exec("PRAGMA synchronous=OFF; CREATE TABLE padding AS SELECT zeroblob(40000000)");
+    db.exec("PRAGMA synchronous=OFF; CREATE TABLE padding AS SELECT zeroblob(15000000)");
   }
   const stop = `${temp.path}/stop`;
   const writer = command(interpreter(), ["-c", WRITER, file, stop]).spawn();
@@ -153,7 +158,7 @@ testWith(["python", "sqlite3"], "ten backups beside a writer that commits withou
           " WHERE agent_name='writer'; SELECT count(*) FROM agent_runs WHERE agent_name='seed'",
       )).split("\n");
       assert.equal(check, "ok");
-      assert.equal(seeds, "20000");
+      assert.equal(seeds, "5000");
       const [rows, first, end] = prefix!.split("|").map(Number);
       assert.deepEqual([first, end], [0, rows], "a gap");
       assert.ok(
@@ -229,62 +234,57 @@ for (const script of SCRIPTS) {
 testWith(["mount"], "a full disk at any level: an error, everything as before; fine once there is space", async () => {
   using temp = new TempFolder();
   for (const script of SCRIPTS) {
-    const disk = `${temp.path}/${script}`;
-    Deno.mkdirSync(disk);
-    assert.equal((await run("mount", ["-t", "tmpfs", "-o", "size=12m", "tmpfs", disk])).code, 0);
-    try {
-      const original = `${temp.path}/${script}.sqlite`;
-      makeDatabase(original, 4000);
-      const size = Deno.statSync(original).size;
-      const base = `${disk}/store`;
-      for (const folder of ["db", "backups"]) Deno.mkdirSync(`${base}/${folder}`, { recursive: true });
-      Deno.copyFileSync(original, `${base}/db/telemetry.sqlite`);
-      put(`${base}/backups`, original, [
-        script === "backup_database" ? "telemetry.backup.20200101.sqlite" : "telemetry_backup_20200101_000000.sqlite",
-      ]);
-      const rule = script === "backup_database" ? ["--keep", "1"] : ["--keep-days", "1"];
-      const before = treeOf(base);
-      const codes: number[] = [];
-      const page = 4096;
-      const levels = [
-        0,
-        page,
-        8 * page,
-        12 * page,
-        size / 2,
-        size - page,
-        size,
-        size + page,
-        size + 8 * page,
-        size + 9 * page,
-      ];
-      for (const free of levels) {
-        fillDisk(`${disk}/filler`, Math.round(free / page) * page);
-        const { code, stdout, stderr } = await runScript(script, base, ["--json", ...rule]);
-        Deno.removeSync(`${disk}/filler`);
-        codes.push(code);
-        if (code === 0) {
-          // Enough for the last levels: put back what was there.
-          assert.ok(free >= size, `with ${free} free`);
-          Deno.removeSync(JSON.parse(stdout).path);
-          put(`${base}/backups`, original, [Object.keys(before).find((path) => path.startsWith("backups/"))!.slice(8)]);
-          assert.deepEqual(treeOf(base), before);
-          continue;
-        }
-        const { error } = JSON.parse(stdout);
-        assert.equal(error.code, "disk_full", `with ${free} of ${size} free: ${stderr}`);
-        assert.match(error.hint, /free some space/);
-        assert.equal(stderr.trimEnd().split("\n").length, 2, stderr);
-        removeEmptySidecars(`${base}/db/telemetry.sqlite`);
-        assert.deepEqual(treeOf(base), before, `with ${free} free`);
+    using disk = new SmallDisk("12m");
+    const original = `${temp.path}/${script}.sqlite`;
+    makeDatabase(original, 4000);
+    const size = Deno.statSync(original).size;
+    const base = `${disk.path}/store`;
+    for (const folder of ["db", "backups"]) Deno.mkdirSync(`${base}/${folder}`, { recursive: true });
+    Deno.copyFileSync(original, `${base}/db/telemetry.sqlite`);
+    put(`${base}/backups`, original, [
+      script === "backup_database" ? "telemetry.backup.20200101.sqlite" : "telemetry_backup_20200101_000000.sqlite",
+    ]);
+    const before = treeOf(base);
+    const codes: number[] = [];
+    const page = 4096;
+    const levels = [
+      0,
+      page,
+      8 * page,
+      12 * page,
+      size / 2,
+      size - page,
+      size,
+      size + page,
+      size + 8 * page,
+      size + 9 * page,
+    ];
+    // Both take it in the same way.
+    const tried = script === "backup_database" ? levels : levels.filter((_, i) => i % 3 === 0);
+    for (const free of tried) {
+      disk.fill(free);
+      const { code, stdout, stderr } = await runScript(script, base, ["--json", ...ruleOf(script)]);
+      disk.free();
+      codes.push(code);
+      if (code === 0) {
+        // Enough for the last levels: put back what was there.
+        assert.ok(free >= size, `with ${free} free`);
+        Deno.removeSync(JSON.parse(stdout).path);
+        put(`${base}/backups`, original, [Object.keys(before).find((path) => path.startsWith("backups/"))!.slice(8)]);
+        assert.deepEqual(treeOf(base), before);
+        continue;
       }
-      assert.ok(codes.filter((code) => code === 1).length >= 6);
-      const { path } = await backup(script, base, ...rule);
-      assert.equal(valueIn(String(path), "PRAGMA integrity_check"), "ok");
-      assert.equal(names(`${base}/backups`).length, 1);
-    } finally {
-      assert.equal((await run("umount", [disk])).code, 0);
+      const { error } = JSON.parse(stdout);
+      assert.equal(error.code, "disk_full", `with ${free} of ${size} free: ${stderr}`);
+      assert.match(error.hint, /free some space/);
+      assert.equal(stderr.trimEnd().split("\n").length, 2, stderr);
+      removeEmptySidecars(`${base}/db/telemetry.sqlite`);
+      assert.deepEqual(treeOf(base), before, `with ${free} free`);
     }
+    assert.ok(codes.filter((code) => code === 1).length * 2 >= tried.length, String(codes));
+    const { path } = await backup(script, base, ...ruleOf(script));
+    assert.equal(valueIn(String(path), "PRAGMA integrity_check"), "ok");
+    assert.equal(names(`${base}/backups`).length, 1);
   }
 });
 
@@ -299,19 +299,6 @@ function removeEmptySidecars(file: string): void {
       if (!(error instanceof Deno.errors.NotFound)) throw error;
     }
   }
-}
-
-/** Leaves so many bytes of a disk free. */
-function fillDisk(path: string, free: number): void {
-  using file = Deno.openSync(path, { write: true, create: true });
-  const page = new Uint8Array(4096);
-  let size = 0;
-  try {
-    for (;;) size += file.writeSync(page);
-  } catch (error) {
-    assert.equal((error as { code?: string }).code, "ENOSPC");
-  }
-  file.truncateSync(Math.max(0, size - free));
 }
 
 // Sources that are no good
@@ -396,30 +383,29 @@ const BAD: Record<string, { make: (file: string) => void; what: RegExp; hint: Re
   },
 };
 
-for (const script of SCRIPTS) {
-  Deno.test(`${script}: a bad source makes no backup and removes none`, async (t) => {
-    using temp = new TempFolder();
-    const good = `${temp.path}/good.sqlite`;
-    makeDatabase(good, 1000);
-    for (const [bad, { make, what, hint }] of Object.entries(BAD)) {
-      await t.step(bad, async () => {
-        const { base, file, backups } = newStore(temp, 1000, bad.replaceAll(" ", "_"));
-        put(backups, good, ["telemetry.backup.20200101.sqlite", "telemetry.backup.20210101.sqlite"]);
-        put(backups, good, ["telemetry_backup_20200101_000000.sqlite", "telemetry_backup_20210101_000000.sqlite"]);
-        make(file);
-        const before = treeOf(base);
-        const rule = script === "backup_database" ? ["--keep", "1"] : ["--keep-days", "1"];
-        const failed = await runScript(script, base, rule);
-        assert.deepEqual(treeOf(base), before);
-        assertFailed(failed, script, what, hint);
-        assert.ok(
-          failed.stderr.includes(file) && !failed.stderr.includes(".partial"),
-          `names the source: ${failed.stderr}`,
-        );
-      });
-    }
-  });
-}
+Deno.test("a bad source makes no backup and removes none", async (t) => {
+  using temp = new TempFolder();
+  const good = `${temp.path}/good.sqlite`;
+  makeDatabase(good, 1000);
+  for (const [i, [bad, { make, what, hint }]] of Object.entries(BAD).entries()) {
+    // Both look at the source in the same way.
+    const script = SCRIPTS[i % 2]!;
+    await t.step(`${script}: ${bad}`, async () => {
+      const { base, file, backups } = newStore(temp, 1000, bad.replaceAll(" ", "_"));
+      put(backups, good, ["telemetry.backup.20200101.sqlite", "telemetry.backup.20210101.sqlite"]);
+      put(backups, good, ["telemetry_backup_20200101_000000.sqlite", "telemetry_backup_20210101_000000.sqlite"]);
+      make(file);
+      const before = treeOf(base);
+      const failed = await runScript(script, base, ruleOf(script));
+      assert.deepEqual(treeOf(base), before);
+      assertFailed(failed, script, what, hint);
+      assert.ok(
+        failed.stderr.includes(file) && !failed.stderr.includes(".partial"),
+        `names the source: ${failed.stderr}`,
+      );
+    });
+  }
+});
 
 Deno.test("--dry-run of a bad source says that nothing would go, as the real run does", async () => {
   using temp = new TempFolder();
@@ -428,12 +414,10 @@ Deno.test("--dry-run of a bad source says that nothing would go, as the real run
     put(backups, file, ["telemetry.backup.20200101.sqlite", "telemetry_backup_20200101_000000.sqlite"]);
     BAD[bad]!.make(file);
     const before = treeOf(base);
-    for (const script of SCRIPTS) {
-      const rule = script === "backup_database" ? ["--keep", "1"] : ["--keep-days", "1"];
-      const { code, stdout } = await runScript(script, base, [...rule, "--dry-run"]);
-      assert.deepEqual([code, stdout], [1, ""], bad);
-      assert.deepEqual(treeOf(base), before, bad);
-    }
+    const script = SCRIPTS[bad.length % 2]!;
+    const { code, stdout } = await runScript(script, base, [...ruleOf(script), "--dry-run"]);
+    assert.deepEqual([code, stdout], [1, ""], bad);
+    assert.deepEqual(treeOf(base), before, bad);
   }
 });
 
@@ -477,9 +461,8 @@ testWith(
     Deno.chmodSync(file, 0o600);
     const before = treeOf(base);
     for (const script of SCRIPTS) {
-      const rule = script === "backup_database" ? ["--keep", "1"] : ["--keep-days", "1"];
       const options = { uid: NOBODY, env: { DENO_DIR: `${temp.path}/none` } };
-      const { code, stdout, stderr } = await runScript(script, base, ["--json", ...rule], options);
+      const { code, stdout, stderr } = await runScript(script, base, ["--json", ...ruleOf(script)], options);
       assert.equal(code, 1);
       assert.equal(JSON.parse(stdout).error.code, "permission", stderr);
       assert.doesNotMatch(stderr, /damaged|recover_database/);
@@ -544,9 +527,8 @@ testWith(["unix"], "a clock set back an hour: nothing replaced, nothing removed,
   for (const script of SCRIPTS) {
     for (const TZ of ["Etc/GMT-13", "Etc/GMT-12"]) { // thirteen hours ahead of UTC, then twelve
       for (let i = 0; i < 2; i++) {
-        const rule = script === "backup_database" ? ["--keep", "1"] : ["--keep-days", "1"];
         const before = treeOf(backups);
-        const { code, stdout, stderr } = await runScript(script, base, ["--json", ...rule], { env: { TZ } });
+        const { code, stdout, stderr } = await runScript(script, base, ["--json", ...ruleOf(script)], { env: { TZ } });
         assert.equal(code, 0, stderr);
         const { path, removed } = JSON.parse(stdout);
         assert.ok(!Object.hasOwn(before, path.slice(backups.length + 1)), "replaced");
@@ -737,16 +719,15 @@ Deno.test("values that are no number from 1 on are wrong usage, and nothing is d
   const { base, file, backups } = newStore(temp);
   put(backups, file, ["telemetry.backup.20200101.sqlite", "telemetry_backup_20200101_000000.sqlite"]);
   const before = treeOf(base);
+  for (const value of ["0", "x", "-1", "1.5", "", " 3", "1e3", "0x10", "+1", "99999999999999999999", "NaN", true]) {
+    assert.throws(() => wholeNumber("keep", value, 5), { code: "usage" }, `${value}`);
+  }
   for (const [script, flag] of [["backup_database", "--keep"], ["backup_telemetry_db", "--keep-days"]] as const) {
-    const wrong = ["0", "x", "-1", "1.5", "", " 3", "1e3", "0x10", "+1", "99999999999999999999", "NaN"];
-    await Promise.all(
-      wrong.flatMap((value) => [[`${flag}=${value}`], [flag, value]]).map(async (args) => {
-        const { code, stdout, stderr } = await runScript(script, base, args);
-        assert.deepEqual([code, stdout], [2, ""], `${args}: ${stderr}`);
-        assert.match(stderr, new RegExp(`^${script}: `));
-      }),
-    );
-    for (const args of [[flag], ["extra"], ["--kep", "3"]]) assert.equal((await runScript(script, base, args)).code, 2);
+    for (const args of [[`${flag}=0`], [flag, "-1"], [flag, "1.5"], [flag], ["extra"], ["--kep", "3"]]) {
+      const { code, stdout, stderr } = await runScript(script, base, args);
+      assert.deepEqual([code, stdout], [2, ""], `${args}: ${stderr}`);
+      assert.match(stderr, new RegExp(`^${script}: `));
+    }
   }
   assert.equal((await runScript("backup_database", base, ["--keep-days", "3"])).code, 2);
   assert.equal((await runScript("backup_telemetry_db", base, ["--keep", "3"])).code, 2);
@@ -1119,7 +1100,6 @@ Deno.test({
     const onTerminal = async (args = "") => {
       const { stdout, code } = await run("script", ["-qec", `${line} ${args}`, "/dev/null"]);
       assert.equal(code, 0, stdout);
-      for (const name of names(backups)) Deno.removeSync(`${backups}/${name}`);
       return stdout;
     };
     // deno-lint-ignore no-control-regex
@@ -1132,5 +1112,6 @@ Deno.test({
     assert.match(await onTerminal("--json"), /^\{"ok":true.*\}\r?\n$/);
     const { stderr, stdout } = await runScript("backup_database", base);
     assert.deepEqual([stderr, stdout.split("\n").length], ["", 2]);
+    assert.equal(names(backups).length, 4);
   },
 });

@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { gzipSync } from "node:zlib";
+import { checkHealth, type Health } from "../../lib/health.ts";
+import { layoutOf } from "../../lib/layout.ts";
 import { schemaSql } from "../../lib/schema.ts";
 import { TelemetryClient } from "../../mod.ts";
 import {
@@ -16,6 +18,7 @@ import {
   type RunOptions,
   runScript,
   SAMPLE,
+  SmallDisk,
   TempFolder,
   testWith,
   treeOf,
@@ -178,14 +181,12 @@ function withoutWarnings(stderr: string): string {
   return stderr.replaceAll(/^warning: .*\n/gm, "");
 }
 
-/** What `--check-only --json` says; it must change nothing. */
-async function checked(base: string, options: RunOptions = {}): Promise<{ code: number } & Fields> {
+/** What `--check-only` finds; it must change nothing. */
+async function checked(base: string): Promise<Health> {
   const before = treeOf(base);
-  const { code, stdout } = await recover(base, ["--check-only", "--json"], options);
+  const health = await checkHealth(layoutOf(base), { compare: true });
   assert.deepEqual(withoutShm(treeOf(base)), withoutShm(before));
-  const report = JSON.parse(stdout);
-  assert.equal(report.ok, code === 0, stdout);
-  return { code, ...report };
+  return health;
 }
 
 /** SQLite's shared memory is no content. */
@@ -487,8 +488,8 @@ Deno.test("--check-only: healthy is 0, and says what log and database have of ea
     line("log only", { status: "running" }),
     line("log only", { trigger_type: "detector" }),
   );
-  const { code, healthy, problems, missing_tables, runs } = await checked(store.base);
-  assert.deepEqual([code, healthy, problems, missing_tables], [0, true, [], []]);
+  const { healthy, problems, missing_tables, runs } = await checked(store.base);
+  assert.deepEqual([healthy, problems, missing_tables], [true, [], []]);
   assert.deepEqual(runs, {
     in_database: 5,
     only_in_database: 1,
@@ -533,12 +534,12 @@ for (const [name, [make, problem]] of Object.entries(SICK)) {
     using store = new Store();
     make(store);
     store.log("events_20251210.ndjson", line("of the log"));
-    const { code, healthy, problems } = await checked(store.base);
-    assert.deepEqual([code, healthy], [1, false]);
-    assert.match((problems as string[]).join("\n"), problem);
+    const { healthy, problems } = await checked(store.base);
+    assert.equal(healthy, false);
+    assert.match(problems.join("\n"), problem);
     await recovered(store);
     assert.ok(idsIn(store.file).includes("of the log"));
-    assert.equal((await checked(store.base)).code, 0);
+    assert.ok((await checked(store.base)).healthy);
   });
 }
 
@@ -573,8 +574,8 @@ Deno.test("--check-only with content in the WAL, and a live agent: sees it, and 
   }
   await makeWithWal(`${store.db}/other.sqlite`, undefined);
   for (const end of ["", "-wal"]) await Deno.rename(`${store.db}/other.sqlite${end}`, store.file + end);
-  const { code, runs } = await checked(store.base);
-  assert.deepEqual([code, (runs as Fields)["in_database"]], [0, 301]);
+  const { healthy, runs } = await checked(store.base);
+  assert.deepEqual([healthy, runs!.in_database], [true, 301]);
 });
 
 const HOT_JOURNAL = `
@@ -602,34 +603,29 @@ testWith(
   ["mount"],
   "a read-only file system: checked where no WAL has content, else it could not be checked",
   async () => {
-    using temp = new TempFolder();
-    const base = `${temp.path}/store`;
-    Deno.mkdirSync(base);
-    const mount = (...args: string[]) => run("mount", args);
-    assert.equal((await mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", base)).code, 0);
-    try {
-      for (const name of ["db", "raw"]) Deno.mkdirSync(`${base}/${name}`);
-      const file = `${base}/db/telemetry.sqlite`;
-      sqlite(file, schemaSql() + insertOf("in db"));
-      Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, `${line("in log")}\n`);
-      assert.equal((await mount("-o", "remount,ro", base)).code, 0);
-      const { code, runs } = await checked(base);
-      assert.deepEqual([code, runs], [0, {
-        in_database: 1,
-        only_in_database: 1,
-        only_in_log: 1,
-        older_in_database: 0,
-        unreadable_logs: [],
-      }]);
-      await assertRefused(base, ["--force"], 1, /read-only|Read-only|cannot/i);
-      assert.equal((await mount("-o", "remount,rw", base)).code, 0);
-      await makeWithWal(`${base}/db/other.sqlite`, undefined);
-      for (const end of ["", "-wal"]) Deno.renameSync(`${base}/db/other.sqlite${end}`, file + end);
-      assert.equal((await mount("-o", "remount,ro", base)).code, 0);
-      await assertRefused(base, ["--check-only"], 1, /could not be checked/);
-    } finally {
-      assert.equal((await run("umount", [base])).code, 0);
-    }
+    using disk = new SmallDisk("8m");
+    const base = disk.path;
+    const remount = async (how: "ro" | "rw") =>
+      assert.equal((await run("mount", ["-o", `remount,${how}`, base])).code, 0);
+    for (const name of ["db", "raw"]) Deno.mkdirSync(`${base}/${name}`);
+    const file = `${base}/db/telemetry.sqlite`;
+    sqlite(file, schemaSql() + insertOf("in db"));
+    Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, `${line("in log")}\n`);
+    await remount("ro");
+    const { healthy, runs } = await checked(base);
+    assert.deepEqual([healthy, runs], [true, {
+      in_database: 1,
+      only_in_database: 1,
+      only_in_log: 1,
+      older_in_database: 0,
+      unreadable_logs: [],
+    }]);
+    await assertRefused(base, ["--force"], 1, /read-only|Read-only|cannot/i);
+    await remount("rw");
+    await makeWithWal(`${base}/db/other.sqlite`, undefined);
+    for (const end of ["", "-wal"]) Deno.renameSync(`${base}/db/other.sqlite${end}`, file + end);
+    await remount("ro");
+    await assertRefused(base, ["--check-only"], 1, /could not be checked/);
   },
 );
 
@@ -854,7 +850,7 @@ for (const kind of UPGRADABLE) {
     const columns = after.tables["agent_runs"]!.columns.map(([name]) => name);
     for (const name of ["insight_id", "product_family", "subdomain"]) assert.ok(columns.includes(name), name);
     assert.ok(after.tables["schema_migrations"]!.rows.some((row) => row["version"] === 3));
-    assert.equal((await checked(store.base)).code, 0);
+    assert.ok((await checked(store.base)).healthy);
   });
 }
 

@@ -1,5 +1,8 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
+import { setUpDatabase } from "../../lib/database.ts";
+import { TelemetryError } from "../../lib/errors.ts";
+import { layoutOf } from "../../lib/layout.ts";
 import {
   command,
   type DatabaseContent,
@@ -11,9 +14,9 @@ import {
   type Output,
   python,
   readDatabase,
-  type RunOptions,
   runScript,
   SAMPLE,
+  SmallDisk,
   TempFolder,
   testWith,
   treeOf,
@@ -132,8 +135,7 @@ async function assertUpgrade(
 
   await assertUpgraded(file, after);
   const tree = treeOf(base);
-  const second = await runScript("setup_database", base);
-  assert.deepEqual([second.code, second.stderr], [0, ""]);
+  await setUpDatabase(layoutOf(base));
   assert.deepEqual(treeOf(base), tree, "a second run changes nothing");
   return { before, after };
 }
@@ -335,11 +337,21 @@ function assertRefused({ code, stdout, stderr }: Output): { code: string; messag
   return error;
 }
 
-/** Runs setup where it must refuse, and sees that nothing was changed; the error. */
-async function refuse(base: string, options: RunOptions & { sidecars?: "may stay" } = {}) {
+/** Does what the script does where it must refuse, and sees that nothing was changed; the error. */
+async function refuse(base: string): Promise<TelemetryError> {
   const before = treeOf(base);
-  const error = assertRefused(await runScript("setup_database", base, ["--json"], options));
-  assertUnchanged(base, before, error.message, options.sidecars);
+  const error = await setUpDatabase(layoutOf(base)).then(() => undefined, (error) => error);
+  assert.ok(error instanceof TelemetryError && error.hint !== undefined, String(error));
+  assertUnchanged(base, before, error.message);
+  return error;
+}
+
+/** The same with the script, as another user. */
+async function refuseAsNobody(base: string, denoDir: string) {
+  const before = treeOf(base);
+  const asNobody = { uid: NOBODY, env: { DENO_DIR: denoDir } };
+  const error = assertRefused(await runScript("setup_database", base, ["--json"], asNobody));
+  assertUnchanged(base, before, error.message, "may stay");
   return error;
 }
 
@@ -551,8 +563,7 @@ for (const [what, forbid] of NOT_PERMITTED) {
       Deno.mkdirSync(`${temp.path}/deno`);
       give(temp.path);
       forbid(base, file);
-      const asNobody = { uid: NOBODY, env: { DENO_DIR: `${temp.path}/deno` } };
-      assert.equal((await refuse(base, { ...asNobody, sidecars: "may stay" })).code, "permission");
+      assert.equal((await refuseAsNobody(base, `${temp.path}/deno`)).code, "permission");
     });
   }
 }
@@ -597,39 +608,6 @@ testWith(
 
 // ---------------------------------------------------------------------------------------------- disk full
 
-/** A small disk of its own in a folder, gone at the end of its block. */
-class SmallDisk implements Disposable {
-  readonly path: string;
-  readonly #filler: string;
-
-  constructor(path: string, size: string) {
-    Deno.mkdirSync(path, { recursive: true });
-    const args = ["-t", "tmpfs", "-o", `size=${size}`, "tmpfs", path];
-    assert.ok(new Deno.Command("mount", { args }).outputSync().success);
-    this.path = path;
-    this.#filler = `${path}/filler`;
-  }
-
-  /** Fills it up but for some bytes. */
-  fill(free: number): void {
-    using file = Deno.openSync(this.#filler, { write: true, create: true, append: true });
-    const block = new Uint8Array(4096);
-    try {
-      while (file.writeSync(block) > 0) { /* until it is full */ }
-    } catch { /* it is full */ }
-    file.truncateSync(file.statSync().size - free);
-  }
-
-  /** Frees what {@linkcode fill} took. */
-  free(): void {
-    Deno.removeSync(this.#filler);
-  }
-
-  [Symbol.dispose](): void {
-    new Deno.Command("umount", { args: [this.path] }).outputSync();
-  }
-}
-
 for (const journal of JOURNALS) {
   testWith(
     ["mount", "python"],
@@ -637,8 +615,7 @@ for (const journal of JOURNALS) {
     async () => {
       const outcomes: Record<string, number> = { refused: 0, upgraded: 0 };
       for (let free = 0; free <= 192 * 1024; free += 24 * 1024) {
-        using temp = new TempFolder();
-        using disk = new SmallDisk(`${temp.path}/disk`, "1m");
+        using disk = new SmallDisk("1m");
         const base = disk.path;
         Deno.mkdirSync(`${base}/db`);
         const file = `${base}/db/telemetry.sqlite`;
@@ -654,7 +631,7 @@ for (const journal of JOURNALS) {
           const isDone = result.stderr.includes("schema.sql") && copiesIn(base).length === 1;
           if (!isDone) assertUnchanged(base, tree, `${free} bytes free: ${result.stderr}`, "may stay");
           disk.free();
-          assert.equal((await runScript("setup_database", base)).code, 0);
+          await setUpDatabase(layoutOf(base));
         } else {
           outcomes["upgraded"]!++;
         }
@@ -668,21 +645,20 @@ for (const journal of JOURNALS) {
 
 testWith(["mount"], "a full disk and no database yet: nothing is left, and fine once it is freed", async () => {
   for (const free of [0, 4096, 32 * 1024]) {
-    using temp = new TempFolder();
-    using disk = new SmallDisk(`${temp.path}/disk`, "1m");
+    using disk = new SmallDisk("1m");
     Deno.mkdirSync(`${disk.path}/db`);
     Deno.mkdirSync(`${disk.path}/config`);
     disk.fill(free);
     assert.equal((await refuse(disk.path)).code, "disk_full");
     disk.free();
-    assert.equal((await runScript("setup_database", disk.path)).code, 0);
+    await setUpDatabase(layoutOf(disk.path));
   }
 });
 
 testWith(["mount", "python"], "db/ on a file system of its own: upgraded, and the copy is kept", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
-  using _disk = new SmallDisk(`${base}/db`, "1m");
+  using _disk = new SmallDisk("1m", `${base}/db`);
   makeOldDatabase(file, "v1");
   const before = await readDatabase(file);
   const { code, stderr } = await runScript("setup_database", base);

@@ -1,6 +1,5 @@
 import assert from "node:assert/strict";
 import {
-  command,
   NOBODY,
   type Output,
   pathWithDeno,
@@ -8,6 +7,7 @@ import {
   run,
   type RunOptions,
   runScript,
+  SmallDisk,
   TempFolder,
   testWith,
   treeOf,
@@ -335,30 +335,15 @@ testWith(["nobody"], "root in a base of another user: all that it makes belongs 
 });
 
 testWith(["mount"], "a full disk: refused, no half file, and fine once it is freed", async () => {
-  using temp = new TempFolder();
-  const base = `${temp.path}/disk`;
-  Deno.mkdirSync(base);
-  const options = ["-t", "tmpfs", "-o", "size=256k", "tmpfs", base];
-  assert.equal((await command("mount", options).output()).code, 0);
-  try {
-    // Twice: before there is anything, and when all is there but no byte can be written.
-    for (const expected of [STORAGE.filter((path) => path !== "README.md"), STORAGE]) {
-      fill(`${base}/filler`);
-      assertRefused(await runScript("setup_storage", base));
-      assert.deepEqual(shape(base).filter((path) => path !== "filler"), expected);
-      Deno.removeSync(`${base}/filler`);
-      assert.equal((await runScript("setup_storage", base)).code, 0);
-      assert.deepEqual(shape(base), STORAGE);
-    }
-  } finally {
-    await command("umount", [base]).output();
+  using disk = new SmallDisk("256k");
+  const base = disk.path;
+  // Twice: before there is anything, and when all is there but no byte can be written.
+  for (const expected of [STORAGE.filter((path) => path !== "README.md"), STORAGE]) {
+    disk.fill();
+    assertRefused(await runScript("setup_storage", base));
+    assert.deepEqual(shape(base).filter((path) => path !== "filler"), expected);
+    disk.free();
+    assert.equal((await runScript("setup_storage", base)).code, 0);
+    assert.deepEqual(shape(base), STORAGE);
   }
 });
-
-/** Writes a file until the disk is full. */
-function fill(path: string): void {
-  using file = Deno.openSync(path, { write: true, createNew: true });
-  try {
-    while (file.writeSync(new Uint8Array(4096)) > 0) { /* until it is full */ }
-  } catch { /* it is full */ }
-}
