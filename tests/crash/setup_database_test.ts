@@ -1,6 +1,8 @@
 /** Setups that are killed, and setups that meet each other: real processes, real signals. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
+import { setUpDatabase } from "../../lib/database.ts";
+import { layoutOf } from "../../lib/layout.ts";
 import {
   command,
   makeOldDatabase,
@@ -120,8 +122,7 @@ for (const journal of ["wal", "delete"] as const) {
         else phases["before the copy"]++;
         assert.ok(state === old || copies.length === 1, "no upgrade without a copy");
 
-        const next = await runScript("setup_database", base);
-        assert.deepEqual([next.code, next.stderr], [0, ""]);
+        await setUpDatabase(layoutOf(base));
         assert.equal(await dump(file), finished);
         for (const name of names(base)) {
           assert.match(
@@ -161,7 +162,7 @@ for (const count of [2, 8]) {
       const base = `${temp.path}/store_${round}`;
       const setups = Array.from({ length: count }, () => runScript("setup_storage", base, ["--with-database"]));
       for (const { code, stderr } of await Promise.all(setups)) assert.deepEqual([code, stderr], [0, ""]);
-      assert.match((await runScript("setup_database", base)).stdout, /nothing to do/);
+      assert.equal((await setUpDatabase(layoutOf(base))).outcome, "unchanged");
       // Of two that close a database at the same moment, neither is the last: SQLite then leaves its sidecars to the next.
       assert.deepEqual(names(base), STORAGE);
     }
@@ -181,7 +182,7 @@ for (const count of [2, 8]) {
       assert.deepEqual(more, []);
       assert.equal(await dump(`${base}/backups/${copy}`), old);
       assert.notEqual(await dump(file), old);
-      assert.match((await runScript("setup_database", base)).stdout, /nothing to do/);
+      assert.equal((await setUpDatabase(layoutOf(base))).outcome, "unchanged");
       assert.deepEqual(names(`${base}/db`), ["telemetry.sqlite"]);
       assert.deepEqual(names(`${base}/config`), ["schema.sql"]);
     });

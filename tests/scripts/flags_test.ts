@@ -1,4 +1,7 @@
 import assert from "node:assert/strict";
+import { setUpDatabase } from "../../lib/database.ts";
+import { layoutOf } from "../../lib/layout.ts";
+import { createStorage } from "../../lib/storage.ts";
 import {
   type Output,
   pathWithDeno,
@@ -48,6 +51,12 @@ function commandIn(stderr: string): string {
   return command;
 }
 
+/** What `setup_storage --with-database` makes. */
+async function setUp(base: string): Promise<void> {
+  createStorage(layoutOf(base));
+  await setUpDatabase(layoutOf(base));
+}
+
 /** A base that both scripts can work in. */
 function newStore(temp: TempFolder, name = "store"): string {
   const base = `${temp.path}/${name}`;
@@ -77,7 +86,7 @@ for (const [name, flags] of SCRIPTS) {
   testWith(["unix"], `${name} --help: its example works as it is printed`, async () => {
     using temp = new TempFolder();
     const base = newStore(temp);
-    if (!name.startsWith("setup")) await runScript("setup_storage", base, ["--with-database"]);
+    if (!name.startsWith("setup")) await setUp(base);
     const { stdout } = await runWith([], name, ["--help"]);
     const example = /^ +(deno run .* --base \/srv\/telemetry.*)$/m.exec(stdout)?.[1] ?? "";
     const { code, stderr } = await paste(example.replaceAll("/srv/telemetry", base), { cwd: ROOT });
@@ -87,9 +96,10 @@ for (const [name, flags] of SCRIPTS) {
 
   Deno.test(`${name}: wrong usage is exit 2, one line of what, one of what to do`, async () => {
     using temp = new TempFolder();
-    const wrong: string[][] = [["--nope"], ["positional"], ["--base="]];
+    const wrong: string[][] = [["--nope"]];
     // All read their flags in the same way.
     if (name === "setup_storage") {
+      wrong.push(["positional"], ["--base="]);
       wrong.push(["--base", temp.path, temp.path], ["--base"], ["--base", ""], ["--base", "--json"], ["--json=yes"]);
       wrong.push(["-x"], ["--base", temp.path, "--base", temp.path], ["--base=~/store"]);
     }
@@ -146,7 +156,8 @@ for (const [name, flags] of SCRIPTS) {
     `${name} without any permission: the whole command is printed, and works when pasted`,
     async () => {
       using temp = new TempFolder();
-      for (const folder of ["store", `it's "my" $HOME & store`, "ünï—日本 100%25"]) {
+      const folders = [`it's "my" $HOME & store`, "ünï—日本 100%25"];
+      for (const folder of folders) {
         const base = newStore(temp, folder);
         const refused = await runWith([], name, ["--base", base, "--quiet"]);
         assert.deepEqual([refused.code, refused.stdout], [1, ""]);
@@ -158,7 +169,7 @@ for (const [name, flags] of SCRIPTS) {
       }
       assert.equal(
         Object.keys(treeOf(temp.path)).filter((path) => !path.includes("/")).length,
-        3,
+        folders.length,
         "and nothing beside",
       );
     },
