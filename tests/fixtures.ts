@@ -160,7 +160,7 @@ export function isThere(path: string): boolean {
 }
 
 /**
- * How often a test tries what depends on chance: `few` times in `deno task test`, `all` in `deno task test:crash`, which
+ * How often a test tries what depends on chance: `few` times in `deno task test`, `all` in `deno task test:long`, which
  * CI runs too.
  */
 export function rounds<T>(few: T, all: T): T {

@@ -503,7 +503,8 @@ testWith(["mount", "sqlite3"], "disk full at each step: as before, and fine once
   const size = Deno.statSync(original.file).size;
   const failures: Record<string, number> = {};
   // From hardly any space to what just does not do: a copy of the backup, a safety copy, a WAL.
-  for (const share of [0, 0.02, 0.3, 0.7, 0.8, 1, 1.3, 1.7, 1.75, 1.8, 1.9, 2.2, 2.5, 4]) {
+  const all = [0, 0.02, 0.3, 0.7, 0.8, 1, 1.3, 1.7, 1.75, 1.8, 1.9, 2.2, 2.5, 4];
+  for (const share of rounds(all.filter((_, i) => i % 2 === 1), all)) {
     Deno.mkdirSync(`${base}/db`, { recursive: true });
     Deno.mkdirSync(`${base}/backups`);
     copyDatabase(original.file, file);
@@ -538,7 +539,7 @@ testWith(["mount", "sqlite3"], "disk full at each step: as before, and fine once
   }
   await t.step(JSON.stringify(failures), () => {});
   assert.deepEqual(Object.keys(failures), ["disk_full"]);
-  assert.ok(failures["disk_full"]! >= 8);
+  assert.ok(failures["disk_full"]! >= rounds(4, 8));
 });
 
 // ------------------------------------------------------------------------------------------------ owner and rights

@@ -6,7 +6,7 @@ import fc from "npm:fast-check@4.10.2";
 import { BrokenLine } from "../../lib/broken_line.ts";
 import { TelemetryError } from "../../lib/errors.ts";
 import { MAX_LINE_BYTES } from "../../lib/records.ts";
-import { SAMPLE, testWith } from "../fixtures.ts";
+import { rounds, SAMPLE, testWith } from "../fixtures.ts";
 import {
   logFiles,
   type Rejection,
@@ -705,7 +705,7 @@ Deno.test("property: every whole record is found, in order, and nothing that was
         if (pieces.every((piece) => piece.harmless)) assert.equal(all.length, records.length);
         checkPlaces(all, bytes);
       }),
-      { numRuns: 300 },
+      { numRuns: rounds(75, 300) },
     );
   }));
 
@@ -864,6 +864,6 @@ Deno.test("property: scanRuns agrees with scan, events aside, on whatever is glu
           chance === 0 ? bytesOf(bytes.subarray(0, at), bytes.subarray(at + 20)) : bytes,
         );
       }),
-      { numRuns: 300 },
+      { numRuns: rounds(75, 300) },
     );
   }));

@@ -3,7 +3,7 @@ import { DatabaseSync } from "node:sqlite";
 import fc from "npm:fast-check@4.10.2";
 import { type BrokenRow, type FoundRow, type LooksLikeRow, PageFile } from "../../lib/sqlite_pages.ts";
 import type { SqlValue } from "../../lib/sqlite.ts";
-import { callsOf, TempFolder, testWith } from "../fixtures.ts";
+import { callsOf, rounds, TempFolder, testWith } from "../fixtures.ts";
 
 function sqlite(path: string, sql: string): void {
   const db = new DatabaseSync(path, { enableForeignKeyConstraints: false });
@@ -124,7 +124,7 @@ Deno.test({
     using temp = new TempFolder();
     const wrong: string[] = [];
     for (const pageSize of SIZES) {
-      for (const rows of [200, 1500, 5000]) {
+      for (const rows of rounds([200, 1500], [200, 1500, 5000])) {
         const path = `${temp.path}/${pageSize}_${rows}.sqlite`;
         sqlite(path, `PRAGMA page_size=${pageSize}; ${FILL(rows)}`);
         const expected = expectedOf(path);
@@ -333,7 +333,7 @@ Deno.test("property: whatever is overwritten, cut or made up, nothing throws, an
         if (wal !== null) Deno.removeSync(`${path}-wal`);
       },
     ),
-    { numRuns: 200 },
+    { numRuns: rounds(100, 200) },
   );
 });
 
