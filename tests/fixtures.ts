@@ -351,17 +351,22 @@ export async function python(program: string, ...args: string[]): Promise<string
   return stdout;
 }
 
-/** Python itself: `python3` may be a launcher, which takes longer than most of our programs. Empty where there is none. */
+/**
+ * Python itself: `python3` may be a launcher, which takes longer than most of our programs. Empty where there is none.
+ * Asked once for all test files, which share a process and its variables.
+ */
 export function interpreter(): string {
+  const known = Deno.env.get("TEST_PYTHON");
+  if (known !== undefined) return known;
+  let path = "";
   try {
     const args = ["-c", "import sqlite3, sys; print(sys.executable)"];
     const ask = new Deno.Command("python3", { args, stderr: "null" });
-    return pythonPath ??= new TextDecoder().decode(ask.outputSync().stdout).trim();
-  } catch {
-    return pythonPath = "";
-  }
+    path = new TextDecoder().decode(ask.outputSync().stdout).trim();
+  } catch { /* there is none */ }
+  Deno.env.set("TEST_PYTHON", path);
+  return path;
 }
-let pythonPath: string | undefined;
 
 /** The older databases in the field (contract, "Databases in the field"), and one of a later product. */
 export type OldKind = "v1" | "v2" | "v2_recovered" | "v2_recovered_commits" | "says3_is2" | "v7";

@@ -5,7 +5,7 @@ import { schemaSql } from "../../lib/schema.ts";
 import { command, rounds, runScript, scriptArgs, TempFolder, testWith } from "../fixtures.ts";
 
 const RUNS = 10_000;
-const KILLS = rounds(12, 100);
+const KILLS = rounds(8, 100);
 /** So many stores are worked on at once, one after the other in each. */
 const LANES = 2;
 

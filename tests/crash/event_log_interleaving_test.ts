@@ -6,7 +6,7 @@ import { interpreter, rounds, run, TempFolder, testWith } from "../fixtures.ts";
 import { type Orders, recordOf } from "./append_driver.ts";
 
 const DRIVER = fileURLToPath(new URL("./append_driver.ts", import.meta.url));
-const COUNT = rounds(500, 2_000);
+const COUNT = rounds(250, 2_000);
 
 /** The plain way to append durably, as the older agents have it. */
 const PYTHON_WRITER = `

@@ -214,7 +214,7 @@ testWith(["unix"], "killed again and again at one place: copies do not pile up, 
     copyStore(`${temp.path}/${state}`, base);
     const found: string[] = [];
     try {
-      for (let kill = 1; kill <= rounds(3, 4); kill++) {
+      for (let kill = 1; kill <= rounds(2, 4); kill++) {
         const { code } = await driver(base, `${phase}#${kill + 2}`);
         // Once it is in place, or does not come by there again.
         const isWhole = (path: string) => isThere(path) && onTimeOrNot(path) === stores.get(state)!.undisturbed;
@@ -235,7 +235,7 @@ testWith(["unix"], "killed again and again at one place: copies do not pile up, 
 testWith(["unix"], "the script killed at any moment, with a larger log: run again, as if never killed", async (t) => {
   // Scripts with their own permissions get at nothing below /dev.
   using temp = new TempFolder();
-  const KILLS = rounds(5, 28);
+  const KILLS = rounds(4, 28);
   const random = randomFrom(SEED);
   const problems: string[] = [];
   const hits = { before: 0, "keeping the copy": 0, building: 0, "in place": 0 };

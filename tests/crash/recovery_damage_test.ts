@@ -25,7 +25,7 @@ import {
 const SEED = Number(Deno.env.get("TEST_SEED") ?? 20251210);
 /** One case alone, to look into it. */
 const ONLY = Deno.env.get("TEST_CASE");
-const CASES = rounds(36, 300);
+const CASES = rounds(18, 300);
 const LANES = 3;
 
 /** What is done to the files. */

@@ -138,7 +138,7 @@ testWith(
     assert.notEqual(restored, old);
     Deno.removeSync(undisturbed, { recursive: true });
 
-    const KILLS = rounds(12, 100);
+    const KILLS = rounds(10, 100);
     const phases: Record<Phase, number> = {
       before: 0,
       preparing: 0,
@@ -268,7 +268,7 @@ testWith(
     const phases = { old: 0, kept: 0, new: 0 };
     // Nothing is done twice before the safety copy: the later half is where it gets narrow.
     const from = Math.floor(calls / 3);
-    const step = rounds(5, 1);
+    const step = rounds(7, 1);
     const first = from + 1 + Math.floor(Math.random() * step);
     await inParallel((i) => first + i * step <= calls, async (i) => {
       const call = first + i * step;

@@ -93,7 +93,7 @@ for (const journal of ["wal", "delete"] as const) {
       const old = await dump(original);
       assert.notEqual(old, finished);
 
-      const KILLS = rounds(4, 12);
+      const KILLS = rounds(2, 12);
       const phases = { "before the copy": 0, "copying": 0, "copied": 0, "upgraded": 0, "done": 0 };
       const killed = () => phases["before the copy"] + phases.copying + phases.copied + phases.upgraded;
       const reached = () => phases.copying > 0 && phases.copied + phases.upgraded > 0;

@@ -705,7 +705,7 @@ Deno.test("property: every whole record is found, in order, and nothing that was
         if (pieces.every((piece) => piece.harmless)) assert.equal(all.length, records.length);
         checkPlaces(all, bytes);
       }),
-      { numRuns: rounds(75, 300) },
+      { numRuns: rounds(50, 300) },
     );
   }));
 
@@ -864,6 +864,6 @@ Deno.test("property: scanRuns agrees with scan, events aside, on whatever is glu
           chance === 0 ? bytesOf(bytes.subarray(0, at), bytes.subarray(at + 20)) : bytes,
         );
       }),
-      { numRuns: rounds(75, 300) },
+      { numRuns: rounds(50, 300) },
     );
   }));
