@@ -265,3 +265,9 @@ export function whyNoRecord(value: unknown): NoRecordReason | undefined {
   }
   return undefined;
 }
+
+/** Whether an id has what no program puts into one: in a damaged file, something else was written over it. */
+export function looksOverwritten(id: unknown): boolean {
+  // deno-lint-ignore no-control-regex
+  return typeof id === "string" && /[\x00-\x1f\x7f\ufffd]/.test(id);
+}

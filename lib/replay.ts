@@ -5,7 +5,7 @@
 import { hasCode, TelemetryError } from "./errors.ts";
 import { instantOf } from "./instants.ts";
 import { type Rejection, type ScanProgress, scanRuns } from "./log_scanner.ts";
-import { type LogRecord, newRun, RUN_COLUMNS } from "./records.ts";
+import { type LogRecord, looksOverwritten, newRun, RUN_COLUMNS } from "./records.ts";
 import { readRows, rowidOf } from "./row_reader.ts";
 import { columnsThere, isInteger } from "./schema.ts";
 import type { Connection, SqlValue } from "./sqlite.ts";
@@ -242,6 +242,7 @@ export function keepRuns(db: Connection, replaced: Connection): number {
       for (const { cells } of rows) {
         // SQLite takes NULL for a key, and a BLOB; no run has such an id.
         if (typeof cells[0] !== "string") continue;
+        if (looksOverwritten(cells[0]) && !isInIndex(replaced, cells[0])) continue;
         try {
           insert.run(...cells);
         } catch (error) {
@@ -256,6 +257,16 @@ export function keepRuns(db: Connection, replaced: Connection): number {
     for (const run_id of readMarkedIds(replaced)) mark.run(null, run_id);
   });
   return refused;
+}
+
+/** Whether the index of the ids has one, too. */
+function isInIndex(db: Connection, id: string): boolean {
+  try {
+    return db.get(`SELECT 1 FROM agent_runs INDEXED BY sqlite_autoindex_agent_runs_1 WHERE run_id=?`, id) !== undefined;
+  } catch (error) {
+    if (error instanceof TelemetryError) return false;
+    throw error;
+  }
 }
 
 /**

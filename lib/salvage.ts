@@ -5,7 +5,7 @@
  */
 import { hasCode, messageOf, TelemetryError } from "./errors.ts";
 import { sidecarsOf, sizeOf } from "./layout.ts";
-import { RUN_COLUMNS, RUN_STATUSES, SCHEMA_VERSION } from "./records.ts";
+import { looksOverwritten, RUN_COLUMNS, RUN_STATUSES, SCHEMA_VERSION } from "./records.ts";
 import { MARK } from "./replay.ts";
 import { quotedName, type ReadRow, readRows, rowidOf } from "./row_reader.ts";
 import { columnsOf, isOfContract, newerSchema, proveInsert, type TableName } from "./schema.ts";
@@ -305,10 +305,19 @@ export class Salvage {
       const columns = all.filter(({ generated }) => generated === "no").map(({ name }) => name);
       // What people have declared does not always say the type of a cell.
       const exact = columns.some((name) => declarationOf(table, name) === undefined);
+      const id = table === "agent_runs" ? columns.indexOf("run_id") : -1;
+      let isWhole = false;
       let unread = 0;
       try {
         for (const rows of readRows(db, table, columns, { exact, onDamage: () => unread++ })) {
-          for (const { rowid, cells } of rows) this.#take(source, table, columns, rowid, cells);
+          for (const { rowid, cells } of rows) {
+            if (source.isSound && !isWhole && looksOverwritten(cells[id])) {
+              // The quick check does not see that an index says otherwise.
+              isWhole = retryLocked(() => db.check("full")).length === 0;
+              source.isSound = isWhole;
+            }
+            this.#take(source, table, columns, rowid, cells);
+          }
         }
       } catch (error) {
         // What is laid over it may hide the table.
@@ -417,6 +426,9 @@ export class Salvage {
       }
       if (table === "agent_runs" && (typeof value("run_id") !== "string" || value("run_id") === "")) {
         throw new TelemetryError("invalid_record", "run_id is missing");
+      }
+      if (table === "agent_runs" && !source.isSound && looksOverwritten(value("run_id"))) {
+        throw new TelemetryError("invalid_record", "run_id is damaged");
       }
       // A key is not to be taken from a row that has no number.
       const number = rowid === undefined ? [] : this.#rowidOf(table);

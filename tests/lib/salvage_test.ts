@@ -205,6 +205,23 @@ Deno.test("rows that the v2 layout refuses go to the rejects, with their cells",
   assert.ok(Object.keys(recovery.rejected).some((reason) => /CHECK/.test(reason)));
 });
 
+for (const over of [[0x1a, 0x2c, 0x63], [0x41, 0xff, 0x41]]) {
+  Deno.test(`an id that ${over} was written over is no run: its row is in the rejects`, async () => {
+    using store = new Store(schemaSql() + insertOf("sound") + insertOf("overwritten", { output_summary: "of it" }));
+    store.change((bytes) => {
+      const text = new TextDecoder("latin1").decode(bytes);
+      // In the table alone, whose leaves begin with 13: the index still has the right one.
+      for (let page = 0; page < bytes.length; page += 4096) {
+        const at = text.slice(page, page + 4096).indexOf("overwritten");
+        if (bytes[page] === 13 && at >= 0) bytes.set(over, page + at + 4);
+      }
+    });
+    const recovery = await store.recover();
+    assert.deepEqual(store.values("SELECT run_id FROM agent_runs"), ["sound"]);
+    assert.ok(rejectsOf(recovery).some(({ text }) => String(text).includes("of it")));
+  });
+}
+
 Deno.test({
   name: "a row that is refused is rejected once",
   fn: async () => {
