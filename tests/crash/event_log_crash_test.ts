@@ -6,7 +6,7 @@ import { command, rounds, run, TempFolder, testWith } from "../fixtures.ts";
 import { type Orders, type Phase, PHASE_BYTES, PHASES, recordOf, SELF_INFLICTED } from "./append_driver.ts";
 
 const DRIVER = fileURLToPath(new URL("./append_driver.ts", import.meta.url));
-const KILLS = rounds(24, 200);
+const KILLS = rounds(12, 200);
 /** How many processes are killed at the same time. */
 const LANES = 2;
 

@@ -138,7 +138,7 @@ testWith(
     assert.notEqual(restored, old);
     Deno.removeSync(undisturbed, { recursive: true });
 
-    const KILLS = rounds(10, 100);
+    const KILLS = rounds(6, 100);
     const phases: Record<Phase, number> = {
       before: 0,
       preparing: 0,

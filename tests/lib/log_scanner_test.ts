@@ -433,7 +433,7 @@ Deno.test("gzip: far larger than what is read at a time", async () => {
   const ids = lines.map((_, index) => `${index}`);
   const members = [lines.slice(0, 9_999), lines.slice(9_999)].map((part) => gzipSync(part.join("")));
   await expectGzip(members, ids);
-  const nuls = gzipSync(bytesOf(RUN, new Uint8Array(50_000_000), "\n", EVENT));
+  const nuls = gzipSync(bytesOf(RUN, new Uint8Array(10_000_000), "\n", EVENT));
   assert.deepEqual(brief((await inGzip(nuls)).slice(0, 2)), ["r1", "r2"]);
 });
 

@@ -141,8 +141,8 @@ async function assertUpgrade(
   return { before, after };
 }
 
-for (const kind of UPGRADABLE) {
-  for (const journal of JOURNALS) {
+for (const [index, kind] of UPGRADABLE.entries()) {
+  for (const journal of rounds<readonly Journal[]>(JOURNALS.filter((_, i) => i === index % 2), JOURNALS)) {
     testWith(["python"], `${kind} in ${journal} mode becomes v3 and loses nothing`, async () => {
       const { before, after } = await assertUpgrade(kind === "v1" ? 1 : 2, (file) => {
         makeOldDatabase(file, kind, 40, journal);
@@ -163,7 +163,7 @@ for (const kind of UPGRADABLE) {
   }
 }
 
-for (const name of ["v1", "v2", "v2_recovered", "says3_is2"]) {
+for (const name of rounds(["v2_recovered"], ["v1", "v2", "v2_recovered", "says3_is2"])) {
   testWith(["python", "sample"], `the sample's ${name} becomes v3 and loses nothing`, async () => {
     await assertUpgrade(name === "v1" ? 1 : 2, (file) => {
       Deno.writeFileSync(file, Deno.readFileSync(`${SAMPLE}/databases/${name}.sqlite`));
