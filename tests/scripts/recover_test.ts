@@ -18,7 +18,6 @@ import {
   type RunOptions,
   runScript,
   SAMPLE,
-  SmallDisk,
   TempFolder,
   testWith,
   treeOf,
@@ -603,29 +602,35 @@ testWith(
   ["mount"],
   "a read-only file system: checked where no WAL has content, else it could not be checked",
   async () => {
-    using disk = new SmallDisk("8m");
-    const base = disk.path;
-    const remount = async (how: "ro" | "rw") =>
-      assert.equal((await run("mount", ["-o", `remount,${how}`, base])).code, 0);
-    for (const name of ["db", "raw"]) Deno.mkdirSync(`${base}/${name}`);
-    const file = `${base}/db/telemetry.sqlite`;
+    using temp = new TempFolder();
+    const [written, base] = [`${temp.path}/written`, `${temp.path}/base`];
+    for (const path of [base, `${written}/db`, `${written}/raw`]) Deno.mkdirSync(path, { recursive: true });
+    // Mounted anew each time: what is mounted cannot become read-only while anybody has a file of it open.
+    const readOnly = async (work: () => Promise<void>) => {
+      assert.equal((await run("mount", ["-o", "bind,ro", written, base])).code, 0);
+      try {
+        await work();
+      } finally {
+        assert.equal((await run("umount", ["--lazy", base])).code, 0);
+      }
+    };
+    const file = `${written}/db/telemetry.sqlite`;
     sqlite(file, schemaSql() + insertOf("in db"));
-    Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, `${line("in log")}\n`);
-    await remount("ro");
-    const { healthy, runs } = await checked(base);
-    assert.deepEqual([healthy, runs], [true, {
-      in_database: 1,
-      only_in_database: 1,
-      only_in_log: 1,
-      older_in_database: 0,
-      unreadable_logs: [],
-    }]);
-    await assertRefused(base, ["--force"], 1, /read-only|Read-only|cannot/i);
-    await remount("rw");
-    await makeWithWal(`${base}/db/other.sqlite`, undefined);
-    for (const end of ["", "-wal"]) Deno.renameSync(`${base}/db/other.sqlite${end}`, file + end);
-    await remount("ro");
-    await assertRefused(base, ["--check-only"], 1, /could not be checked/);
+    Deno.writeTextFileSync(`${written}/raw/events_20251210.ndjson`, `${line("in log")}\n`);
+    await readOnly(async () => {
+      const { healthy, runs } = await checked(base);
+      assert.deepEqual([healthy, runs], [true, {
+        in_database: 1,
+        only_in_database: 1,
+        only_in_log: 1,
+        older_in_database: 0,
+        unreadable_logs: [],
+      }]);
+      await assertRefused(base, ["--force"], 1, /read-only|Read-only|cannot/i);
+    });
+    await makeWithWal(`${written}/db/other.sqlite`, undefined);
+    for (const end of ["", "-wal"]) Deno.renameSync(`${written}/db/other.sqlite${end}`, file + end);
+    await readOnly(() => assertRefused(base, ["--check-only"], 1, /could not be checked/));
   },
 );
 
