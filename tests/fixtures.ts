@@ -145,6 +145,27 @@ export class SmallDisk implements Disposable {
   }
 }
 
+/**
+ * What a folder holds, in a read-only file system (root only), gone at the end of its block. Tests that need it say
+ * `mount`. Mounted anew: what is mounted cannot become read-only while anybody has a file of it open.
+ */
+export class ReadOnlyMount implements Disposable {
+  readonly #temp = new TempFolder();
+  /** Where it is. */
+  readonly path: string = this.#temp.path;
+
+  constructor(folder: string) {
+    if (runs("mount", "-o", "bind,ro", folder, this.path)) return;
+    this.#temp[Symbol.dispose]();
+    throw new Error(`cannot mount at ${this.path}`);
+  }
+
+  [Symbol.dispose](): void {
+    if (!runs("umount", "--lazy", this.path)) throw new Error(`cannot unmount ${this.path}`);
+    this.#temp[Symbol.dispose]();
+  }
+}
+
 /** Whether something is at a path. */
 export function isThere(path: string): boolean {
   try {

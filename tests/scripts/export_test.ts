@@ -7,6 +7,7 @@ import {
   makeOldDatabase,
   type OldKind,
   pathWithDeno,
+  ReadOnlyMount,
   ROOT,
   run,
   runScript,
@@ -280,22 +281,16 @@ testWith(
 testWith(["mount"], "from a folder where nothing can be written", async () => {
   using temp = new TempFolder();
   const base = newStore(temp, MANY);
-  const [mounted, out] = [`${temp.path}/mounted`, `${temp.path}/out`];
-  for (const folder of [mounted, out]) Deno.mkdirSync(folder);
-  await run("mount", ["-t", "tmpfs", "tmpfs", mounted]);
-  try {
-    await run("cp", ["-r", `${base}/db`, mounted]);
-    await run("mount", ["-o", "remount,ro", mounted]);
-    const access = [`--allow-read=${mounted},${out}`, `--allow-write=${mounted},${out}`];
-    const args = ["run", "--no-prompt", ...access, `${ROOT}scripts/export_csv.ts`, "--base", mounted, "--output"];
-    const piped = await run(Deno.execPath(), [...args, "-"]);
-    assert.deepEqual([piped.code, piped.stderr, linesOf(piped.stdout).length], [0, "", MANY]);
-    const filed = await run(Deno.execPath(), [...args, `${out}/x.csv`]);
-    assert.deepEqual([filed.code, filed.stderr], [0, ""]);
-    assert.equal(Deno.readTextFileSync(`${out}/x.csv`), piped.stdout);
-  } finally {
-    await run("umount", [mounted]);
-  }
+  const out = `${temp.path}/out`;
+  Deno.mkdirSync(out);
+  using mount = new ReadOnlyMount(base);
+  const access = [`--allow-read=${mount.path},${out}`, `--allow-write=${mount.path},${out}`];
+  const args = ["run", "--no-prompt", ...access, `${ROOT}scripts/export_csv.ts`, "--base", mount.path, "--output"];
+  const piped = await run(Deno.execPath(), [...args, "-"]);
+  assert.deepEqual([piped.code, piped.stderr, linesOf(piped.stdout).length], [0, "", MANY]);
+  const filed = await run(Deno.execPath(), [...args, `${out}/x.csv`]);
+  assert.deepEqual([filed.code, filed.stderr], [0, ""]);
+  assert.equal(Deno.readTextFileSync(`${out}/x.csv`), piped.stdout);
 });
 
 Deno.test("no database, an empty one, a file that is none: said, and nothing is left", async () => {

@@ -13,6 +13,7 @@ import {
   type Output,
   python,
   readDatabase,
+  ReadOnlyMount,
   ROOT,
   run,
   type RunOptions,
@@ -603,22 +604,14 @@ testWith(
   "a read-only file system: checked where no WAL has content, else it could not be checked",
   async () => {
     using temp = new TempFolder();
-    const [written, base] = [`${temp.path}/written`, `${temp.path}/base`];
-    for (const path of [base, `${written}/db`, `${written}/raw`]) Deno.mkdirSync(path, { recursive: true });
-    // Mounted anew each time: what is mounted cannot become read-only while anybody has a file of it open.
-    const readOnly = async (work: () => Promise<void>) => {
-      assert.equal((await run("mount", ["-o", "bind,ro", written, base])).code, 0);
-      try {
-        await work();
-      } finally {
-        assert.equal((await run("umount", ["--lazy", base])).code, 0);
-      }
-    };
+    const written = `${temp.path}/written`;
+    for (const name of ["db", "raw"]) Deno.mkdirSync(`${written}/${name}`, { recursive: true });
     const file = `${written}/db/telemetry.sqlite`;
     sqlite(file, schemaSql() + insertOf("in db"));
     Deno.writeTextFileSync(`${written}/raw/events_20251210.ndjson`, `${line("in log")}\n`);
-    await readOnly(async () => {
-      const { healthy, runs } = await checked(base);
+    {
+      using mount = new ReadOnlyMount(written);
+      const { healthy, runs } = await checked(mount.path);
       assert.deepEqual([healthy, runs], [true, {
         in_database: 1,
         only_in_database: 1,
@@ -626,11 +619,12 @@ testWith(
         older_in_database: 0,
         unreadable_logs: [],
       }]);
-      await assertRefused(base, ["--force"], 1, /read-only|Read-only|cannot/i);
-    });
+      await assertRefused(mount.path, ["--force"], 1, /read-only|Read-only|cannot/i);
+    }
     await makeWithWal(`${written}/db/other.sqlite`, undefined);
     for (const end of ["", "-wal"]) Deno.renameSync(`${written}/db/other.sqlite${end}`, file + end);
-    await readOnly(() => assertRefused(base, ["--check-only"], 1, /could not be checked/));
+    using mount = new ReadOnlyMount(written);
+    await assertRefused(mount.path, ["--check-only"], 1, /could not be checked/);
   },
 );
 
