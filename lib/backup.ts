@@ -101,13 +101,21 @@ function contentOf(db: Connection): BackupContent {
 
 /** How many runs the newest backup has that can be read. */
 function runsInNewest(backups: DatabaseCopy[]): number | null {
-  for (const { path } of backups) {
-    try {
-      using db = Connection.openToRead(path);
-      return contentOf(db).runs;
-    } catch { /* the one before it may be readable */ }
+  for (const backup of backups) {
+    const runs = runsIn(backup);
+    if (runs !== undefined) return runs;
   }
   return null;
+}
+
+/** How many runs a backup has; undefined when it cannot be read. */
+function runsIn({ path }: DatabaseCopy): number | undefined {
+  try {
+    using db = Connection.openToRead(path);
+    return contentOf(db).runs;
+  } catch {
+    return undefined;
+  }
 }
 
 /**
@@ -188,38 +196,62 @@ export type KeepRule = { count: number } | { days: number };
 export interface Outdated {
   /** May go. */
   outdated: DatabaseCopy[];
+  /** Would go too, but has more runs than there are now: it may be the last to know of them. */
+  fullest: { name: string; runs: number } | undefined;
   /** These neither go nor count, and why. */
   uncounted: { name: string; why: string }[];
 }
 
 /**
- * Which backups of a kind a rule no longer wants. Goes by the time in the name, and never names the newest.
+ * Which backups of a kind a rule no longer wants. Goes by the time in the name, and never names the newest, nor the one
+ * with the most runs when a database that was lost and begun anew would push it out.
  *
  * @param layout whose backups
  * @param kind the other kind's are left alone
  * @param rule which ones stay
- * @param taken the path of the backup that was just taken; without one, one more is about to be
+ * @param now how many runs there are, and the path of the backup that was just taken; without one, one more is about
+ * to be
  */
-export function findOutdated(layout: Layout, kind: BackupKind, rule: KeepRule, taken?: string): Outdated {
-  const now = Date.now() + SOON_MS;
+export function findOutdated(
+  layout: Layout,
+  kind: BackupKind,
+  rule: KeepRule,
+  { path: taken, runs }: { path?: string; runs: number },
+): Outdated {
+  const soon = Date.now() + SOON_MS;
   const ours = listBackups(layout).filter((backup) => backup.kind === kind);
   // A clock that was wrong would fool the rule for ever.
-  const future = ours.filter(({ time }) => time.getTime() > now);
+  const future = ours.filter(({ time }) => time.getTime() > soon);
   // Half files under good names, as the older tools leave them, must not push out what can be restored.
   const { whole: past = [], broken = [] } = Object.groupBy(
-    ours.filter(({ time }) => time.getTime() <= now),
+    ours.filter(({ time }) => time.getTime() <= soon),
     stateOf,
   );
   // Another run may have taken one after ours, and the clock may have been set back: neither the newest goes nor ours.
   const spare = taken === undefined ? undefined : past[0]?.path;
   const old = "count" in rule
     ? past.slice(taken === undefined ? rule.count - 1 : rule.count)
-    : past.filter(({ time }) => now - time.getTime() > rule.days * 86_400_000);
+    : past.filter(({ time }) => soon - time.getTime() > rule.days * 86_400_000);
   const uncounted = [
     ...future.map(({ name }) => ({ name, why: "is dated in the future" })),
     ...broken.map(({ name }) => ({ name, why: "is no whole database, or cannot be read" })),
   ];
-  return { outdated: old.filter(({ path }) => path !== taken && path !== spare), uncounted };
+  const outdated = old.filter(({ path }) => path !== taken && path !== spare);
+  const fullest = outdated.map((backup) => ({ ...backup, runs: runsIn(backup) ?? 0 }))
+    .filter((backup) => backup.runs > runs)
+    .sort((a, b) => b.runs - a.runs)
+    .find(isNotLost);
+  return { outdated: outdated.filter(({ path }) => path !== fullest?.path), fullest, uncounted };
+}
+
+/** Whether a backup is sound, or could not be checked. */
+function isNotLost(backup: DatabaseCopy): boolean {
+  try {
+    examineBackup(backup);
+    return true;
+  } catch (error) {
+    return !hasCode(error, ...NO_DATABASE);
+  }
 }
 
 /** Whether a file is as long as its header says (SQLite's "Database File Format", "The Database Header"). */

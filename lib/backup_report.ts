@@ -29,7 +29,6 @@ export async function takeAndKeep(
   rule: KeepRule,
 ): Promise<Result> {
   const dryRun = terminal.flags["dry-run"] === true;
-  if (dryRun) examineSource(layout);
   const taken = dryRun ? undefined : await takeBackup(layout, kind, terminal.progress("backup", PAGE_BYTES));
   if (taken) {
     terminal.say(`backup ${taken.path}: ${taken.runs} runs, schema v${taken.schema_version}, ${megabytes(taken.size)}`);
@@ -37,11 +36,12 @@ export async function takeAndKeep(
       terminal.warn(`the backup before this one had ${taken.runs_before} runs, this one has ${taken.runs}: see why`);
     }
   }
-  const { outdated, uncounted } = findOutdated(layout, kind, rule, taken?.path);
+  const { outdated, fullest, uncounted } = findOutdated(layout, kind, rule, taken ?? examineSource(layout));
   for (const { name, why } of uncounted) terminal.warn(`${name} ${why}: it is left alone and not counted`);
   if (taken) removeBackups(layout, outdated);
   for (const { name } of outdated) terminal.say(`${dryRun ? "would remove" : "removed"} ${name}`);
   if (dryRun && outdated.length === 0) terminal.say("would remove nothing");
+  if (fullest) terminal.say(`${fullest.name} stays: it has ${fullest.runs} runs, more than there are now`);
   return { ...taken, dry_run: dryRun, removed: outdated.map(({ path }) => path) };
 }
 

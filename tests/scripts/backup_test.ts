@@ -80,6 +80,9 @@ function valueIn(file: string, sql: string): unknown {
   }
 }
 
+/** What a page of a table begins with that has rows (SQLite's "Database File Format", "B-tree Pages"). */
+const TABLE_LEAF = 13;
+
 /** The flags by which a script keeps one, or those of a day. */
 const ruleOf = (script: Script) => script === "backup_database" ? ["--keep", "1"] : ["--keep-days", "1"];
 
@@ -665,7 +668,7 @@ Deno.test("two that meet between taking and removing: the newest is left, and wh
     const first = await takeBackup(layout, kind);
     await nextSecond();
     const second = await takeBackup(layout, kind);
-    const outdated = [first, second].map(({ path }) => findOutdated(layout, kind, rule, path).outdated);
+    const outdated = [first, second].map((taken) => findOutdated(layout, kind, rule, taken).outdated);
     for (const gone of outdated) assert.ok(!gone.some(({ path }) => path === second.path), "the newest");
     for (const gone of outdated) removeBackups(layout, gone);
     assert.ok(names(backups).includes(second.path.slice(backups.length + 1)));
@@ -704,6 +707,40 @@ Deno.test("--keep-days removes its own that are older, never the newest", async 
   assert.deepEqual(removed, old.map((name) => `${backups}/${name}`));
   assert.deepEqual(would, removed);
   assert.deepEqual(names(backups), [String(path).slice(backups.length + 1), ...young, ...others].toSorted());
+});
+
+Deno.test("a database lost and begun anew does not push out the last backup that has more runs", async (t) => {
+  for (const script of SCRIPTS) {
+    await t.step(script, async () => {
+      using temp = new TempFolder();
+      const { base, file, backups } = newStore(temp, 3);
+      const [full, damaged] = ["full", "damaged"].map((name) => `${temp.path}/${name}.sqlite`);
+      makeDatabase(full!, 100);
+      makeDatabase(damaged!, 200);
+      const bytes = Deno.readFileSync(damaged!);
+      const leaf = bytes.findLastIndex((byte, at) => at % 4096 === 0 && byte === TABLE_LEAF);
+      Deno.writeFileSync(damaged!, bytes.fill(0, leaf, leaf + 4096));
+      assert.equal(valueIn(damaged!, "SELECT count(*) FROM agent_runs"), 200);
+      const [first, second, third, fourth, fifth] = [40, 30, 20, 10, 5].map((days) =>
+        (script === "backup_database" ? dailyAt : fullAt)(Date.now() - days * DAY)
+      );
+      put(backups, file, [first!, fourth!, fifth!]);
+      put(backups, full!, [second!]);
+      put(backups, damaged!, [third!]);
+
+      const stays = `${second} stays: it has 100 runs, more than there are now`;
+      const dry = await runScript(script, base, [...ruleOf(script), "--dry-run"], { env: TIME_ZONE });
+      const gone = [fifth, fourth, third, first];
+      assert.deepEqual(dry.stdout.trimEnd().split("\n"), [...gone.map((name) => `would remove ${name}`), stays]);
+      const { stdout } = await runScript(script, base, ruleOf(script), { env: TIME_ZONE });
+      assert.deepEqual(stdout.trimEnd().split("\n").slice(1), [...gone.map((name) => `removed ${name}`), stays]);
+
+      Deno.copyFileSync(full!, file);
+      const { removed } = await backup(script, base, ...ruleOf(script));
+      assert.equal((removed as string[]).at(-1), `${backups}/${second}`);
+      assert.ok(!names(backups).includes(second!));
+    });
+  }
 });
 
 testWith(["unix"], "the newest stays where no new one can be taken, however old", async () => {
