@@ -7,6 +7,7 @@ import { makeFolder } from "./durable_files.ts";
 import { TelemetryError } from "./errors.ts";
 import { type Layout, statOf } from "./layout.ts";
 import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "./records.ts";
+import { blobAsText } from "./row_reader.ts";
 import { inspect, newerSchema } from "./schema.ts";
 import { Connection, retryLocked, type Statement } from "./sqlite.ts";
 
@@ -50,7 +51,7 @@ const INSERT = `INSERT INTO agent_runs (${INSERTED}) VALUES (${INSERTED.map(() =
 const UPSERT = `${INSERT} ON CONFLICT(run_id) DO UPDATE SET ` +
   `${UPDATED.map((column) => `${column}=excluded.${column}`)}, updated_at=datetime('now')`;
 /** As JSON: SQLite's binding cuts text at a NUL. */
-const WHOLE_RUN = `SELECT json_array(${RUN_COLUMNS}) AS run FROM agent_runs`;
+const WHOLE_RUN = `SELECT json_array(${RUN_COLUMNS.map(blobAsText)}) AS run FROM agent_runs`;
 
 /**
  * The runs of a `{base}`'s database. Opens it at the first use, makes it when there is none, and opens it again when
@@ -217,8 +218,8 @@ export class DatabaseWriter implements Disposable {
   }
 }
 
-/** The runs that wait to be posted: ended, and not accepted yet. */
-const PENDING = "coalesce(api_posted, 0)=0 AND status<>'running'";
+/** The runs that wait to be posted: ended, and not accepted yet. One whose id is no text could never be marked. */
+const PENDING = "coalesce(api_posted, 0)=0 AND status<>'running' AND typeof(run_id)='text'";
 
 /** Refuses a database that would refuse our rows. */
 function requireV3(db: Connection): void {

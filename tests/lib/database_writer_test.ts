@@ -109,6 +109,22 @@ Deno.test("pending posts: ended, not posted, newest first, limited, since a time
   });
 });
 
+Deno.test("a BLOB that somebody has put there costs no run its post; an id that is none is not posted for ever", () => {
+  using folder = new TempFolder();
+  const layout = freshBase(folder);
+  using writer = new DatabaseWriter(layout);
+  writer.insertRun(someRun({ run_id: "bytes", status: "success", product: "p" }));
+  writer.insertRun(someRun({ run_id: "text", status: "success", host: "h" }));
+  using db = new DatabaseSync(layout.database);
+  // The second one is JSON to SQLite, as JSONB.
+  const set = db.prepare("UPDATE agent_runs SET output_summary=?, host=? WHERE run_id='bytes'");
+  set.run(new TextEncoder().encode("a\0é"), new TextEncoder().encode("Hello"));
+  db.exec("INSERT INTO agent_runs (run_id, agent_name, start_time, status) VALUES (x'00ff', 'a', 't', 'failed')");
+  const runs = writer.getPendingApiPosts().map(({ run_id, output_summary, host }) => [run_id, output_summary, host]);
+  assert.deepEqual(runs.toSorted(), [["bytes", "a\0é", "Hello"], ["text", null, "h"]]);
+  assert.equal(writer.getRunStats().pending_api_posts, 2);
+});
+
 Deno.test("goes on in the database that was put in place of the one it has open", () => {
   using folder = new TempFolder();
   const layout = freshBase(folder);
