@@ -7,7 +7,7 @@
  */
 import type { Cell } from "./csv_text.ts";
 import { hasCode } from "./errors.ts";
-import { rowidOf } from "./row_reader.ts";
+import { blobAsText, rowidOf } from "./row_reader.ts";
 import { Connection, damagedDatabase, isReadOnlyToRead, type Row } from "./sqlite.ts";
 import { ThreadConnection } from "./sqlite_thread.ts";
 
@@ -84,10 +84,17 @@ async function* readAll(
   rowid: string,
 ): AsyncGenerator<JsonRows, void> {
   await reader.exec("BEGIN");
-  const described = await reader.all("SELECT lower(name) AS name FROM pragma_table_info(?)", table);
+  const described = await reader.all(
+    "SELECT lower(name) AS name, upper(type) AS type FROM pragma_table_info(?)",
+    table,
+  );
   if (described.length === 0) return;
-  const there = new Set(described.map(({ name }) => name));
-  const cells = columns.map((column) => there.has(column) ? `t.${column}` : "NULL");
+  const types = new Map(described.map(({ name, type }) => [name, type]));
+  const cells = columns.map((column) => {
+    if (!types.has(column)) return "NULL";
+    // Which is faster, and changes nothing else in a column of text.
+    return types.get(column) === "TEXT" ? `CAST(t.${column} AS TEXT)` : blobAsText(`t.${column}`);
+  });
   const total = numberIn(await reader.all(`SELECT count(*) FROM ${table}`));
   const bytes = numberIn(await reader.all("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"));
   const rows = Math.max(1, Math.min(CHUNK_ROWS, Math.floor(CHUNK_BYTES * total / bytes)));
@@ -178,20 +185,12 @@ async function* ahead<T>(chunks: Chunk[], read: (chunk: Chunk) => Promise<T>): A
 
 async function readChunk(reader: Reader, cells: string[], { from, order, values }: Chunk): Promise<Row> {
   // Ordered in a subquery, where an index saves the sorting; in `group_concat(… ORDER BY …)` it would not.
-  const select = (cells: string[]) =>
-    reader.all(
-      `SELECT count(*) AS count, CAST(group_concat(cells) AS BLOB) AS json
-      FROM (SELECT json_array(${cells}) AS cells FROM ${from} ORDER BY ${order})`,
-      ...values,
-    );
-  try {
-    return (await select(cells))[0]!;
-  } catch (error) {
-    // JSON refuses BLOBs. To ask each cell what it is takes twice as long, so it is done only here.
-    if (!hasCode(error, "io")) throw error;
-    const asText = cells.map((cell) => `CASE WHEN typeof(${cell})='blob' THEN CAST(${cell} AS TEXT) ELSE ${cell} END`);
-    return (await select(asText))[0]!;
-  }
+  const rows = await reader.all(
+    `SELECT count(*) AS count, CAST(group_concat(cells) AS BLOB) AS json
+    FROM (SELECT json_array(${cells}) AS cells FROM ${from} ORDER BY ${order})`,
+    ...values,
+  );
+  return rows[0]!;
 }
 
 const LENIENT = new TextDecoder();

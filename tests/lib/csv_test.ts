@@ -286,6 +286,18 @@ Deno.test("numbers: integers of any size exactly, reals, and a BLOB that somebod
   }
 });
 
+Deno.test("a BLOB that is JSON to SQLite, as JSONB, is exported as the text that it says", async () => {
+  for (const said of ["Hello", "\x0b", "\x00", "17", "3x, y"]) {
+    const blob = new TextEncoder().encode(said);
+    using store = new Store().add({ host: blob, duration_ms: blob, product: "=x" }, { host: "plain" });
+    const { rows } = await exported(store.base, { columns: "host,duration_ms,product" });
+    assert.deepEqual(
+      rows.map(([host, duration_ms]) => [host, duration_ms]).toSorted(),
+      [[said, said], ["plain", null]].toSorted(),
+    );
+  }
+});
+
 Deno.test("text that is no UTF-8 becomes UTF-8", async () => {
   using store = new Store().add({}).exec("UPDATE agent_runs SET host=CAST(x'61ff62' AS TEXT)");
   assert.deepEqual(await column(store.base, "host"), ["a\ufffdb"]);
