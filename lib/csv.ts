@@ -25,7 +25,7 @@ import {
   sizeOf,
   statOf,
 } from "./layout.ts";
-import { logFiles, scanBatches } from "./log_scanner.ts";
+import { logFiles, scanEvents } from "./log_scanner.ts";
 import { RUN_COLUMNS, RUN_STATUSES } from "./records.ts";
 import { columnsOf, inspect } from "./schema.ts";
 import { Connection, type OnProgress } from "./sqlite.ts";
@@ -327,7 +327,7 @@ async function* logRows({ raw }: Layout, columns: string[], exported: Exported):
   const total = files.reduce((sum, { size }) => sum + size, 0);
   let before = 0;
   for (const { path, size } of files) {
-    for await (const batch of scanBatches([path], CHUNK_BYTES)) {
+    for await (const batch of scanEvents([path], CHUNK_BYTES)) {
       const rows: Cell[][] = [];
       for (const found of batch) {
         if ("record" in found) {

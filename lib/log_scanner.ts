@@ -7,7 +7,15 @@ import { BrokenLine, decoded, LENIENT, NEWLINE, NUL, parsed, trimmed } from "./b
 import { fileError, messageOf } from "./errors.ts";
 import { DAMAGED, gunzipped, readPatiently } from "./gzip_file.ts";
 import { pathIn } from "./layout.ts";
-import { type LogRecord, MAX_LINE_BYTES, type NoRecordReason, whyNoRecord } from "./records.ts";
+import {
+  type LogRecord,
+  MAX_LINE_BYTES,
+  type NoRecordReason,
+  REQUIRED_FIELDS,
+  RUN_COLUMNS,
+  RUN_STATUSES,
+  whyNoRecord,
+} from "./records.ts";
 
 /** How much of a plain file is read at a time. */
 const CHUNK_BYTES = 1024 * 1024;
@@ -167,6 +175,19 @@ export async function* scanRuns(
   yield* scanFiles(files, CHUNK_BYTES, (path) => new RunLines(path, progress));
 }
 
+/**
+ * As {@linkcode scanBatches}, without the runs: those that plainly are runs are not parsed.
+ *
+ * @param files paths; those that end in `.gz` are read as gzip
+ * @param chunkBytes how much of a plain file is read at a time
+ */
+export async function* scanEvents(
+  files: Iterable<string>,
+  chunkBytes: number = CHUNK_BYTES,
+): AsyncGenerator<Scanned[], void> {
+  yield* scanFiles(files, chunkBytes, (path) => new Lines(path, PLAIN_RUNS));
+}
+
 async function* scanFiles(
   files: Iterable<string>,
   chunkBytes: number,
@@ -217,6 +238,7 @@ async function* chunksOf(file: Deno.FsFile, [buffer, other]: Buffers): AsyncGene
 /** Cuts one file into lines and judges each. Holds no more than the longest line. */
 class Lines {
   readonly #file: string;
+  readonly #skipped: PlainLines | undefined;
   #found: Scanned[] = [];
   /** The line, counted from 1. */
   protected line = 1;
@@ -232,13 +254,10 @@ class Lines {
   /** Where gzip broke off last, in the same bytes as `#position`. */
   #damagedAt = -1;
 
-  constructor(file: string) {
+  /** @param skipped the lines that are of no interest */
+  constructor(file: string, skipped?: PlainLines) {
     this.#file = file;
-  }
-
-  /** Whether a line of a text is of no interest. */
-  protected isSkipped(_text: string, _start: number, _end: number): boolean {
-    return false;
+    this.#skipped = skipped;
   }
 
   /** Whether a line is yet without its end. */
@@ -354,7 +373,9 @@ class Lines {
       const textEnd = text === undefined ? 0 : text.indexOf("\n", textAt);
       const end = sameIndexes ? textEnd : bytes.indexOf(NEWLINE, at);
       if (text === undefined) this.#judge(decoded(bytes.subarray(at, end)), bytes, at, end);
-      else if (!this.isSkipped(text, textAt, textEnd)) this.#judge(text.slice(textAt, textEnd), bytes, at, end);
+      else if (!this.#skipped || !isPlain(this.#skipped, text, textAt, textEnd)) {
+        this.#judge(text.slice(textAt, textEnd), bytes, at, end);
+      }
       this.#position += end - at;
       this.#nextLine(1);
       at = end + 1;
@@ -395,18 +416,50 @@ class Lines {
   }
 }
 
+/** Lines that are records of a type so plainly that they need not be parsed to see it. */
+interface PlainLines {
+  ending: string;
+  pattern: RegExp;
+}
+
 /** What JSON allows between quotes, and text without escapes. */
 const STRING = String.raw`"[^"\\\x00-\x1f]*(?:\\(?:["\\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"`;
-const PLAIN = String.raw`"[^"\\\x00-\x1f]*"`;
-/** An event as the Python client and this one write it, from here to its end. */
-const PLAIN_EVENT = new RegExp(
-  String.raw`\{"run_id": ?${PLAIN}, ?"event_type": ?${PLAIN}, ?"timestamp": ?${PLAIN}, ` +
-    String.raw`?"payload_json": ?(?:null|${STRING}), ?"id": ?null, ?"record_type": ?"event"\}`,
-  "y",
+const SIMPLE_STRING = String.raw`"[^"\\\x00-\x1f]*"`;
+/** Any value of a record that is not nested. */
+const VALUE = String.raw`(?:null|${STRING}|-?(?:0|[1-9]\d*))`;
+
+/** As the Python client and this one write records: some fields in this order, of which those with a `?` may be missing. */
+function plainLines(type: LogRecord["record_type"], fields: [name: string, value: string, sign?: "?"][]): PlainLines {
+  const parts = fields.map(([name, value, sign = ""]) => `(?:"${name}": ?${value}, ?)${sign}`);
+  return {
+    ending: `"${type}"}`,
+    pattern: new RegExp(String.raw`\{${parts.join("")}"record_type": ?"${type}"\}`, "y"),
+  };
+}
+
+const PLAIN_EVENTS = plainLines("event", [
+  ...REQUIRED_FIELDS.event.map((field): [string, string] => [field, SIMPLE_STRING]),
+  ["payload_json", `(?:null|${STRING})`],
+  ["id", "null"],
+]);
+const PLAIN_RUNS = plainLines(
+  "run",
+  RUN_COLUMNS.map((column) => {
+    if (REQUIRED_FIELDS.run.includes(column)) return [column, SIMPLE_STRING];
+    return column === "status" ? [column, `"(?:${RUN_STATUSES.join("|")})"`] : [column, VALUE, "?"];
+  }),
 );
-/** A longer line is judged as any other: the pattern above would need too much of the stack. */
+/** A longer line is judged as any other: the patterns would need too much of the stack. */
 const MAX_SKIPPED_CHARS = 16 * 1024;
 const CARRIAGE_RETURN = 0x0d;
+
+function isPlain({ ending, pattern }: PlainLines, text: string, start: number, end: number): boolean {
+  if (end - start > MAX_SKIPPED_CHARS) return false;
+  if (text.charCodeAt(end - 1) === CARRIAGE_RETURN) end--;
+  if (!text.endsWith(ending, end)) return false;
+  pattern.lastIndex = start;
+  return pattern.test(text) && pattern.lastIndex === end;
+}
 
 /** Leaves events out, and counts lines. */
 class RunLines extends Lines {
@@ -414,7 +467,7 @@ class RunLines extends Lines {
   readonly #linesBefore: number;
 
   constructor(file: string, progress: ScanProgress) {
-    super(file);
+    super(file, PLAIN_EVENTS);
     this.#progress = progress;
     this.#linesBefore = progress.lines;
     progress.files++;
@@ -432,13 +485,5 @@ class RunLines extends Lines {
     const found = super.end();
     this.#progress.lines = this.#linesBefore + this.line - (hasHalf ? 0 : 1);
     return found;
-  }
-
-  protected override isSkipped(text: string, start: number, end: number): boolean {
-    if (end - start > MAX_SKIPPED_CHARS) return false;
-    if (text.charCodeAt(end - 1) === CARRIAGE_RETURN) end--;
-    if (!text.endsWith('"event"}', end)) return false;
-    PLAIN_EVENT.lastIndex = start;
-    return PLAIN_EVENT.test(text) && PLAIN_EVENT.lastIndex === end;
   }
 }

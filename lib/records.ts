@@ -240,6 +240,12 @@ function unserializable(value: unknown, path: string, parents: Set<object>): str
   }
 }
 
+/** What a record of each type cannot do without, as text (contract, "NDJSON records"). */
+export const REQUIRED_FIELDS: Readonly<Record<LogRecord["record_type"], readonly string[]>> = {
+  run: ["run_id", "agent_name", "start_time"],
+  event: ["run_id", "event_type", "timestamp"],
+};
+
 /** Why a JSON value is no record. */
 export type NoRecordReason = "not an object" | "unknown record_type" | "unknown status" | `${string} is missing`;
 
@@ -253,10 +259,7 @@ export function whyNoRecord(value: unknown): NoRecordReason | undefined {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return "not an object";
   const record = value as Record<string, unknown>;
   if (record["record_type"] !== "run" && record["record_type"] !== "event") return "unknown record_type";
-  const required = record["record_type"] === "run"
-    ? ["run_id", "agent_name", "start_time"]
-    : ["run_id", "event_type", "timestamp"];
-  for (const field of required) {
+  for (const field of REQUIRED_FIELDS[record["record_type"]]) {
     if (typeof record[field] !== "string") return `${field} is missing`;
   }
   const status = record["status"];

@@ -5,13 +5,14 @@ import { gzipSync } from "node:zlib";
 import fc from "npm:fast-check@4.10.2";
 import { BrokenLine } from "../../lib/broken_line.ts";
 import { TelemetryError } from "../../lib/errors.ts";
-import { MAX_LINE_BYTES } from "../../lib/records.ts";
+import { MAX_LINE_BYTES, newRun } from "../../lib/records.ts";
 import { rounds, SAMPLE, testWith } from "../fixtures.ts";
 import {
   logFiles,
   type Rejection,
   scan,
   scanBatches,
+  scanEvents,
   type Scanned,
   type ScanProgress,
   scanRuns,
@@ -709,32 +710,41 @@ Deno.test("property: every whole record is found, in order, and nothing that was
     );
   }));
 
-// ------------------------------------------------------------------------------------------------ scanRuns
+// ------------------------------------------------------------------------------------------------ scanRuns, scanEvents
+
+const isRunOrRejected = (item: Scanned) => "rejected" in item || item.record.record_type === "run";
+const isEventOrRejected = (item: Scanned) => "rejected" in item || item.record.record_type === "event";
 
 /** What `scanRuns` says, how many events it did not skip, and how far it got. */
 async function runsScanned(files: string[]): Promise<{ all: Scanned[]; events: number; progress: ScanProgress }> {
   const progress = { files: 0, lines: 0, bytes: 0 };
   const found: Scanned[] = [];
   for await (const batch of scanRuns(files, progress)) found.push(...batch);
-  const all = found.filter((item) => "rejected" in item || item.record.record_type === "run");
+  const all = found.filter(isRunOrRejected);
   return { all, events: found.length - all.length, progress };
 }
 
-/** Sees that `scanRuns` gives what `scan` does, events aside, and counts lines and bytes; how many events it looked at. */
-async function assertAgree(path: string, bytes: Uint8Array): Promise<number> {
+/**
+ * Sees that `scanRuns` and `scanEvents` give what `scan` does, events and runs aside, and that the first one counts lines
+ * and bytes; how many of what they leave out they looked at.
+ */
+async function assertAgree(path: string, bytes: Uint8Array): Promise<{ events: number; runs: number }> {
   await Deno.writeFile(path, bytes);
-  const expected = (await scanned([path])).filter((item) => "rejected" in item || item.record.record_type === "run");
+  const found = await scanned([path]);
   const { all, events, progress } = await runsScanned([path]);
-  assert.deepEqual(all, expected);
+  assert.deepEqual(all, found.filter(isRunOrRejected));
+  const besideRuns: Scanned[] = [];
+  for await (const batch of scanEvents([path])) besideRuns.push(...batch);
+  assert.deepEqual(besideRuns.filter(isEventOrRejected), found.filter(isEventOrRejected));
   const newlines = bytes.filter((byte) => byte === 10).length;
   const lines = newlines + (bytes.length > 0 && bytes.at(-1) !== 10 ? 1 : 0);
   assert.deepEqual(progress, { files: 1, lines, bytes: bytes.length });
-  return events;
+  return { events, runs: besideRuns.length - besideRuns.filter(isEventOrRejected).length };
 }
 
 /** Lines as the two clients write them, and others that look much like these. */
 const START = '{"run_id": "r1", "schema_version": 3, "agent_name": "a", "start_time": "t", "status": "running", ' +
-  '"duration_ms": null, "api_posted": 0, "input_summary": "x", "record_type": "run"}';
+  '"duration_ms": null, "input_summary": "x", "api_posted": 0, "record_type": "run"}';
 const LOOKALIKES: Record<string, string> = {
   "a start": START,
   "our own start": START.replaceAll(": ", ":").replaceAll(", ", ","),
@@ -777,7 +787,7 @@ const LOOKALIKES: Record<string, string> = {
   "NULs behind": `${START}\0`,
 };
 
-Deno.test("scanRuns: agrees with scan on lines of every kind, alone and between others, with every end", () =>
+Deno.test("scanRuns, scanEvents: agree with scan on lines of every kind, alone and between others, with every end", () =>
   inFolder(async (folder) => {
     const path = join(folder, "a.ndjson");
     for (const line of Object.values(LOOKALIKES)) {
@@ -786,8 +796,21 @@ Deno.test("scanRuns: agrees with scan on lines of every kind, alone and between 
       await assertAgree(path, bytesOf("\n", line, "\n", new Uint8Array([0xff]), "\n", line, "\r"));
     }
     // Else this would prove nothing.
-    assert.equal(await assertAgree(path, bytesOf(EVENT, "\n")), 0, "a plain event is skipped");
-    assert.equal(await assertAgree(path, bytesOf(EVENT.replace("{", '{"x": 1, '), "\n")), 1, "another one is not");
+    const lookedAt = (line: string) => assertAgree(path, bytesOf(line, "\n"));
+    const whole = newRun({
+      run_id: "r",
+      agent_name: "a",
+      start_time: "t",
+      input_summary: "\n\u2028\\\ud800",
+      duration_ms: -9,
+    });
+    const theirs = JSON.stringify(whole, null, 1).replaceAll(/,\n /g, ", ").replaceAll("\n ", "").slice(0, -2);
+    for (const plain of [EVENT, START, LOOKALIKES["escapes"]!, `${theirs}, "record_type": "run"}`]) {
+      assert.deepEqual(await lookedAt(plain), { events: 0, runs: 0 }, plain);
+    }
+    assert.deepEqual(await lookedAt(JSON.stringify({ ...whole, record_type: "run" })), { events: 0, runs: 0 });
+    assert.deepEqual(await lookedAt(EVENT.replace("{", '{"x": 1, ')), { events: 1, runs: 0 });
+    assert.deepEqual(await lookedAt(START.replace("{", '{"x": 1, ')), { events: 0, runs: 1 });
     await assertAgree(path, bytesOf());
     await assertAgree(path, bytesOf("\n\n"));
     const long = START.replace('"x"', JSON.stringify("é\n".repeat(20_000)));
@@ -797,11 +820,19 @@ Deno.test("scanRuns: agrees with scan on lines of every kind, alone and between 
   }));
 
 Deno.test({
-  name: "scanRuns: agrees with scan on a line that has a field twice",
+  name: "scanRuns, scanEvents: agree with scan on a line that has a field twice",
   fn: () =>
     inFolder(async (folder) => {
       const path = join(folder, "a.ndjson");
-      for (const field of ['"run_id": "r2"', '"status": "success"', '"status": "bogus"', '"agent_name": null']) {
+      for (
+        const field of [
+          '"run_id": "r2"',
+          '"input_summary": "y"',
+          '"status": "success"',
+          '"status": "bogus"',
+          '"agent_name": null',
+        ]
+      ) {
         await assertAgree(path, bytesOf(START.replace('"x"', `"x", ${field}`), "\n"));
       }
     }),
@@ -827,9 +858,9 @@ Deno.test("scanRuns: counts what is in gzip as it is inflated, and several files
 const anyStart: fc.Arbitrary<Piece> = fc.tuple(
   fc.record({ run_id: fc.oneof(fc.string(), anyText), agent_name: anyText, start_time: anyText }),
   fc.record({
+    duration_ms: fc.oneof(fc.double({ noNaN: true, noDefaultInfinity: true }), fc.maxSafeInteger()),
     product: anyText,
     host: fc.constantFrom(null, "h", true, 1),
-    duration_ms: fc.double({ noNaN: true, noDefaultInfinity: true }),
     metrics: fc.oneof({ weight: 5, arbitrary: anyText }, { weight: 1, arbitrary: anyValue }),
   }, { requiredKeys: [] }),
   anyWriter,
@@ -845,7 +876,7 @@ const anyPlainEvent: fc.Arbitrary<Piece> = fc.tuple(anyText, anyText, fc.option(
   },
 );
 
-Deno.test("property: scanRuns agrees with scan, events aside, on whatever is glued, cut or mixed", () =>
+Deno.test("property: scanRuns and scanEvents agree with scan, events or runs aside, on whatever is glued, cut or mixed", () =>
   inFolder(async (folder) => {
     const path = join(folder, "a.ndjson");
     const line = fc.tuple(
