@@ -23,10 +23,13 @@ export function syncFolder(folder: string): void {
 /**
  * Makes the content of a file durable (`fsync`).
  *
+ * @param path the file
+ * @param open the same, where it is open already: then an error is told that another sync has seen meanwhile
  * @throws {TelemetryError} when the operating system refuses
  */
-export function syncFile(path: string): void {
+export function syncFile(path: string, open?: Deno.FsFile): void {
   try {
+    if (open) return open.syncSync();
     using file = Deno.openSync(path, { read: true, write: true });
     file.syncSync();
   } catch (error) {
@@ -224,6 +227,46 @@ export function claimForSqlite(partial: string, model: string, wait: boolean = t
   // Its owner must be able to write it, though the other file may have been protected.
   else Deno.chmodSync(partial, Deno.statSync(model).mode! & 0o777 | 0o600);
   return claim;
+}
+
+/** How much is written between two syncs of {@linkcode EarlySync}, in bytes, and how many there are at most. */
+const SYNC_BYTES = 16 * 1024 * 1024;
+const MAX_SYNCS = 16;
+
+/**
+ * Has a partial go to the disk while SQLite still writes it: else all of it would be waited for at the end. SQLite holds
+ * the thread meanwhile, so that each sync needs an open file of its own to begin at once. That it fails is left to the
+ * sync at the end to say, of a file that was open before: one that is opened later is not told any more.
+ */
+export class EarlySync implements AsyncDisposable {
+  readonly #partial: string;
+  readonly #syncs: { file: Deno.FsFile; done: Promise<void> }[] = [];
+  #synced = 0;
+
+  constructor(partial: string) {
+    this.#partial = partial;
+  }
+
+  /** Takes note of how many bytes are written, of how many. */
+  wrote(bytes: number, total: number): void {
+    if (bytes - this.#synced < Math.max(SYNC_BYTES, total / MAX_SYNCS)) return;
+    this.#synced = bytes;
+    try {
+      const file = Deno.openSync(this.#partial, { read: true, write: true });
+      this.#syncs.push({ file, done: file.syncData().catch(() => {}) });
+    } catch { /* then it is waited for at the end */ }
+  }
+
+  /**
+   * Waits for what was begun. Not before SQLite is done: its locks on a file are gone when any file of the process on it
+   * is closed (SQLite's "How To Corrupt An SQLite Database File").
+   */
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const { file, done } of this.#syncs) {
+      await done;
+      file.close();
+    }
+  }
 }
 
 /**

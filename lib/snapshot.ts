@@ -4,6 +4,7 @@
  */
 import {
   claimForSqlite,
+  EarlySync,
   giveToOwnerOf,
   makeFolder,
   nameForGood,
@@ -47,10 +48,10 @@ export async function takeSnapshot(
   removeAbandoned(folder, (name) => parseFileName(name)?.kind === kind);
   const names = fileNames(kind, new Date());
   const partial = partialOf(pathIn(folder, names.next().value));
-  using _claim = claimForSqlite(partial, database);
+  using claim = claimForSqlite(partial, database);
   try {
     await copySound(database, partial, options);
-    syncFile(partial);
+    syncFile(partial, claim);
     giveToOwnerOf(base, partial);
     for (const name of fileNames(kind, new Date())) {
       if (nameForGood(partial, pathIn(folder, name))) return pathIn(folder, name);
@@ -65,7 +66,14 @@ export async function takeSnapshot(
 /** A damaged database is copied without complaint: checking the copy, which is the same page by page, tells of both. */
 async function copySound(database: string, partial: string, options: SnapshotOptions): Promise<void> {
   using source = Connection.openToRead(database);
-  await source.copyTo(partial, options.onProgress);
+  {
+    await using early = new EarlySync(partial);
+    const pageSize = Number(source.get("PRAGMA page_size")!["page_size"]);
+    await source.copyTo(partial, (done, total) => {
+      early.wrote(done * pageSize, total * pageSize);
+      options.onProgress?.(done, total);
+    });
+  }
   using copy = Connection.open(partial);
   requireSound(copy, database, options.depth);
   try {
