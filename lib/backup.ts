@@ -103,19 +103,27 @@ function contentOf(db: Connection): BackupContent {
 function runsInNewest(backups: DatabaseCopy[]): number | null {
   for (const backup of backups) {
     const runs = runsIn(backup);
-    if (runs !== undefined) return runs;
+    if (typeof runs === "number") return runs;
   }
   return null;
 }
 
-/** How many runs a backup has; undefined when it cannot be read. */
-function runsIn({ path }: DatabaseCopy): number | undefined {
+/**
+ * How many runs a backup has; `none` where it is no backup, or is gone, `unread` where that cannot be seen (locked …).
+ * Another run may be removing it: only `readOnly` does not make an empty file in its place, but it leaves sidecars.
+ */
+function runsIn({ path }: DatabaseCopy): number | "none" | "unread" {
+  let runs: number | "none" | "unread";
   try {
-    using db = Connection.openToRead(path);
-    return contentOf(db).runs;
-  } catch {
-    return undefined;
+    using db = Connection.open(path, { readOnly: true });
+    runs = contentOf(db).runs;
+  } catch (error) {
+    runs = hasCode(error, ...NO_DATABASE) ? "none" : "unread";
   }
+  const isGone = statOf(path) === undefined;
+  const { wal, shm } = sidecarsOf(path);
+  if (isGone || sizeOf(wal) === 0) [wal, shm].forEach(removeIfThere);
+  return isGone ? "none" : runs;
 }
 
 /**
@@ -216,8 +224,9 @@ export function findOutdated(
   layout: Layout,
   kind: BackupKind,
   rule: KeepRule,
-  { path: taken, runs }: { path?: string; runs: number },
+  now: { path?: string; runs: number },
 ): Outdated {
+  const taken = now.path;
   const soon = Date.now() + SOON_MS;
   const ours = listBackups(layout).filter((backup) => backup.kind === kind);
   // A clock that was wrong would fool the rule for ever.
@@ -232,16 +241,20 @@ export function findOutdated(
   const old = "count" in rule
     ? past.slice(taken === undefined ? rule.count - 1 : rule.count)
     : past.filter(({ time }) => soon - time.getTime() > rule.days * 86_400_000);
+  const looked = old.filter(({ path }) => path !== taken && path !== spare)
+    .map((backup) => ({ backup, runs: runsIn(backup) }));
+  const fullest = looked.flatMap(({ backup, runs }) =>
+    typeof runs === "number" && runs > now.runs ? { ...backup, runs } : []
+  ).sort((a, b) => b.runs - a.runs).find(isNotLost);
+  const unread = looked.filter(({ runs }) => runs === "unread").map(({ backup }) => backup);
   const uncounted = [
     ...future.map(({ name }) => ({ name, why: "is dated in the future" })),
     ...broken.map(({ name }) => ({ name, why: "is no whole database, or cannot be read" })),
+    ...unread.map(({ name }) => ({ name, why: "cannot be read now" })),
   ];
-  const outdated = old.filter(({ path }) => path !== taken && path !== spare);
-  const fullest = outdated.map((backup) => ({ ...backup, runs: runsIn(backup) ?? 0 }))
-    .filter((backup) => backup.runs > runs)
-    .sort((a, b) => b.runs - a.runs)
-    .find(isNotLost);
-  return { outdated: outdated.filter(({ path }) => path !== fullest?.path), fullest, uncounted };
+  const outdated = looked.filter(({ backup, runs }) => runs !== "unread" && backup.path !== fullest?.path)
+    .map(({ backup }) => backup);
+  return { outdated, fullest, uncounted };
 }
 
 /** Whether a backup is sound, or could not be checked. */

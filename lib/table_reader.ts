@@ -100,10 +100,14 @@ async function* readAll(
   const rows = Math.max(1, Math.min(CHUNK_ROWS, Math.floor(CHUNK_BYTES * total / bytes)));
   const chunks = await chunksByIndex(reader, table, rowid, order, rows) ??
     await chunksBySorting(reader, table, rowid, order, rows, total);
+  // As bytes, it is in the encoding of the database.
+  const { encoding } = (await reader.all("PRAGMA encoding"))[0]!;
+  const json = encoding === "UTF-8" ? "CAST(group_concat(cells) AS BLOB)" : "group_concat(cells)";
   let done = 0;
-  for await (const { count, json } of ahead(chunks, (chunk) => readChunk(reader, cells, chunk))) {
+  for await (const { count, json: rows } of ahead(chunks, (chunk) => readChunk(reader, json, cells, chunk))) {
     done += Number(count);
-    if (json instanceof Uint8Array) yield { json, count: Number(count), done, total };
+    const bytes = typeof rows === "string" ? UTF8.encode(rows) : rows;
+    if (bytes instanceof Uint8Array) yield { json: bytes, count: Number(count), done, total };
   }
   if (done === total) return;
   throw damagedDatabase(`${reader.path} is damaged (${table} has ${total} rows, of which ${done} are found)`);
@@ -183,16 +187,17 @@ async function* ahead<T>(chunks: Chunk[], read: (chunk: Chunk) => Promise<T>): A
   for (const reading of asked) yield await reading;
 }
 
-async function readChunk(reader: Reader, cells: string[], { from, order, values }: Chunk): Promise<Row> {
+async function readChunk(reader: Reader, json: string, cells: string[], { from, order, values }: Chunk): Promise<Row> {
   // Ordered in a subquery, where an index saves the sorting; in `group_concat(… ORDER BY …)` it would not.
   const rows = await reader.all(
-    `SELECT count(*) AS count, CAST(group_concat(cells) AS BLOB) AS json
+    `SELECT count(*) AS count, ${json} AS json
     FROM (SELECT json_array(${cells}) AS cells FROM ${from} ORDER BY ${order})`,
     ...values,
   );
   return rows[0]!;
 }
 
+const UTF8 = new TextEncoder();
 const LENIENT = new TextDecoder();
 
 /**

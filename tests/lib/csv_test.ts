@@ -298,6 +298,21 @@ Deno.test("a BLOB that is JSON to SQLite, as JSONB, is exported as the text that
   }
 });
 
+Deno.test("a database in UTF-16 is exported as UTF-8", async () => {
+  for (const encoding of ["UTF-16le", "UTF-16be"]) {
+    using store = new Store();
+    Deno.removeSync(store.database);
+    using db = Connection.open(store.database);
+    db.exec(`PRAGMA encoding='${encoding}'`);
+    applySchema(db);
+    store.add({ host: "plain", duration_ms: 5 }, { host: "a\0é日🚀,", product: "" });
+    for (const flags of [{}, { for: "sheets" }] as Flags[]) {
+      const { rows } = await exported(store.base, { columns: "run_id,host,duration_ms,product", ...flags });
+      assert.deepEqual(rows, [["r0", "plain", "5", null], ["r1", "a\0é日🚀,", null, ""]], encoding);
+    }
+  }
+});
+
 Deno.test("text that is no UTF-8 becomes UTF-8", async () => {
   using store = new Store().add({}).exec("UPDATE agent_runs SET host=CAST(x'61ff62' AS TEXT)");
   assert.deepEqual(await column(store.base, "host"), ["a\ufffdb"]);

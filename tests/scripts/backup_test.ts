@@ -471,6 +471,22 @@ testWith(["python"], "a locked source could not be checked: that is said, and no
 });
 
 testWith(
+  ["python"],
+  "an old backup that cannot be read now is not removed: it may be the last to know of a run",
+  async () => {
+    using temp = new TempFolder();
+    const { base, file, backups } = newStore(temp, 3);
+    const [locked, newer] = ["telemetry_backup_20200101_000000.sqlite", "telemetry_backup_20200102_000000.sqlite"];
+    put(backups, file, [locked, newer]);
+    assert.equal(valueIn(`${backups}/${locked}`, "PRAGMA journal_mode=DELETE"), "delete");
+    await using _holder = await Holder.start(interpreter(), ["-c", LOCK, `${backups}/${locked}`]);
+    const { code, stderr } = await runScript("backup_telemetry_db", base, ["--keep-days", "1", "--quiet"]);
+    assert.deepEqual([code, stderr], [0, `warning: ${locked} cannot be read now: it is left alone and not counted\n`]);
+    assert.ok(names(backups).includes(locked) && !names(backups).includes(newer));
+  },
+);
+
+testWith(
   ["nobody"],
   "a source that may not be read could not be checked: that is said, and nothing is removed",
   async () => {
