@@ -15,12 +15,12 @@
  *
  * @module
  */
-export * from "./lib/client.ts";
+export * from "./lib/writer/client.ts";
 export * from "./lib/errors.ts";
 export * from "./lib/records.ts";
 export { type BaseChoice, type Layout, layoutOf, locate, type Platform, type Surroundings } from "./lib/layout.ts";
-export { type CreatedStorage, createStorage } from "./lib/storage.ts";
-export { type DatabaseSetup, setUpDatabase } from "./lib/database.ts";
+export { type CreatedStorage, createStorage } from "./lib/store/folders.ts";
+export { type DatabaseSetup, setUpDatabase } from "./lib/store/database.ts";
 export { type Inspection } from "./lib/schema.ts";
 export {
   logFiles,
@@ -29,7 +29,7 @@ export {
   scan,
   type Scanned,
   type ScannedRecord,
-} from "./lib/log_scanner.ts";
-export { EventLog, type EventLogOptions } from "./lib/event_log.ts";
-export { DatabaseWriter, type DatabaseWriterOptions, type RunStats } from "./lib/database_writer.ts";
-export { ApiClient, type ApiClientOptions, type PostResult } from "./lib/api_client.ts";
+} from "./lib/log/read.ts";
+export { EventLog, type EventLogOptions } from "./lib/log/append.ts";
+export { DatabaseWriter, type DatabaseWriterOptions, type RunStats } from "./lib/writer/database_writer.ts";
+export { ApiClient, type ApiClientOptions, type PostResult } from "./lib/writer/api_client.ts";

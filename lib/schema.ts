@@ -4,7 +4,7 @@
  */
 import { hasCode, TelemetryError } from "./errors.ts";
 import { RUN_COLUMNS, RUN_STATUSES, type RunRecord, SCHEMA_VERSION, TRIGGER_TYPES } from "./records.ts";
-import type { Connection } from "./sqlite.ts";
+import type { Connection } from "./sqlite/connection.ts";
 
 /** The tables that the contract names. */
 export type TableName = "agent_runs" | "run_events" | "commits" | "schema_migrations";

@@ -3,8 +3,8 @@
  * Takes the daily backup of the database, and keeps the newest of them.
  * @module
  */
-import { listAsTable, takeAndKeep } from "../lib/backup_report.ts";
-import { runCommand, wholeNumber } from "../lib/terminal.ts";
+import { listAsTable, takeAndKeep } from "../lib/cli/backup_output.ts";
+import { runCommand, wholeNumber } from "../lib/cli/command.ts";
 
 const COMMAND = {
   name: "backup_database",

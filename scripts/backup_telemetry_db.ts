@@ -3,14 +3,14 @@
  * Takes a fully checked backup of the database and keeps those of the last days; or restores one.
  * @module
  */
-import { backupNamed, backupPath, examineBackup, refuseLive, restoreBackup } from "../lib/backup.ts";
-import { listAsTable, takeAndKeep } from "../lib/backup_report.ts";
+import { backupNamed, backupPath, examineBackup, refuseLive, restoreBackup } from "../lib/backup/backup.ts";
+import { listAsTable, takeAndKeep } from "../lib/cli/backup_output.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
-import { logFiles } from "../lib/log_scanner.ts";
-import { applyLog, countNewer, keepRuns } from "../lib/replay.ts";
-import { Connection } from "../lib/sqlite.ts";
-import { type Result, runCommand, type Terminal, wholeNumber } from "../lib/terminal.ts";
+import { logFiles } from "../lib/log/read.ts";
+import { applyLog, countNewer, keepRuns } from "../lib/store/merge.ts";
+import { Connection } from "../lib/sqlite/connection.ts";
+import { type Result, runCommand, type Terminal, wholeNumber } from "../lib/cli/command.ts";
 
 const COMMAND = {
   name: "backup_telemetry_db",

@@ -3,9 +3,9 @@
  * Exports runs, events or commits as CSV.
  * @module
  */
-import { type Exported, exportTo, exportToFile, readRequest } from "../lib/csv.ts";
+import { type Exported, exportTo, exportToFile, readRequest } from "../lib/export/export.ts";
 import { TelemetryError } from "../lib/errors.ts";
-import { megabytes, runCommand, type Terminal } from "../lib/terminal.ts";
+import { megabytes, runCommand, type Terminal } from "../lib/cli/command.ts";
 
 const COMMAND = {
   name: "export_csv",

@@ -3,13 +3,13 @@
  * Gives back a damaged or lost database: from the log, and from all that can still be read of it.
  * @module
  */
-import { backupNamed, backupPath, examineBackup, newestBackup } from "../lib/backup.ts";
+import { backupNamed, backupPath, examineBackup, newestBackup } from "../lib/backup/backup.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
-import { checkHealth, type Health } from "../lib/health.ts";
+import { checkHealth, type Health } from "../lib/recovery/health.ts";
 import type { Layout } from "../lib/layout.ts";
 import { SCHEMA_VERSION } from "../lib/records.ts";
-import { recoverDatabase, type Recovery, tidyUp } from "../lib/recovery.ts";
-import { megabytes, type Result, runCommand, type Terminal } from "../lib/terminal.ts";
+import { recoverDatabase, type Recovery, tidyUp } from "../lib/recovery/recover.ts";
+import { megabytes, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
 
 const COMMAND = {
   name: "recover_database",

@@ -3,11 +3,11 @@
  * Makes the database of a telemetry store, or upgrades an older one to schema v3.
  * @module
  */
-import { describeSetup, setUpDatabase } from "../lib/database.ts";
+import { describeSetup, setUpDatabase } from "../lib/store/database.ts";
 import { TelemetryError } from "../lib/errors.ts";
-import { postgresLoad, postgresSchema } from "../lib/postgres.ts";
+import { postgresLoad, postgresSchema } from "../lib/export/postgres.ts";
 import { schemaSql } from "../lib/schema.ts";
-import { type Result, runCommand, type Terminal } from "../lib/terminal.ts";
+import { type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
 
 const COMMAND = {
   name: "setup_database",

@@ -3,10 +3,10 @@
  * Makes the folders of a telemetry store, and with `--with-database` its database too.
  * @module
  */
-import { type DatabaseSetup, describeSetup, setUpDatabase } from "../lib/database.ts";
+import { type DatabaseSetup, describeSetup, setUpDatabase } from "../lib/store/database.ts";
 import { sizeOf } from "../lib/layout.ts";
-import { createStorage, proveWritable } from "../lib/storage.ts";
-import { runCommand } from "../lib/terminal.ts";
+import { createStorage, proveWritable } from "../lib/store/folders.ts";
+import { runCommand } from "../lib/cli/command.ts";
 
 const COMMAND = {
   name: "setup_storage",

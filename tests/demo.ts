@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { logFiles, scan } from "../mod.ts";
-import { command, lacksPython, python, ROOT, runScript, TempFolder } from "./fixtures.ts";
+import { command, lacksPython, python, ROOT, runScript, TempFolder } from "./fixtures/mod.ts";
 
 const RUNS = 20;
 
@@ -83,7 +83,7 @@ async function story(base: string, tell: (...step: Step) => void): Promise<void>
 async function work(base: string, tell: (...step: Step) => void): Promise<string[]> {
   const program = [
     ...["run", "--quiet", `--allow-read=${base}`, `--allow-write=${base}`],
-    `${ROOT}tests/demo_agent.ts`,
+    `${ROOT}tests/fixtures/demo_agent.ts`,
   ];
   const victim = command(Deno.execPath(), [...program, base, "victim", "1000000"]).spawn();
   const whole = command(Deno.execPath(), [...program, base, "deno", String(RUNS)]).output();

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { ROOT, run, testWith } from "./fixtures.ts";
+import { ROOT, run, testWith } from "./fixtures/mod.ts";
 
 testWith(["unix"], "the demo: every step proves what it says", async () => {
   const { code, stdout, stderr } = await run(Deno.execPath(), ["run", "--allow-all", `${ROOT}tests/demo.ts`]);

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { python, ROOT, run, runScript, TempFolder, testWith } from "./fixtures.ts";
+import { python, ROOT, run, runScript, TempFolder, testWith } from "./fixtures/mod.ts";
 
 testWith(
   ["python"],

@@ -1,6 +1,6 @@
 /** A hot backup of a 400 MB database, checks included, against the sqlite3 program, as whole processes. */
 import { DatabaseSync } from "node:sqlite";
-import { run, runScript, scriptArgs } from "../fixtures.ts";
+import { run, runScript, scriptArgs } from "../fixtures/mod.ts";
 import { median, medianRatio, type Part, peakOf } from "./bench.ts";
 
 const ROUNDS = 5;

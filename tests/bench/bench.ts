@@ -2,7 +2,7 @@
  * Measures the toolkit against the plain way of doing each job, on the same disk in the same run, and prints ratios.
  * What lacks its baseline (../shared/baselines, Python) is left out aloud. usage: deno task bench [PART …]
  */
-import { command, TempFolder } from "../fixtures.ts";
+import { command, TempFolder } from "../fixtures/mod.ts";
 import { backup } from "./backup.ts";
 import { exports } from "./export.ts";
 import { recorder } from "./recorder.ts";

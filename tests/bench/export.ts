@@ -1,7 +1,7 @@
 /** A million runs to CSV, against the sqlite3 program, as whole processes; and events from the log. */
 import { DatabaseSync } from "node:sqlite";
 import { newRun } from "../../lib/records.ts";
-import { command, run, runScript, scriptArgs } from "../fixtures.ts";
+import { command, run, runScript, scriptArgs } from "../fixtures/mod.ts";
 import { type Measure, median, medianRatio, type Part, peakOf } from "./bench.ts";
 
 const ROUNDS = 5;

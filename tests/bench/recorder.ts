@@ -1,5 +1,5 @@
 /** Appends and whole runs against plain Python, and memory over a million appends. */
-import { BASELINES, ROOT, run } from "../fixtures.ts";
+import { BASELINES, ROOT, run } from "../fixtures/mod.ts";
 import { median, medianRatio, type Part } from "./bench.ts";
 
 const ROUNDS = 7;

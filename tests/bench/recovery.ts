@@ -2,7 +2,7 @@
  * Rebuilding the database from the log alone, as whole processes, against the plain way and against SQLite's own import
  * of rows that are clean already; at three sizes, to show how cost grows.
  */
-import { BASELINES, isThere, python, run, runScript, scriptArgs } from "../fixtures.ts";
+import { BASELINES, isThere, python, run, runScript, scriptArgs } from "../fixtures/mod.ts";
 import { median, medianRatio, type Part, peakOf } from "./bench.ts";
 
 const RUNS = 100_000;

@@ -1,5 +1,5 @@
 /** How long a second setup takes, as a whole process, against an empty Deno process. */
-import { run, scriptArgs } from "../fixtures.ts";
+import { run, scriptArgs } from "../fixtures/mod.ts";
 import { median, type Part } from "./bench.ts";
 
 const ROUNDS = 21;

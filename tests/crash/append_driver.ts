@@ -4,7 +4,7 @@
  * usage: append_driver.ts ORDERS, as JSON
  * @module
  */
-import { EventLog } from "../../lib/event_log.ts";
+import { EventLog } from "../../lib/log/append.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import type { LogRecord } from "../../lib/records.ts";
 

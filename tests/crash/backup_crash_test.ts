@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { schemaSql } from "../../lib/schema.ts";
-import { command, rounds, runScript, scriptArgs, TempFolder, testWith } from "../fixtures.ts";
+import { command, rounds, runScript, scriptArgs, TempFolder, testWith } from "../fixtures/mod.ts";
 
 const RUNS = 10_000;
 const KILLS = rounds(8, 100);

@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import { TelemetryError } from "../../lib/errors.ts";
-import { EventLog } from "../../lib/event_log.ts";
+import { EventLog } from "../../lib/log/append.ts";
 import { fileName, type Layout, layoutOf } from "../../lib/layout.ts";
-import { logFiles, scan } from "../../lib/log_scanner.ts";
+import { logFiles, scan } from "../../lib/log/read.ts";
 import type { LogRecord } from "../../lib/records.ts";
-import { run, SmallDisk, TempFolder, testWith } from "../fixtures.ts";
+import { run, SmallDisk, TempFolder, testWith } from "../fixtures/mod.ts";
 
 const DAY = new Date("2025-12-10T12:00:00Z");
 const PAGE = 4096;
@@ -103,7 +103,7 @@ testWith(["mount"], "disk full: all of a batch are rejected, none of it stays; w
 });
 
 const APPEND_UNTIL_REFUSED = `
-const { EventLog } = await import("${new URL("../../lib/event_log.ts", import.meta.url)}");
+const { EventLog } = await import("${new URL("../../lib/log/append.ts", import.meta.url)}");
 const { layoutOf } = await import("${new URL("../../lib/layout.ts", import.meta.url)}");
 const log = new EventLog(layoutOf(Deno.args[0]));
 for (let n = 0; n < 1000; n++) {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
-import { EventLog } from "../../lib/event_log.ts";
+import { EventLog } from "../../lib/log/append.ts";
 import { fileName, layoutOf } from "../../lib/layout.ts";
-import { Holder, TempFolder, testWith } from "../fixtures.ts";
+import { Holder, TempFolder, testWith } from "../fixtures/mod.ts";
 
 /** Writes with the lock held for 20 ms, and takes it again at once; ends by itself, too. */
 const BUSY_WRITER = `for (let n = 0; n < 500; n++) {

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
 import { type Layout, layoutOf } from "../../lib/layout.ts";
-import { logFiles, scan } from "../../lib/log_scanner.ts";
-import { interpreter, rounds, run, TempFolder, testWith } from "../fixtures.ts";
+import { logFiles, scan } from "../../lib/log/read.ts";
+import { interpreter, rounds, run, TempFolder, testWith } from "../fixtures/mod.ts";
 import { type Orders, recordOf } from "./append_driver.ts";
 
 const DRIVER = fileURLToPath(new URL("./append_driver.ts", import.meta.url));

@@ -6,10 +6,10 @@
 import { DatabaseSync } from "node:sqlite";
 import { parseArgs } from "node:util";
 import { layoutOf, parseFileName } from "../../lib/layout.ts";
-import { checkHealth } from "../../lib/health.ts";
-import { logFiles, scan } from "../../lib/log_scanner.ts";
+import { checkHealth } from "../../lib/recovery/health.ts";
+import { logFiles, scan } from "../../lib/log/read.ts";
 import { newRun, RUN_COLUMNS } from "../../lib/records.ts";
-import { makeOldDatabase, ROOT, run, runScript, TempFolder } from "../fixtures.ts";
+import { makeOldDatabase, ROOT, run, runScript, TempFolder } from "../fixtures/mod.ts";
 import { FAULTS, OPERATIONS } from "./lab_driver.ts";
 
 /** How many runs the log has; the database has all but the last ones. */

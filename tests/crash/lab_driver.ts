@@ -6,13 +6,13 @@
  * @module
  */
 import { DatabaseSync } from "node:sqlite";
-import { listBackups, restoreBackup, takeBackup } from "../../lib/backup.ts";
-import { TelemetryClient } from "../../lib/client.ts";
-import { exportToFile, readRequest } from "../../lib/csv.ts";
-import { setUpDatabase } from "../../lib/database.ts";
+import { listBackups, restoreBackup, takeBackup } from "../../lib/backup/backup.ts";
+import { TelemetryClient } from "../../lib/writer/client.ts";
+import { exportToFile, readRequest } from "../../lib/export/export.ts";
+import { setUpDatabase } from "../../lib/store/database.ts";
 import { TelemetryError } from "../../lib/errors.ts";
 import { type Layout, layoutOf } from "../../lib/layout.ts";
-import { recoverDatabase } from "../../lib/recovery.ts";
+import { recoverDatabase } from "../../lib/recovery/recover.ts";
 
 /** What people do with a store. */
 export const OPERATIONS: Record<string, (layout: Layout) => Promise<unknown>> = {

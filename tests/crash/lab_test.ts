@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { rounds, testWith } from "../fixtures.ts";
+import { rounds, testWith } from "../fixtures/mod.ts";
 import { lab } from "./lab.ts";
 
 testWith(["unix"], "the crash lab: whatever strikes, nothing is lost, and doing it again ends right", async () => {

@@ -9,7 +9,7 @@ import {
   TempFolder,
   testWith,
   treeOf,
-} from "../fixtures.ts";
+} from "../fixtures/mod.ts";
 
 /** Takes a lock and keeps it until it is killed. */
 const LOCK = `

@@ -1,10 +1,10 @@
 /** Recoveries that are killed: real processes, real signals. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { checkHealth } from "../../lib/health.ts";
+import { checkHealth } from "../../lib/recovery/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
-import { recoverDatabase, tidyUp } from "../../lib/recovery.ts";
-import { command, ROOT, rounds, run, scriptArgs, TempFolder, testWith } from "../fixtures.ts";
+import { recoverDatabase, tidyUp } from "../../lib/recovery/recover.ts";
+import { command, ROOT, rounds, run, scriptArgs, TempFolder, testWith } from "../fixtures/mod.ts";
 import { LATE, type Phase, PHASES } from "./recovery_driver.ts";
 import {
   contentOf,

@@ -3,10 +3,10 @@ import assert from "node:assert/strict";
 import { DatabaseSync, StatementSync } from "node:sqlite";
 import fc from "npm:fast-check@4.10.2";
 import { messageOf } from "../../lib/errors.ts";
-import { checkHealth } from "../../lib/health.ts";
+import { checkHealth } from "../../lib/recovery/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
-import { recoverDatabase } from "../../lib/recovery.ts";
-import { callsOf, rounds, TempFolder } from "../fixtures.ts";
+import { recoverDatabase } from "../../lib/recovery/recover.ts";
+import { callsOf, rounds, TempFolder } from "../fixtures/mod.ts";
 import {
   contentOf,
   FAST_FOLDER,

@@ -8,7 +8,7 @@
 import { DatabaseSync, StatementSync } from "node:sqlite";
 import { layoutOf } from "../../lib/layout.ts";
 import { newRun } from "../../lib/records.ts";
-import { recoverDatabase } from "../../lib/recovery.ts";
+import { recoverDatabase } from "../../lib/recovery/recover.ts";
 
 /** What a recovery does, in this order, but that one of the two ways of placing is enough. */
 export const PHASES = [

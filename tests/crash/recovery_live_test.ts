@@ -1,11 +1,21 @@
 /** Recoveries that meet live programs, each other, a full disk and folders that vanish. */
 import assert from "node:assert/strict";
 import { TelemetryError } from "../../lib/errors.ts";
-import { checkHealth } from "../../lib/health.ts";
+import { checkHealth } from "../../lib/recovery/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
-import { logFiles, scan } from "../../lib/log_scanner.ts";
-import { recoverDatabase } from "../../lib/recovery.ts";
-import { command, interpreter, ROOT, rounds, run, runScript, SmallDisk, TempFolder, testWith } from "../fixtures.ts";
+import { logFiles, scan } from "../../lib/log/read.ts";
+import { recoverDatabase } from "../../lib/recovery/recover.ts";
+import {
+  command,
+  interpreter,
+  ROOT,
+  rounds,
+  run,
+  runScript,
+  SmallDisk,
+  TempFolder,
+  testWith,
+} from "../fixtures/mod.ts";
 import {
   contentOf,
   copyDatabase,
@@ -239,7 +249,7 @@ Deno.test({
     // What a busy machine may do by chance: pause between two lines.
     const program = `
       import { layoutOf } from ${JSON.stringify(`file://${ROOT}lib/layout.ts`)};
-      import { recoverDatabase } from ${JSON.stringify(`file://${ROOT}lib/recovery.ts`)};
+      import { recoverDatabase } from ${JSON.stringify(`file://${ROOT}lib/recovery/recover.ts`)};
       const rename = Deno.renameSync;
       Deno.renameSync = (from, to) => {
         if (to.endsWith("/telemetry.sqlite")) {

@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { DatabaseSync } from "node:sqlite";
-import { restoreBackup } from "../../lib/backup.ts";
-import { DatabaseWriter } from "../../lib/database_writer.ts";
+import { restoreBackup } from "../../lib/backup/backup.ts";
+import { DatabaseWriter } from "../../lib/writer/database_writer.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { newRun } from "../../lib/records.ts";
 import {
@@ -21,7 +21,7 @@ import {
   TempFolder,
   testWith,
   treeOf,
-} from "../fixtures.ts";
+} from "../fixtures/mod.ts";
 
 const DRIVER = `${ROOT}tests/crash/restore_driver.ts`;
 const ENDS = ["", "-wal", "-shm", "-journal"];

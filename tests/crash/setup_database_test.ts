@@ -1,7 +1,7 @@
 /** Setups that are killed, and setups that meet each other: real processes, real signals. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { setUpDatabase } from "../../lib/database.ts";
+import { setUpDatabase } from "../../lib/store/database.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import {
   command,
@@ -14,7 +14,7 @@ import {
   TempFolder,
   testWith,
   treeOf,
-} from "../fixtures.ts";
+} from "../fixtures/mod.ts";
 
 const STORAGE = [
   "README.md",

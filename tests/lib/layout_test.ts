@@ -14,7 +14,7 @@ import {
   parseFileName,
   type Platform,
 } from "../../lib/layout.ts";
-import { run, TempFolder } from "../fixtures.ts";
+import { run, TempFolder } from "../fixtures/mod.ts";
 
 /** What findBase decides in made-up surroundings. */
 function find(platform: Platform, env: Record<string, string>, existing: string[] = []): BaseChoice {

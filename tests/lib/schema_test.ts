@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { schemaSql } from "../../lib/schema.ts";
-import { type Column, python, readDatabase, run, runScript, TempFolder, testWith } from "../fixtures.ts";
+import { type Column, python, readDatabase, run, runScript, TempFolder, testWith } from "../fixtures/mod.ts";
 
 // The contract, "SQLite, v3", written out: nothing here may come from lib/schema.ts.
 const NOW = "datetime('now')";

@@ -1,9 +1,9 @@
 /** The README's section on automation, run as it stands but for the folders. */
 import assert from "node:assert/strict";
 import { gzipSync } from "node:zlib";
-import { logFiles, scan } from "../../lib/log_scanner.ts";
+import { logFiles, scan } from "../../lib/log/read.ts";
 import { fileName } from "../../lib/layout.ts";
-import { pathWithDeno, ROOT, run, runScript, TempFolder, testWith } from "../fixtures.ts";
+import { pathWithDeno, ROOT, run, runScript, TempFolder, testWith } from "../fixtures/mod.ts";
 
 const DAY = 86_400_000;
 const README = Deno.readTextFileSync(`${ROOT}README.md`);

@@ -1,10 +1,10 @@
 /** The two backup scripts: what they take, keep, list and refuse, as processes on stores of every kind. */
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
-import { findOutdated, listBackups, removeBackups, takeBackup } from "../../lib/backup.ts";
+import { findOutdated, listBackups, removeBackups, takeBackup } from "../../lib/backup/backup.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { schemaSql } from "../../lib/schema.ts";
-import { wholeNumber } from "../../lib/terminal.ts";
+import { wholeNumber } from "../../lib/cli/command.ts";
 import {
   command,
   Holder,
@@ -22,7 +22,7 @@ import {
   TempFolder,
   testWith,
   treeOf,
-} from "../fixtures.ts";
+} from "../fixtures/mod.ts";
 
 const SCRIPTS = ["backup_database", "backup_telemetry_db"] as const;
 type Script = typeof SCRIPTS[number];

@@ -16,7 +16,7 @@ import {
   TempFolder,
   testWith,
   treeOf,
-} from "../fixtures.ts";
+} from "../fixtures/mod.ts";
 
 /** More pages than are read on the thread of the script itself. */
 const MANY = 40_000;

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
-import { setUpDatabase } from "../../lib/database.ts";
+import { setUpDatabase } from "../../lib/store/database.ts";
 import { layoutOf } from "../../lib/layout.ts";
-import { createStorage } from "../../lib/storage.ts";
+import { createStorage } from "../../lib/store/folders.ts";
 import {
   type Output,
   pathWithDeno,
@@ -12,7 +12,7 @@ import {
   TempFolder,
   testWith,
   treeOf,
-} from "../fixtures.ts";
+} from "../fixtures/mod.ts";
 
 const SHARED = ["--base DIR", "--json", "--quiet", "--help"];
 const SCRIPTS: [name: string, flags: string[]][] = [

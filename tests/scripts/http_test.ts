@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { ROOT, run, TempFolder, treeOf } from "../fixtures.ts";
+import { ROOT, run, TempFolder, treeOf } from "../fixtures/mod.ts";
 
 /** The files that users run by URL or import: all of `lib/` and `scripts/`, and `mod.ts`. */
 function publicFiles(): string[] {
@@ -47,7 +47,7 @@ Deno.test("a script runs from a plain file server, with permissions for its base
   assert.ok("db/telemetry.sqlite" in treeOf(base));
   assert.deepEqual(treeOf(`${temp.path}/elsewhere`), {});
   const files = publicFiles();
-  assert.ok(asked.includes("/scripts/setup_storage.ts") && asked.includes("/lib/database.ts"), `${asked}`);
+  assert.ok(asked.includes("/scripts/setup_storage.ts") && asked.includes("/lib/store/database.ts"), `${asked}`);
   assert.deepEqual(asked.filter((path) => !files.includes(path.slice(1))), [], "nothing but modules was asked for");
 
   // Without permissions, the command that is printed names the script by its URL.

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { DatabaseSync } from "node:sqlite";
 import { RUN_COLUMNS } from "../../lib/records.ts";
-import { pathWithDeno, ROOT, run, runScript, SAMPLE, scriptArgs, TempFolder, testWith } from "../fixtures.ts";
+import { pathWithDeno, ROOT, run, runScript, SAMPLE, scriptArgs, TempFolder, testWith } from "../fixtures/mod.ts";
 
 type Run = Record<string, string | number | null>;
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { gzipSync } from "node:zlib";
-import { checkHealth, type Health } from "../../lib/health.ts";
+import { checkHealth, type Health } from "../../lib/recovery/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { schemaSql } from "../../lib/schema.ts";
 import { TelemetryClient } from "../../mod.ts";
@@ -23,7 +23,7 @@ import {
   testWith,
   treeOf,
   UPGRADABLE,
-} from "../fixtures.ts";
+} from "../fixtures/mod.ts";
 
 type Fields = Record<string, unknown>;
 

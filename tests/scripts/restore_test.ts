@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
-import { listOtherCopies, restoreBackup } from "../../lib/backup.ts";
+import { listOtherCopies, restoreBackup } from "../../lib/backup/backup.ts";
 import { TelemetryError } from "../../lib/errors.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { schemaSql } from "../../lib/schema.ts";
@@ -20,7 +20,7 @@ import {
   testWith,
   treeOf,
   UPGRADABLE,
-} from "../fixtures.ts";
+} from "../fixtures/mod.ts";
 
 // ------------------------------------------------------------------------------------------------ stores and files
 

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
-import { setUpDatabase } from "../../lib/database.ts";
+import { setUpDatabase } from "../../lib/store/database.ts";
 import { TelemetryError } from "../../lib/errors.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import {
@@ -22,7 +22,7 @@ import {
   testWith,
   treeOf,
   UPGRADABLE,
-} from "../fixtures.ts";
+} from "../fixtures/mod.ts";
 
 const JOURNALS = ["wal", "delete"] as const;
 type Journal = (typeof JOURNALS)[number];

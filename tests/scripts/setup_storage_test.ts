@@ -11,7 +11,7 @@ import {
   TempFolder,
   testWith,
   treeOf,
-} from "../fixtures.ts";
+} from "../fixtures/mod.ts";
 
 const FOLDERS = ["config", "db", "exports", "logs", "raw", "reports"];
 

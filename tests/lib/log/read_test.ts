@@ -1,0 +1,900 @@
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { join } from "node:path";
+import { gzipSync } from "node:zlib";
+import fc from "npm:fast-check@4.10.2";
+import { BrokenLine } from "../../../lib/log/broken_line.ts";
+import { TelemetryError } from "../../../lib/errors.ts";
+import { MAX_LINE_BYTES, newRun } from "../../../lib/records.ts";
+import { rounds, SAMPLE, testWith } from "../../fixtures/mod.ts";
+import {
+  logFiles,
+  type Rejection,
+  scan,
+  scanBatches,
+  scanEvents,
+  type Scanned,
+  type ScanProgress,
+  scanRuns,
+} from "../../../lib/log/read.ts";
+
+/** What a test writes: text, or bytes where text cannot say it. */
+type Content = string | Uint8Array;
+
+const RUN = '{"run_id":"r1","agent_name":"a","start_time":"t","status":"success","record_type":"run"}';
+const EVENT = '{"run_id": "r2", "event_type": "e", "timestamp": "t", "payload_json": null, "id": null, ' +
+  '"record_type": "event"}';
+const HALF = '{"run_id": "r3", "agent_name": "a", "input_summ';
+const CUT_GZIP = "gzip is cut short or damaged";
+
+async function inFolder(test: (folder: string) => Promise<void>): Promise<void> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await test(folder);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+function bytesOf(...contents: Content[]): Uint8Array {
+  return new Uint8Array(Buffer.concat(contents.map((content) => Buffer.from(content))));
+}
+
+async function scanned(files: string[], chunkBytes?: number): Promise<Scanned[]> {
+  const all: Scanned[] = [];
+  for await (const batch of scanBatches(files, chunkBytes)) {
+    assert.ok(batch.length > 0);
+    all.push(...batch);
+  }
+  return all;
+}
+
+/** A record as its run id, a rejection as reason and text. */
+function brief(all: Scanned[]): (string | [reason: string, text: string])[] {
+  return all.map((found) => "record" in found ? found.record.run_id : [found.rejected, found.text]);
+}
+
+/** What is found in one file of this name. Reading it in the smallest chunks must change nothing. */
+async function found(name: string, ...contents: Content[]): Promise<Scanned[]> {
+  let all: Scanned[] = [];
+  await inFolder(async (folder) => {
+    const path = join(folder, name);
+    await Deno.writeFile(path, bytesOf(...contents));
+    all = (await scanned([path])).map((item) => ({ ...item, file: name }));
+    const slowly = (await scanned([path], 3)).map((item) => ({ ...item, file: name }));
+    assert.deepEqual(slowly, all);
+  });
+  return all;
+}
+
+function inLog(...contents: Content[]): Promise<Scanned[]> {
+  return found("events_20251210.ndjson", ...contents);
+}
+
+function inGzip(...contents: Content[]): Promise<Scanned[]> {
+  return found("events_20251210.ndjson.gz", ...contents);
+}
+
+async function expectLog(contents: Content[], expected: ReturnType<typeof brief>): Promise<void> {
+  assert.deepEqual(brief(await inLog(...contents)), expected);
+}
+
+async function expectGzip(contents: Content[], expected: ReturnType<typeof brief>): Promise<void> {
+  assert.deepEqual(brief(await inGzip(...contents)), expected);
+}
+
+Deno.test("logFiles: days in order, gzip first, folders and other names skipped", () =>
+  inFolder(async (folder) => {
+    const names = ["events_20251211.ndjson", "events_20251210.ndjson", "events_20251210.ndjson.gz", "other.ndjson"];
+    for (const name of [...names, "events_20251210.ndjson.partial", "notes.txt", "events.gz"]) {
+      await Deno.writeTextFile(join(folder, name), "");
+    }
+    await Deno.mkdir(join(folder, "folder.ndjson"));
+    assert.deepEqual(
+      logFiles(folder),
+      ["events_20251210.ndjson.gz", "events_20251210.ndjson", "events_20251211.ndjson", "other.ndjson"]
+        .map((name) => join(folder, name)),
+    );
+  }));
+
+Deno.test("logFiles: a missing folder has none, a file in its place is an error", () =>
+  inFolder(async (folder) => {
+    assert.deepEqual(logFiles(join(folder, "raw")), []);
+    await Deno.writeTextFile(join(folder, "raw"), "");
+    assert.throws(
+      () => logFiles(join(folder, "raw")),
+      (error) => error instanceof TelemetryError && error.code === "in_the_way",
+    );
+  }));
+
+Deno.test({
+  name: "logFiles: links to files count, broken ones too, so that the scan tells of them",
+  ignore: Deno.build.os === "windows",
+  fn: () =>
+    inFolder(async (folder) => {
+      await Deno.writeTextFile(join(folder, "elsewhere"), RUN);
+      await Deno.symlink("elsewhere", join(folder, "a.ndjson"));
+      await Deno.symlink("nowhere", join(folder, "b.ndjson"));
+      const files = logFiles(folder);
+      assert.deepEqual(files, [join(folder, "a.ndjson"), join(folder, "b.ndjson")]);
+      const all = await scanned(files);
+      assert.deepEqual(all.map((item) => "record" in item ? "record" : item.rejected), ["record", "cannot be read"]);
+    }),
+});
+
+Deno.test("scan: records with their places, in the order of the files", () =>
+  inFolder(async (folder) => {
+    const first = join(folder, "b.ndjson"), second = join(folder, "a.ndjson");
+    await Deno.writeTextFile(first, `${RUN}\n\n${EVENT}\n`);
+    await Deno.writeTextFile(second, `[1]\n`);
+    const all: Scanned[] = [];
+    for await (const item of scan([first, second])) all.push(item);
+    assert.deepEqual(all, [
+      { record: JSON.parse(RUN), file: first, line: 1, offset: 0 },
+      { record: JSON.parse(EVENT), file: first, line: 3, offset: RUN.length + 2 },
+      { rejected: "not an object", file: second, line: 1, offset: 0, length: 3, text: "[1]" },
+    ]);
+  }));
+
+Deno.test("scan: leaving the loop closes the file", { sanitizeResources: true }, () =>
+  inFolder(async (folder) => {
+    for (const [name, content] of [["a.ndjson", bytesOf(RUN, "\n", RUN)], ["a.ndjson.gz", gzipSync(RUN)]] as const) {
+      await Deno.writeFile(join(folder, name), content);
+      for await (const item of scan([join(folder, name)])) {
+        assert.ok("record" in item);
+        break;
+      }
+      for await (const batch of scanBatches([join(folder, name)], 8)) {
+        assert.ok(batch.length === 1);
+        break;
+      }
+    }
+  }));
+
+Deno.test("scan: what cannot be opened is one rejection, and the next file is read", () =>
+  inFolder(async (folder) => {
+    const good = join(folder, "good.ndjson"),
+      missing = join(folder, "missing.ndjson"),
+      sub = join(folder, "sub.ndjson");
+    await Deno.writeTextFile(good, RUN);
+    await Deno.mkdir(sub);
+    const all = await scanned([missing, missing + ".gz", sub, good]);
+    assert.deepEqual(
+      all.map((item) => ["record" in item ? "record" : item.rejected, item.line, item.offset]),
+      [["cannot be read", 0, 0], ["cannot be read", 0, 0], ["cannot be read", 0, 0], ["record", 1, 0]],
+    );
+    assert.match((all[0] as Rejection).text, /No such file|not find/);
+    assert.equal((all[2] as Rejection).text, "not a file");
+  }));
+
+Deno.test("scan: a file without permission is one rejection", { permissions: { read: false } }, async () => {
+  const [only, ...rest] = await scanned(["/nowhere/a.ndjson"]);
+  assert.ok(only && "rejected" in only && only.rejected === "cannot be read" && rest.length === 0);
+  assert.match(only.text, /read access/);
+});
+
+Deno.test("scan: an I/O error in the middle keeps what came before, and the next file is read", () =>
+  inFolder(async (folder) => {
+    const bad = join(folder, "bad.ndjson"), good = join(folder, "good.ndjson");
+    await Deno.writeTextFile(bad, `${RUN}\n${EVENT}\n${RUN}`);
+    await Deno.writeTextFile(good, RUN);
+    await withFailingReads((read) => read >= 4 && read < 8, async () => {
+      const all = await scanned([bad, good], 40);
+      assert.deepEqual(brief(all), [
+        "r1",
+        ["not whole JSON", EVENT.slice(0, 3 * 40 - RUN.length - 1).trimEnd()],
+        ["cannot be read", "Input/output error"],
+        "r1",
+      ]);
+      assert.deepEqual(all.map(({ line }) => line), [1, 2, 2, 1]);
+    });
+  }));
+
+Deno.test("scan: a read that fails is tried again, as Windows needs while an appender holds its lock", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "a.ndjson");
+    await Deno.writeTextFile(path, `${RUN}\n${EVENT}\n`);
+    await Deno.writeFile(path + ".gz", gzipSync(RUN));
+    await withFailingReads((read) => read === 1 || read === 3 || read === 4, async () => {
+      assert.deepEqual(brief(await scanned([path, path + ".gz"], 100)), ["r1", "r2", "r1"]);
+    });
+  }));
+
+/** Lets reads fail, as no real file does on demand. */
+async function withFailingReads(fails: (read: number) => boolean, test: () => Promise<void>): Promise<void> {
+  const { read } = Deno.FsFile.prototype;
+  let reads = 0;
+  Deno.FsFile.prototype.read = function (buffer) {
+    return fails(++reads) ? Promise.reject(new Error("Input/output error")) : read.call(this, buffer);
+  };
+  try {
+    await test();
+  } finally {
+    Deno.FsFile.prototype.read = read;
+  }
+}
+
+Deno.test({
+  name: "scan: a file whose first read fails (Linux only)",
+  ignore: Deno.build.os !== "linux",
+  fn: async () => assert.deepEqual((await scanned(["/proc/self/mem"])).map(({ line }) => line), [0]),
+});
+
+Deno.test("half a line, with the next record glued to it", async () => {
+  await expectLog([HALF, RUN, "\n", EVENT, "\n"], [["not whole JSON", HALF], "r1", "r2"]);
+  const [half, run, event] = await inLog(EVENT, "\n", HALF, RUN, "\n", EVENT);
+  assert.deepEqual([half?.line, run?.line, event?.line], [1, 2, 2]);
+  const start = EVENT.length + 1;
+  assert.deepEqual(
+    [half?.offset, run?.offset, (run as Rejection).length, event?.offset],
+    [0, start, HALF.length, start],
+  );
+});
+
+Deno.test("half a line, cut anywhere, glued to a record", async () => {
+  const nested = '{"run_id":"é\\"{","metrics":{"a":[1,{"b":null}],"c":"x{"},"payload_json":"{\\"record_type\\": ' +
+    '\\"run\\", \\"run_id\\": \\"no\\", \\"agent_name\\": \\"{\\\\\\"\\", \\"start_time\\": \\"\\"}","n":-1.5e3,"t":true}';
+  const bytes = bytesOf(nested);
+  await inFolder(async (folder) => {
+    const path = join(folder, "a.ndjson");
+    for (let cut = 1; cut < bytes.length; cut++) {
+      await Deno.writeFile(path, bytesOf(bytes.subarray(0, cut), RUN, "\n", bytes.subarray(0, cut), EVENT));
+      const all = await scanned([path]);
+      const reasons = all.map((item) => "record" in item ? item.record.run_id : item.length);
+      const length = bytes[cut - 1] === 0x20 ? cut - 1 : cut; // blanks at its end are no part of it
+      assert.deepEqual(reasons, [length, "r1", length, "r2"], `cut at ${cut}`);
+    }
+  });
+});
+
+Deno.test("a half line as the last one", () => expectLog([RUN, "\n", HALF], ["r1", ["not whole JSON", HALF]]));
+
+Deno.test("half, whole and half on one line", () =>
+  expectLog([HALF, RUN, HALF], [["not whole JSON", HALF], "r1", ["not whole JSON", HALF]]));
+
+Deno.test("two halves before a record are one rejection", () =>
+  expectLog([HALF, HALF, RUN, "\n"], [["not whole JSON", HALF + HALF], "r1"]));
+
+Deno.test("records on one line", () => expectLog([RUN, EVENT, RUN, " ", EVENT, "\n"], ["r1", "r2", "r1", "r2"]));
+
+Deno.test("garbage before, between and after records", () =>
+  expectLog(
+    ["x{", RUN, '}{"', EVENT, "]]\n"],
+    [["not whole JSON", "x{"], "r1", ["not whole JSON", '}{"'], "r2", ["not whole JSON", "]]"]],
+  ));
+
+Deno.test("NULs, blank lines, CRLF and BOMs are nothing", async () => {
+  const nuls = new Uint8Array(5000);
+  await expectLog([nuls, RUN, nuls, EVENT, nuls, "\n", nuls, "\n \t\r\n\r\n\n", RUN, "\r\n", nuls], ["r1", "r2", "r1"]);
+  await expectLog(["\ufeff", RUN, "\n\ufeff", EVENT, "\ufeff\n\ufeff\r\n", RUN], ["r1", "r2", "r1"]);
+  await expectLog(["\ufeff\0 \ufeff", HALF, "\0\0\ufeff", RUN, "\0\r\n"], [["not whole JSON", HALF], "r1"]);
+  await expectLog([""], []);
+});
+
+Deno.test("Python's bare words become null, outside of strings only", async () => {
+  const event =
+    '{"run_id":"NaN","event_type":"Infinity, -Infinity","timestamp":"\\"NaN","a":NaN,"b":[-Infinity,Infinity ' +
+    '],"c":{"NaN":NaN},"record_type":"event"}';
+  const clean = event.replaceAll(":NaN", ":null").replace("[-Infinity,Infinity ", "[null,null");
+  const [half, first, second] = await inLog(HALF, event, "\n", event, "\n");
+  assert.ok(half && "rejected" in half);
+  for (const item of [first, second]) assert.deepEqual(item && "record" in item && item.record, JSON.parse(clean));
+  await expectLog(['{"a":-NaN}\nNaN\n{"a":nan}\n'], [
+    ["not whole JSON", '{"a":-NaN}'],
+    ["not whole JSON", "NaN"],
+    ["not whole JSON", '{"a":nan}'],
+  ]);
+});
+
+Deno.test("what is no UTF-8 is rejected, but not what is glued to it", async () => {
+  const invalid = new Uint8Array([0x7b, 0x22, 0xff, 0xc3]);
+  const all = await inLog(RUN, "\n", invalid, "\n", invalid, EVENT, "é\n", RUN, "\n");
+  assert.deepEqual(brief(all), [
+    "r1",
+    ["not UTF-8", '{"\ufffd\ufffd'],
+    ["not UTF-8", '{"\ufffd\ufffd'],
+    "r2",
+    ["not whole JSON", "é"],
+    "r1",
+  ]);
+  const inString = bytesOf('{"run_id":"', new Uint8Array([0xed, 0xa0, 0x80]), '",', RUN.slice(1));
+  const [only, ...rest] = await inLog(inString);
+  assert.ok(only && "rejected" in only && only.rejected === "not UTF-8" && rest.length === 0);
+});
+
+Deno.test("JSON that is no record is rejected with the reason, and not searched", async () => {
+  await expectLog([`[${RUN}]\n`, '"x"\n17\nnull\n{}\n', '{"record_type":"run","run_id":null}\n'], [
+    ["not an object", `[${RUN}]`],
+    ["not an object", '"x"'],
+    ["not an object", "17"],
+    ["not an object", "null"],
+    ["unknown record_type", "{}"],
+    ["run_id is missing", '{"record_type":"run","run_id":null}'],
+  ]);
+  const outer = `{"record_type": "odd", "inner": ${RUN}}`;
+  await expectLog([outer, "\n", outer, RUN, outer, "\n"], [
+    ["unknown record_type", outer],
+    ["unknown record_type", outer],
+    "r1",
+    ["unknown record_type", outer],
+  ]);
+  await expectLog([HALF, outer, "x", RUN], [["not whole JSON", `${HALF}${outer}x`], "r1"]);
+});
+
+Deno.test("an outer object that breaks off right after a record was glued to, one that goes on was not", async () => {
+  for (const outer of ['{"a": ', '{"a":[1, ', '{"a":{"b":[{"c":']) {
+    await expectLog([outer, RUN, "\n"], [["not whole JSON", outer.trim()], "r1"]);
+    await expectLog([outer, RUN, EVENT, "\n"], [["not whole JSON", outer.trim()], "r1", "r2"]);
+  }
+  for (const rest of [', "and": 1}, "agent_n', ', "and": 1', "}", ","]) {
+    const outer = `{"run_id": "x", "custom_metadata": {"of": ${RUN}${rest}`;
+    await expectLog([outer, EVENT], [["not whole JSON", outer], "r2"]);
+  }
+});
+
+Deno.test("escaped text is never taken for a record", async () => {
+  const event = JSON.stringify({
+    ...JSON.parse(EVENT),
+    payload_json: JSON.stringify({ of: JSON.parse(RUN), text: RUN }),
+  });
+  await expectLog([event, "\n", "x", event, "\n"], ["r2", ["not whole JSON", "x"], "r2"]);
+  for (let cut = 1; cut < event.length; cut++) {
+    const all = await inLogOnce(event.slice(0, cut) + "\n" + event.slice(cut) + "\n");
+    assert.deepEqual(all.filter((item) => "record" in item), [], `cut at ${cut}`);
+  }
+});
+
+async function inLogOnce(content: string): Promise<Scanned[]> {
+  let all: Scanned[] = [];
+  await inFolder(async (folder) => {
+    await Deno.writeTextFile(join(folder, "a.ndjson"), content);
+    all = await scanned([join(folder, "a.ndjson")]);
+  });
+  return all;
+}
+
+Deno.test("keys in any order, any separators, and nothing normalised", async () => {
+  const odd = '{ "record_type"\t: "run" ,\r "start_time":"t","__proto__":{"x":1},"metrics":{"n":1e400,"z":-0},' +
+    '"custom_metadata":null,"run_id":"r","agent_name":"\\ud800\\u0000"} ';
+  const all = await inLog(odd, "\n", "#", odd, "\n");
+  for (const item of [all[0], all[2]]) assert.deepEqual(item && "record" in item && item.record, JSON.parse(odd));
+});
+
+Deno.test("gzip: one member, several, none", async () => {
+  const first = gzipSync(`${RUN}\n${RUN.slice(0, 20)}`), second = gzipSync(`${RUN.slice(20)}\n${EVENT}`);
+  await expectGzip([gzipSync(`${RUN}\n${EVENT}\n`)], ["r1", "r2"]);
+  await expectGzip([first, second], ["r1", "r1", "r2"]);
+  await expectGzip([gzipSync(""), gzipSync(RUN)], ["r1"]);
+  await expectGzip([gzipSync("")], []);
+  await expectGzip([""], []);
+});
+
+Deno.test("gzip: a header with every optional field", async () => {
+  const plain = gzipSync(RUN);
+  const fields = bytesOf(new Uint8Array([3, 0, 1, 2, 3]), "name\0", "comment\0", new Uint8Array(2));
+  const head = plain.subarray(0, 10);
+  head[3] = 0x1e;
+  await expectGzip([head, fields, plain.subarray(10)], ["r1"]);
+});
+
+Deno.test("gzip: cut anywhere, it gives what comes before, then one rejection", async () => {
+  const whole = gzipSync(`${RUN}\n${EVENT}\n${RUN}\n`);
+  for (let cut = 1; cut < whole.length; cut++) {
+    const all = await inGzip(whole.subarray(0, cut));
+    const last = all.pop();
+    assert.ok(last && "rejected" in last && last.rejected === CUT_GZIP, `cut at ${cut}`);
+    assert.deepEqual(brief(all), ["r1", "r2", "r1"].slice(0, all.length));
+    const text = `${RUN}\n${EVENT}\n${RUN}\n`.slice(last.offset, last.offset + last.length);
+    assert.equal(last.text, text);
+  }
+  const [run, half] = await inGzip(gzipSync(`${RUN}\n${HALF}`).subarray(0, -8));
+  assert.ok(run && "record" in run && half && "rejected" in half);
+  assert.deepEqual([half.rejected, half.text, half.line, half.offset], [CUT_GZIP, HALF, 2, RUN.length + 1]);
+});
+
+Deno.test("gzip: zeros are padding, anything else is damage, and the next member is read", async () => {
+  const member = gzipSync(`${RUN}\n`), last = gzipSync(`${EVENT}\n`), zeros = new Uint8Array(40_000);
+  const noMember = new Uint8Array([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 7]); // a header, and then no deflate
+  await expectGzip([member, zeros], ["r1"]);
+  await expectGzip([zeros, member, zeros, last, zeros], ["r1", "r2"]);
+  await expectGzip([member, "garbage"], ["r1", [CUT_GZIP, ""]]);
+  await expectGzip([member, noMember, noMember, noMember, last], ["r1", [CUT_GZIP, ""], "r2"]);
+  await expectGzip([member, "garbage", zeros, last], ["r1", [CUT_GZIP, ""], "r2"]);
+  await expectGzip([member.subarray(0, -1), last], ["r1", [CUT_GZIP, ""], "r2"]);
+  await expectGzip([member.subarray(0, 15), last, noMember], [[CUT_GZIP, ""], "r2", [CUT_GZIP, ""]]);
+  const wrong = bytesOf(member);
+  wrong[wrong.length - 8]! ^= 1;
+  await expectGzip([wrong, last], ["r1", [CUT_GZIP, ""], "r2"]);
+});
+
+Deno.test("gzip: any damaged byte in a member leaves the next one whole", async () => {
+  const member = gzipSync(`${RUN}\n${HALF.repeat(3)}\n`), last = gzipSync(EVENT);
+  await inFolder(async (folder) => {
+    const path = join(folder, "a.ndjson.gz");
+    // The bytes from 4 to 9 are a time and such: nobody looks at them.
+    for (let at = 10; at < member.length; at++) {
+      for (const flipped of [0x01, 0xff]) {
+        const damaged = bytesOf(member);
+        damaged[at]! ^= flipped;
+        await Deno.writeFile(path, bytesOf(damaged, last));
+        const all = await scanned([path]);
+        assert.ok(all.some((item) => "rejected" in item && item.rejected === CUT_GZIP), `byte ${at}`);
+        assert.ok("r2" === brief(all.slice(-1))[0], `byte ${at}`);
+      }
+    }
+  });
+});
+
+Deno.test("gzip: something that is no gzip is one rejection", () =>
+  expectGzip([`${RUN}\n`.repeat(1000)], [[CUT_GZIP, ""]]));
+
+Deno.test("gzip: far larger than what is read at a time", async () => {
+  const line = (index: number) => `${JSON.stringify({ ...JSON.parse(RUN), run_id: `${index}`, host: "äöü€😀" })}\n`;
+  const lines = Array.from({ length: 20_000 }, (_, index) => line(index));
+  const ids = lines.map((_, index) => `${index}`);
+  const members = [lines.slice(0, 9_999), lines.slice(9_999)].map((part) => gzipSync(part.join("")));
+  await expectGzip(members, ids);
+  const nuls = gzipSync(bytesOf(RUN, new Uint8Array(10_000_000), "\n", EVENT));
+  assert.deepEqual(brief((await inGzip(nuls)).slice(0, 2)), ["r1", "r2"]);
+});
+
+Deno.test("records across the ends of what is read at a time, many bytes to a letter", async () => {
+  const hosts = ["€", "😀", "a", "ü"].map((letter, index) => letter.repeat(1000 + index));
+  const lines = Array.from({ length: 3000 }, (_, index) => {
+    return JSON.stringify({ ...JSON.parse(RUN), run_id: `${index}`, host: hosts[index % 4] });
+  });
+  const all = await inLogOnce(lines.join("\n"));
+  assert.deepEqual(all.map((item) => "record" in item && item.record), lines.map((line) => JSON.parse(line)));
+  let offset = 0;
+  for (const [index, item] of all.entries()) {
+    assert.deepEqual([item.line, item.offset], [index + 1, offset]);
+    offset += Buffer.byteLength(lines[index]!) + 1;
+  }
+});
+
+/** Writes a file piece by piece, so that the test itself needs no memory. */
+async function writePieces(path: string, ...pieces: [content: Content, times: number][]): Promise<void> {
+  using file = await Deno.open(path, { write: true, create: true, truncate: true });
+  for (const [content, times] of pieces) {
+    const bytes = bytesOf(content);
+    for (let time = 0; time < times; time++) assert.equal(file.writeSync(bytes), bytes.length);
+  }
+}
+
+const MEGABYTE = 1024 * 1024;
+
+Deno.test("the longest line is read, one byte more is too long", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "a.ndjson");
+    const head = `${RUN.slice(0, -1)},"host":"`;
+    const fill = MAX_LINE_BYTES - head.length - 2;
+    await writePieces(path, [head, 1], ["x".repeat(fill), 1], ['"}\n', 1], [head, 1], ["x".repeat(fill + 1), 1], [
+      `"}\n${EVENT}\n`,
+      1,
+    ]);
+    const all = await scanned([path]);
+    assert.deepEqual(all.map((item) => "record" in item ? item.record.run_id : item.rejected), [
+      "r1",
+      "line is too long",
+      "r2",
+    ]);
+    const tooLong = all[1] as Rejection;
+    assert.deepEqual([tooLong.line, tooLong.offset, tooLong.length, tooLong.text.length], [
+      2,
+      MAX_LINE_BYTES + 1,
+      MAX_LINE_BYTES + 1,
+      64 * 1024,
+    ]);
+    assert.deepEqual([all[2]?.line, all[2]?.offset], [3, 2 * MAX_LINE_BYTES + 3]);
+  }));
+
+Deno.test("a line of 100 MB takes no 100 MB of memory", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "a.ndjson");
+    await writePieces(path, ['{"run_id":"', 1], ["x".repeat(MEGABYTE), 100], [`"}\n${RUN}\n`, 1]);
+    // In a process of its own: tests that run beside this one need memory too.
+    const script = join(folder, "scan.ts");
+    await Deno.writeTextFile(
+      script,
+      `
+      import { scan } from ${JSON.stringify(new URL("../../../lib/log/read.ts", import.meta.url))};
+      const before = Deno.memoryUsage().rss;
+      const found = [];
+      for await (const item of scan([${
+        JSON.stringify(path)
+      }])) found.push(item.rejected ?? item.record.run_id, item.length);
+      console.log(JSON.stringify({ found, growth: Deno.memoryUsage().rss - before }));
+    `,
+    );
+    const args = ["run", "--no-config", "--no-lock", "--no-check", "--quiet", "--allow-read", script];
+    const { stdout, stderr } = await new Deno.Command(Deno.execPath(), { args }).output();
+    assert.equal(new TextDecoder().decode(stderr), "");
+    const { found, growth } = JSON.parse(new TextDecoder().decode(stdout));
+    assert.deepEqual(found, ["line is too long", 100 * MEGABYTE + 13, "r1", null]);
+    assert.ok(growth < 60 * MEGABYTE, `grew by ${growth}`);
+  }));
+
+Deno.test("NULs do not make a line too long", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "a.ndjson");
+    const nuls: [Content, number] = [new Uint8Array(MEGABYTE), 40];
+    await writePieces(path, nuls, [RUN, 1], nuls, [HALF, 1], nuls, [EVENT, 1], nuls);
+    const all = await scanned([path]);
+    assert.deepEqual(brief(all), ["r1", ["not whole JSON", HALF], "r2"]);
+    assert.deepEqual([all[2]?.line, all[2]?.offset, all[1]?.offset], [1, 0, 80 * MEGABYTE + RUN.length]);
+  }));
+
+Deno.test("a broken line of 8 MB, and the record that is glued to it", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "a.ndjson");
+    const piece = '{"a":';
+    await Deno.writeTextFile(path, `${piece.repeat(8 * MEGABYTE / piece.length)}${RUN}\n`);
+    const all = await scanned([path]);
+    assert.deepEqual(all.map((item) => "record" in item || item.rejected), ["not whole JSON", true]);
+  }));
+
+for (const piece of ['{"', '{"a":', '{"a":"{', '{"a":[', '"{', '{"a":"b"}{', '{"a":NaN,']) {
+  Deno.test(`the work on a broken line is linear: ${piece}…`, () => {
+    const bytes = bytesOf(piece.repeat(10_000), RUN);
+    const watched = new WatchedBytes(bytes);
+    const parts = new BrokenLine(watched.bytes).parts();
+    assert.deepEqual(parts.at(-1)!.judged, JSON.parse(RUN));
+    assert.ok(watched.reads >= bytes.length && watched.reads < 10 * bytes.length, `${watched.reads / bytes.length}`);
+  });
+}
+
+/** Bytes that count how often one of them is looked at. */
+class WatchedBytes {
+  reads = 0;
+  readonly bytes: Uint8Array;
+
+  constructor(bytes: Uint8Array) {
+    this.bytes = new Proxy(bytes, {
+      get: (target, name) => {
+        if (typeof name === "string" && /^\d+$/.test(name)) this.reads++;
+        const value = Reflect.get(target, name, target);
+        return typeof value === "function" ? value.bind(target) : value;
+      },
+    });
+  }
+}
+
+testWith(["sample"], "the sample of a real folder", async () => {
+  const all: Scanned[] = [];
+  for await (const item of scan(logFiles(`${SAMPLE}/base/raw`))) all.push(item);
+  const records = all.flatMap((item) => "record" in item ? [item.record] : []);
+  const facts = JSON.parse(Deno.readTextFileSync(`${SAMPLE}/facts.json`));
+  const expected = Deno.readTextFileSync(`${SAMPLE}/expected_runs.ndjson`).trim().split("\n");
+  assert.equal(all.length - records.length, 8);
+  assert.equal(facts.rejected_lines, 8);
+  assert.equal(records.filter((record) => record.record_type === "event").length, facts.events);
+  assert.deepEqual(
+    [...new Set(records.filter((record) => record.record_type === "run").map((record) => record.run_id))].sort(),
+    expected.map((line) => JSON.parse(line).run_id).sort(),
+  );
+});
+
+/** Any string, with a liking for what JSON, our records and UTF-16 are made of. */
+const anyText: fc.Arbitrary<string> = fc.oneof(
+  fc.string({ unit: "binary" }),
+  fc.array(fc.integer({ min: 0, max: 0xffff })).map((units) => String.fromCharCode(...units)),
+  fc.array(fc.constantFrom('"', "\\", "{", "}", "[", "]", ":", ",", '{"', "\0", "\n", "NaN", "\ud800", "é", RUN)).map(
+    (pieces) => pieces.join(""),
+  ),
+);
+
+const anyValue: fc.Arbitrary<unknown> = fc.letrec((tie) => ({
+  value: fc.oneof(
+    { depthSize: "small" },
+    anyText,
+    fc.constantFrom(null, true, false, NaN, Infinity, -Infinity, JSON.parse(RUN)),
+    fc.double(),
+    fc.integer(),
+    fc.array(tie("value"), { maxLength: 3 }),
+    fc.array(fc.tuple(anyText, tie("value")), { maxLength: 3 }).map(Object.fromEntries),
+  ),
+})).value;
+
+const anyRecord: fc.Arbitrary<Record<string, unknown>> = fc.tuple(
+  fc.oneof(
+    fc.record({ record_type: fc.constant("run"), run_id: anyText, agent_name: anyText, start_time: anyText }),
+    fc.record({ record_type: fc.constant("event"), run_id: anyText, event_type: anyText, timestamp: anyText }),
+  ),
+  fc.record({
+    status: fc.constantFrom(null, "running", "success", "failed", "partial"),
+    payload_json: anyValue.map((value) => JSON.stringify(value) ?? null),
+    metrics: anyValue,
+    custom_metadata: anyValue,
+    input_summary: anyText,
+  }, { requiredKeys: [] }),
+  fc.infiniteStream(fc.nat()),
+).map(([required, optional, order]) => {
+  const places = Object.entries({ ...required, ...optional }).map((entry) => ({ entry, at: order.next().value }));
+  return Object.fromEntries(places.sort((a, b) => a.at - b.at).map(({ entry }) => entry));
+});
+
+/** JSON as Python's `json.dumps` writes it. */
+function pythonJson(value: unknown): string {
+  if (typeof value === "number") return Number.isNaN(value) ? "NaN" : String(value);
+  if (typeof value === "string") {
+    return JSON.stringify(value).replace(/[^\x20-\x7e]/g, (letter) => {
+      return `\\u${letter.charCodeAt(0).toString(16).padStart(4, "0")}`;
+    });
+  }
+  if (Array.isArray(value)) return `[${value.map(pythonJson).join(", ")}]`;
+  if (typeof value !== "object" || value === null) return JSON.stringify(value);
+  return `{${Object.entries(value).map(([key, item]) => `${pythonJson(key)}: ${pythonJson(item)}`).join(", ")}}`;
+}
+
+const anyWriter = fc.constantFrom<(value: unknown) => string>(JSON.stringify, pythonJson);
+
+/** Something in a log: what is written, and the record it is, if it is one. */
+interface Piece {
+  bytes: Uint8Array;
+  record?: unknown;
+  harmless: boolean;
+}
+
+const anyRecordPiece: fc.Arbitrary<Piece> = fc.tuple(anyRecord, anyWriter).map(([record, write]) => ({
+  bytes: bytesOf(write(record)),
+  record: JSON.parse(JSON.stringify(record)),
+  harmless: true,
+}));
+
+/** The start of a record, cut at any byte. Not after a `}`: an object inside that is whole would look glued. */
+const anyHalf: fc.Arbitrary<Piece> = fc.tuple(anyRecord, anyWriter, fc.nat()).map(([record, write, place]) => {
+  const bytes = bytesOf(write(record));
+  let cut = 1 + place % (bytes.length - 1);
+  while (" }".includes(String.fromCharCode(bytes[cut - 1]!))) cut--;
+  return { bytes: bytes.subarray(0, cut), harmless: false };
+});
+
+const harmless = ["\0", "\0".repeat(70), "\n", "\r\n", "\n \t\n", "\ufeff", "\n\ufeff"];
+
+/** Starts with what cannot close an object: half a line and a record and `}` may well be one object. */
+const anyGarbage = fc.oneof(
+  fc.uint8Array({ maxLength: 30 }),
+  fc.array(fc.constantFrom('"', "\\", '{"', "{", '{"a":', "[", "]", "}", ":", ",", "é", "\n", "\0")).map((pieces) =>
+    bytesOf(...pieces)
+  ),
+).chain((bytes) => fc.constantFrom(35, 0xff, 0xc3).map((first) => bytesOf(new Uint8Array([first]), bytes)));
+
+const anyDamage: fc.Arbitrary<Piece> = fc.oneof(
+  fc.constantFrom(...harmless).map((text) => ({ bytes: bytesOf(text), harmless: true })),
+  anyGarbage.map((bytes) => ({ bytes, harmless: false })),
+  anyHalf,
+);
+
+const anyLog: fc.Arbitrary<Piece[]> = fc.array(
+  fc.oneof(
+    { weight: 3, arbitrary: fc.tuple(anyRecordPiece, fc.constantFrom("\n", "\n", "\r\n", "")) },
+    { weight: 2, arbitrary: fc.tuple(anyDamage, fc.constantFrom("", "", "\n")) },
+  ).map(([piece, end]) => ({ ...piece, bytes: bytesOf(piece.bytes, end) })),
+  { maxLength: 12 },
+);
+
+/** Each place must be where it says it is, in the uncompressed bytes. */
+function checkPlaces(all: Scanned[], bytes: Uint8Array): void {
+  const before = (offset: number) => bytes.subarray(0, offset).filter((byte) => byte === 10).length;
+  let rejectedEnd = 0;
+  for (const item of all) {
+    assert.equal(item.line, before(item.offset) + 1);
+    if ("record" in item) {
+      assert.ok(item.offset === 0 || bytes[item.offset - 1] === 10);
+    } else {
+      assert.ok(item.length > 0 && item.offset >= rejectedEnd);
+      rejectedEnd = item.offset + item.length;
+      const text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes.subarray(item.offset, rejectedEnd));
+      assert.equal(item.text, text);
+    }
+  }
+}
+
+Deno.test("property: every whole record is found, in order, and nothing that was not written", () =>
+  inFolder(async (folder) => {
+    const chunkSizes = fc.constantFrom(undefined, 17, 64, 100, 1000);
+    await fc.assert(
+      fc.asyncProperty(anyLog, chunkSizes, fc.boolean(), fc.nat(), async (pieces, chunkBytes, gzipped, place) => {
+        const bytes = bytesOf(...pieces.map((piece) => piece.bytes));
+        const path = join(folder, gzipped ? "a.ndjson.gz" : "a.ndjson");
+        const cut = place % (bytes.length + 1);
+        const members = [bytes.subarray(0, cut), bytes.subarray(cut)].map((part) => gzipSync(part));
+        await Deno.writeFile(path, gzipped ? bytesOf(...members) : bytes);
+        const all = await scanned([path], chunkBytes);
+        const records = all.flatMap((item) => "record" in item ? [item.record] : []);
+        assert.deepEqual(records, pieces.flatMap((piece) => "record" in piece ? [piece.record] : []));
+        if (pieces.every((piece) => piece.harmless)) assert.equal(all.length, records.length);
+        checkPlaces(all, bytes);
+      }),
+      { numRuns: rounds(50, 300) },
+    );
+  }));
+
+// ------------------------------------------------------------------------------------------------ scanRuns, scanEvents
+
+const isRunOrRejected = (item: Scanned) => "rejected" in item || item.record.record_type === "run";
+const isEventOrRejected = (item: Scanned) => "rejected" in item || item.record.record_type === "event";
+
+/** What `scanRuns` says, how many events it did not skip, and how far it got. */
+async function runsScanned(files: string[]): Promise<{ all: Scanned[]; events: number; progress: ScanProgress }> {
+  const progress = { files: 0, lines: 0, bytes: 0 };
+  const found: Scanned[] = [];
+  for await (const batch of scanRuns(files, progress)) found.push(...batch);
+  const all = found.filter(isRunOrRejected);
+  return { all, events: found.length - all.length, progress };
+}
+
+/**
+ * Sees that `scanRuns` and `scanEvents` give what `scan` does, events and runs aside, and that the first one counts lines
+ * and bytes; how many of what they leave out they looked at.
+ */
+async function assertAgree(path: string, bytes: Uint8Array): Promise<{ events: number; runs: number }> {
+  await Deno.writeFile(path, bytes);
+  const found = await scanned([path]);
+  const { all, events, progress } = await runsScanned([path]);
+  assert.deepEqual(all, found.filter(isRunOrRejected));
+  const besideRuns: Scanned[] = [];
+  for await (const batch of scanEvents([path])) besideRuns.push(...batch);
+  assert.deepEqual(besideRuns.filter(isEventOrRejected), found.filter(isEventOrRejected));
+  const newlines = bytes.filter((byte) => byte === 10).length;
+  const lines = newlines + (bytes.length > 0 && bytes.at(-1) !== 10 ? 1 : 0);
+  assert.deepEqual(progress, { files: 1, lines, bytes: bytes.length });
+  return { events, runs: besideRuns.length - besideRuns.filter(isEventOrRejected).length };
+}
+
+/** Lines as the two clients write them, and others that look much like these. */
+const START = '{"run_id": "r1", "schema_version": 3, "agent_name": "a", "start_time": "t", "status": "running", ' +
+  '"duration_ms": null, "input_summary": "x", "api_posted": 0, "record_type": "run"}';
+const LOOKALIKES: Record<string, string> = {
+  "a start": START,
+  "our own start": START.replaceAll(": ", ":").replaceAll(", ", ","),
+  "an end": START.replace("running", "success"),
+  "an event": EVENT,
+  "an event that holds a run": EVENT.replace("null, ", `${JSON.stringify(START)}, `),
+  "half an event and a start": EVENT.slice(0, 40) + START,
+  "an event and a start": EVENT + START,
+  "a start and an event": START + EVENT,
+  "half a start and an event": START.slice(0, 60) + EVENT,
+  "half a start and a start": START.slice(0, 60) + START,
+  "a start twice": START + START,
+  "escapes": START.replace('"x"', String.raw`"a\"b\\c\u00e9\ud800 {\"status\": \"success\"}"`),
+  "an escaped name": START.replace('"status"', String.raw`"stat\u0075s"`),
+  "an escaped id": START.replace('"r1"', String.raw`"r\u0031"`),
+  "non-ASCII": START.replace('"x"', '"é日本語🚀\u2028\ufffd"'),
+  "a bad escape": START.replace('"x"', String.raw`"\x"`),
+  "a control character": START.replace('"x"', '"a\tb"'),
+  "a nested object": START.replace('"x"', '{"status": "success"}'),
+  "a nested array": START.replace('"x"', "[1, 2]"),
+  "a bare NaN": START.replace("null", "NaN"),
+  "numbers": START.replace("null", "-0.5e+10"),
+  "a number with a leading zero": START.replace("null", "01"),
+  "an empty id": START.replace('"r1"', '""'),
+  "an id that is a number": START.replace('"r1"', "1"),
+  "no agent": START.replace('"agent_name": "a", ', ""),
+  "a null for an agent": START.replace('"agent_name": "a"', '"agent_name": null'),
+  "no start": START.replace('"t"', "null"),
+  "a bogus state": START.replace("running", "bogus"),
+  "a null for a state": START.replace('"running"', "null"),
+  "no state": START.replace('"status": "running", ', ""),
+  "another type": START.replace('"run"}', '"note"}'),
+  "a type that comes first": '{"record_type": "run", ' + START.slice(1).replace(', "record_type": "run"', ""),
+  "the id not first": START.replace('"run_id": "r1", ', "").replace("{", '{"x": 1, "run_id": "r1", '),
+  "blanks around": ` ${START} `,
+  "more blanks inside": START.replaceAll(": ", ":  "),
+  "a comma too many": START.replace("}", ",}"),
+  "a BOM before": `\ufeff${START}`,
+  "NULs before": `\0\0${START}`,
+  "NULs behind": `${START}\0`,
+};
+
+Deno.test("scanRuns, scanEvents: agree with scan on lines of every kind, alone and between others, with every end", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "a.ndjson");
+    for (const line of Object.values(LOOKALIKES)) {
+      await assertAgree(path, bytesOf(line, "\n"));
+      await assertAgree(path, bytesOf(START, "\r\n", line, "\r\n", EVENT, "\r\n\r\n", line));
+      await assertAgree(path, bytesOf("\n", line, "\n", new Uint8Array([0xff]), "\n", line, "\r"));
+    }
+    // Else this would prove nothing.
+    const lookedAt = (line: string) => assertAgree(path, bytesOf(line, "\n"));
+    const whole = newRun({
+      run_id: "r",
+      agent_name: "a",
+      start_time: "t",
+      input_summary: "\n\u2028\\\ud800",
+      duration_ms: -9,
+    });
+    const theirs = JSON.stringify(whole, null, 1).replaceAll(/,\n /g, ", ").replaceAll("\n ", "").slice(0, -2);
+    for (const plain of [EVENT, START, LOOKALIKES["escapes"]!, `${theirs}, "record_type": "run"}`]) {
+      assert.deepEqual(await lookedAt(plain), { events: 0, runs: 0 }, plain);
+    }
+    assert.deepEqual(await lookedAt(JSON.stringify({ ...whole, record_type: "run" })), { events: 0, runs: 0 });
+    assert.deepEqual(await lookedAt(EVENT.replace("{", '{"x": 1, ')), { events: 1, runs: 0 });
+    assert.deepEqual(await lookedAt(START.replace("{", '{"x": 1, ')), { events: 0, runs: 1 });
+    await assertAgree(path, bytesOf());
+    await assertAgree(path, bytesOf("\n\n"));
+    const long = START.replace('"x"', JSON.stringify("é\n".repeat(20_000)));
+    await assertAgree(path, bytesOf(long, "\n", START, "\n"));
+    const many = `${START}\n${EVENT}\n${LOOKALIKES["non-ASCII"]}\n`.repeat(6000);
+    await assertAgree(path, bytesOf(many, START));
+  }));
+
+Deno.test({
+  name: "scanRuns, scanEvents: agree with scan on a line that has a field twice",
+  fn: () =>
+    inFolder(async (folder) => {
+      const path = join(folder, "a.ndjson");
+      for (
+        const field of [
+          '"run_id": "r2"',
+          '"input_summary": "y"',
+          '"status": "success"',
+          '"status": "bogus"',
+          '"agent_name": null',
+        ]
+      ) {
+        await assertAgree(path, bytesOf(START.replace('"x"', `"x", ${field}`), "\n"));
+      }
+    }),
+});
+
+Deno.test("scanRuns: counts what is in gzip as it is inflated, and several files together", () =>
+  inFolder(async (folder) => {
+    const [plain, gzipped] = [join(folder, "a.ndjson"), join(folder, "b.ndjson.gz")];
+    await Deno.writeTextFile(plain, `${START}\n${HALF}`);
+    await Deno.writeFile(gzipped, gzipSync(`${START}\n${EVENT}\n`));
+    const { all, progress } = await runsScanned([plain, join(folder, "none.ndjson"), gzipped]);
+    assert.deepEqual(brief(all).map((item) => typeof item === "string" ? item : item[0]), [
+      "r1",
+      "not whole JSON",
+      "cannot be read",
+      "r1",
+    ]);
+    const bytes = START.length * 2 + HALF.length + EVENT.length + 3;
+    assert.deepEqual(progress, { files: 3, lines: 4, bytes });
+  }));
+
+/** A start as the clients write it, with whatever its texts may be; now and then something nested or bare is in it. */
+const anyStart: fc.Arbitrary<Piece> = fc.tuple(
+  fc.record({ run_id: fc.oneof(fc.string(), anyText), agent_name: anyText, start_time: anyText }),
+  fc.record({
+    duration_ms: fc.oneof(fc.double({ noNaN: true, noDefaultInfinity: true }), fc.maxSafeInteger()),
+    product: anyText,
+    host: fc.constantFrom(null, "h", true, 1),
+    metrics: fc.oneof({ weight: 5, arbitrary: anyText }, { weight: 1, arbitrary: anyValue }),
+  }, { requiredKeys: [] }),
+  anyWriter,
+).map(([required, optional, write]) => {
+  const record = { ...required, status: "running", ...optional, record_type: "run" };
+  return { bytes: bytesOf(write(record)), record: JSON.parse(JSON.stringify(record)), harmless: true };
+});
+
+const anyPlainEvent: fc.Arbitrary<Piece> = fc.tuple(anyText, anyText, fc.option(anyText), anyWriter).map(
+  ([run_id, event_type, payload_json, write]) => {
+    const record = { run_id, event_type, timestamp: "t", payload_json, id: null, record_type: "event" };
+    return { bytes: bytesOf(write(record)), record, harmless: true };
+  },
+);
+
+Deno.test("property: scanRuns and scanEvents agree with scan, events or runs aside, on whatever is glued, cut or mixed", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "a.ndjson");
+    const line = fc.tuple(
+      fc.oneof({ weight: 2, arbitrary: anyStart }, anyPlainEvent, anyRecordPiece),
+      fc.constantFrom("\n", "\n", "\n", "\r\n", ""),
+    );
+    const damage = fc.tuple(anyDamage, fc.constantFrom("", "", "\n"));
+    const log = fc.array(fc.oneof({ weight: 3, arbitrary: line }, { weight: 1, arbitrary: damage }), { maxLength: 10 });
+    await fc.assert(
+      fc.asyncProperty(log, fc.nat(), fc.nat(2), async (pieces, place, chance) => {
+        const bytes = bytesOf(...pieces.flatMap(([piece, end]) => [piece.bytes, end]));
+        const at = place % (bytes.length + 1);
+        // A power cut takes some bytes from the middle.
+        await assertAgree(
+          path,
+          chance === 0 ? bytesOf(bytes.subarray(0, at), bytes.subarray(at + 20)) : bytes,
+        );
+      }),
+      { numRuns: rounds(50, 300) },
+    );
+  }));

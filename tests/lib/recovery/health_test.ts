@@ -1,0 +1,209 @@
+import assert from "node:assert/strict";
+import { DatabaseSync } from "node:sqlite";
+import { TelemetryError } from "../../../lib/errors.ts";
+import { checkHealth, type Health } from "../../../lib/recovery/health.ts";
+import { layoutOf } from "../../../lib/layout.ts";
+import { schemaSql } from "../../../lib/schema.ts";
+import {
+  Holder,
+  interpreter,
+  makeOldDatabase,
+  type OldKind,
+  runScript,
+  TempFolder,
+  testWith,
+  treeOf,
+} from "../../fixtures/mod.ts";
+
+/** A store, and what is found out about it without changing a byte. */
+class Store implements Disposable {
+  readonly #temp = new TempFolder();
+  readonly layout = layoutOf(`${this.#temp.path}/store`);
+  readonly file = this.layout.database;
+
+  constructor() {
+    for (const folder of [this.layout.raw, this.layout.db]) Deno.mkdirSync(folder, { recursive: true });
+  }
+
+  sqlite(sql: string): void {
+    const db = new DatabaseSync(this.file, { enableForeignKeyConstraints: false });
+    db.exec(sql);
+    db.close();
+  }
+
+  async health(compare = true): Promise<Health> {
+    const before = treeOf(this.layout.base);
+    const health = await checkHealth(this.layout, { compare });
+    assert.deepEqual(treeOf(this.layout.base), before);
+    return health;
+  }
+
+  [Symbol.dispose](): void {
+    this.#temp[Symbol.dispose]();
+  }
+}
+
+const RUN = (id: string, status = "success") =>
+  `INSERT INTO agent_runs (run_id, agent_name, start_time, status) VALUES ('${id}', 'a', 't', '${status}');`;
+
+function line(run_id: string, status = "success"): string {
+  return `${JSON.stringify({ run_id, agent_name: "a", start_time: "t", status, record_type: "run" })}\n`;
+}
+
+Deno.test("health: the check passes and all tables are there", async () => {
+  using store = new Store();
+  store.sqlite(schemaSql());
+  assert.deepEqual(await store.health(false), {
+    healthy: true,
+    problems: [],
+    missing_tables: [],
+    schema_version: 3,
+    runs: null,
+  });
+  const runs = { in_database: 0, only_in_database: 0, only_in_log: 0, older_in_database: 0, unreadable_logs: [] };
+  assert.deepEqual(await store.health(), { healthy: true, problems: [], missing_tables: [], schema_version: 3, runs });
+  store.sqlite("DROP TABLE commits; DROP INDEX idx_runs_agent; ALTER TABLE agent_runs DROP COLUMN subdomain");
+  assert.deepEqual(await store.health(), {
+    healthy: false,
+    problems: ["the table commits is missing"],
+    missing_tables: ["commits"],
+    schema_version: 2,
+    runs,
+  });
+});
+
+Deno.test("health: older databases are healthy as long as no table is missing", async () => {
+  const expected: [OldKind, boolean][] = [["v1", true], ["v2", true], ["says3_is2", true], ["v2_recovered", false]];
+  for (const [kind, healthy] of expected) {
+    using store = new Store();
+    makeOldDatabase(store.file, kind);
+    const found = await store.health();
+    assert.equal(found.healthy, healthy, kind);
+    assert.equal(found.runs?.in_database, 40);
+  }
+});
+
+Deno.test("health: a later product's database is neither, and says both versions", async () => {
+  using store = new Store();
+  makeOldDatabase(store.file, "v7");
+  await assert.rejects(store.health(), (error) => {
+    return error instanceof TelemetryError && error.code === "newer_schema" && /v7.*v3/.test(error.message);
+  });
+});
+
+Deno.test("health: what is lost", async () => {
+  const lost: Record<string, [make: (store: Store) => void, problem: RegExp]> = {
+    nothing: [() => {}, /there is no database/],
+    empty: [({ file }) => Deno.writeTextFileSync(file, ""), /is empty/],
+    text: [({ file }) => Deno.writeTextFileSync(file, "text ".repeat(1000)), /not a SQLite database/],
+    "another application's": [(store) => store.sqlite("CREATE TABLE t (a)"), /no table agent_runs/],
+    cut: [(store) => {
+      store.sqlite(schemaSql());
+      Deno.truncateSync(store.file, 4096 * 3);
+    }, /malformed|damaged/],
+    "a cell that a CHECK refuses": [
+      (store) => store.sqlite(`${schemaSql()} PRAGMA ignore_check_constraints=ON; ${RUN("x", "bogus")}`),
+      /CHECK/,
+    ],
+  };
+  for (const [what, [make, problem]] of Object.entries(lost)) {
+    using store = new Store();
+    make(store);
+    const { healthy, problems, runs } = await store.health();
+    assert.deepEqual([healthy, runs], [false, null], what);
+    assert.match(problems.join("\n"), problem, what);
+  }
+});
+
+Deno.test("health: log and database compared, whatever comes twice", async () => {
+  using store = new Store();
+  store.sqlite(
+    schemaSql() + RUN("db only") + RUN("both") + RUN("ended since", "running") + RUN("stale log") +
+      RUN("running in both", "running"),
+  );
+  const { raw } = store.layout;
+  Deno.writeTextFileSync(
+    `${raw}/events_20251209.ndjson`,
+    line("both", "running") + line("ended since", "running") + line("stale log", "running") + "no JSON\n",
+  );
+  Deno.writeTextFileSync(
+    `${raw}/events_20251210.ndjson`,
+    line("both") + line("both") + line("ended since") + line("ended since", "running") +
+      line("running in both", "running") + line("log only") + line("log only", "failed") + line("log too", "running"),
+  );
+  assert.deepEqual((await store.health()).runs, {
+    in_database: 5,
+    only_in_database: 1,
+    only_in_log: 2,
+    older_in_database: 1,
+    unreadable_logs: [],
+  });
+});
+
+const ids = Array.from({ length: 20_100 }, (_, i) => `run ${i}`);
+const RUNNING = `WITH n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ${ids.length - 1})
+  INSERT INTO agent_runs (run_id, agent_name, start_time, status) SELECT 'run ' || i, 'a', 't', 'running' FROM n;`;
+
+Deno.test("health: more open runs than are kept in mind", async () => {
+  using store = new Store();
+  store.sqlite(schemaSql() + RUNNING);
+  Deno.writeTextFileSync(
+    `${store.layout.raw}/events_20251210.ndjson`,
+    ids.map((id) => line(id, "running")).join("") + ids.slice(200).map((id) => line(id)).join(""),
+  );
+  assert.deepEqual((await store.health()).runs, {
+    in_database: 20_100,
+    only_in_database: 0,
+    only_in_log: 0,
+    older_in_database: 19_900,
+    unreadable_logs: [],
+  });
+});
+
+Deno.test({
+  name: "health: a run that was let go of before its end came is older in the database",
+  fn: async () => {
+    using store = new Store();
+    store.sqlite(schemaSql() + RUNNING);
+    Deno.writeTextFileSync(
+      `${store.layout.raw}/events_20251210.ndjson`,
+      ids.map((id) => line(id, "running")).join("") + ids.map((id) => line(id)).join(""),
+    );
+    assert.equal((await store.health()).runs?.older_in_database, 20_100);
+  },
+});
+
+// ------------------------------------------------------------------------------------------------ locked
+
+const LOCK = `
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+time.sleep(120)
+`;
+
+testWith(["python"], "what is locked for longer than the timeouts: refused, nothing changed", async () => {
+  // All at once: each waits for its timeouts, the longest for 16 s.
+  const locked = [["--check-only"], ["--force"]].map(async (flags) => {
+    using store = new Store();
+    makeOldDatabase(store.file, "v2", 50, "delete");
+    await using _holder = await Holder.start(interpreter(), ["-c", LOCK, store.file]);
+    const before = treeOf(store.layout.base);
+    const { code, stdout, stderr } = await runScript("recover_database", store.layout.base, flags);
+    assert.deepEqual([code, stdout], [1, ""]);
+    assert.match(stderr, /could not be checked: .*locked.*\n {2}-> .*\n$/);
+    assert.deepEqual(treeOf(store.layout.base), before);
+  });
+  const claimed = async () => {
+    using store = new Store();
+    using other = Deno.openSync(store.layout.recovering, { write: true, create: true });
+    other.lockSync(true);
+    const before = treeOf(store.layout.base);
+    const { code, stderr } = await runScript("recover_database", store.layout.base);
+    assert.equal(code, 1);
+    assert.match(stderr, /another process is writing .*recovering.*\n {2}-> .*\n$/);
+    assert.deepEqual(treeOf(store.layout.base), before);
+  };
+  await Promise.all([...locked, claimed()]);
+});

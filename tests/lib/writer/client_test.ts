@@ -1,0 +1,748 @@
+import assert from "node:assert/strict";
+import { DatabaseSync } from "node:sqlite";
+import { type ClientOptions, TelemetryClient } from "../../../lib/writer/client.ts";
+import { createDatabase, setUpDatabase } from "../../../lib/store/database.ts";
+import { exists } from "../../../lib/fs/atomic_file.ts";
+import { type Layout, layoutOf } from "../../../lib/layout.ts";
+import type { RunRecord } from "../../../lib/records.ts";
+import { createStorage } from "../../../lib/store/folders.ts";
+import {
+  Holder,
+  makeOldDatabase,
+  type Output,
+  ROOT,
+  run,
+  SmallDisk,
+  TempFolder,
+  testWith,
+} from "../../fixtures/mod.ts";
+
+interface StageOptions extends ClientOptions {
+  prepare?: (layout: Layout) => void;
+  parent?: string | undefined;
+}
+
+/** A store that is set up, a client on it, and what the client warned of. */
+class Stage implements AsyncDisposable {
+  readonly folder: TempFolder;
+  readonly layout: Layout;
+  readonly client: TelemetryClient;
+  readonly warnings: string[] = [];
+
+  constructor({ prepare = setUp, parent, ...options }: StageOptions = {}) {
+    this.folder = new TempFolder(parent);
+    this.layout = layoutOf(`${this.folder.path}/base`);
+    prepare(this.layout);
+    const onWarning = (message: string) => void this.warnings.push(message);
+    this.client = new TelemetryClient({ base: this.layout.base, onWarning, ...options });
+  }
+
+  lines(): Record<string, unknown>[] {
+    return linesOf(this.layout);
+  }
+
+  rows(sql = "SELECT * FROM agent_runs ORDER BY rowid"): Record<string, unknown>[] {
+    using db = new DatabaseSync(this.layout.database, { readOnly: true });
+    return db.prepare(sql).all();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.client.close();
+    this.folder[Symbol.dispose]();
+  }
+}
+
+function setUp(layout: Layout): void {
+  createStorage(layout);
+  createDatabase(layout);
+}
+
+function linesOf({ raw }: Layout): Record<string, unknown>[] {
+  const files = [...Deno.readDirSync(raw)].map(({ name }) => name).sort();
+  const text = files.map((name) => Deno.readTextFileSync(`${raw}/${name}`)).join("");
+  return text.split("\n").filter((line) => line !== "").map((line) => JSON.parse(line));
+}
+
+/** Notes the longest time between two beats of a timer, in milliseconds. */
+const HEART = `let last = performance.now(), longest = 0;
+  const beat = () => {
+    const now = performance.now();
+    longest = Math.max(longest, now - last);
+    last = now;
+    return longest;
+  };
+  const timer = setInterval(beat, 1);
+  const stop = () => (clearInterval(timer), beat());`;
+
+/**
+ * The longest time that the event loop did not come round while `work` was done, in milliseconds, and the longest
+ * that one of a thread with nothing to do did not: a busy machine stops both.
+ */
+async function longestBlock(work: () => Promise<void>): Promise<{ ours: number; idle: number }> {
+  const code = `${HEART} self.onmessage = () => self.postMessage(stop());`;
+  const worker = new Worker(`data:text/javascript,${encodeURIComponent(code)}`, { type: "module" });
+  const stop = new Function(`${HEART} return stop;`)() as () => number;
+  await work();
+  const ours = stop();
+  const idle = await new Promise<number>((resolve) => {
+    worker.onmessage = ({ data }) => resolve(data);
+    worker.postMessage("stop");
+  });
+  worker.terminate();
+  return { ours, idle };
+}
+
+/** Another process that holds the lock of a database. */
+function lockHolder(database: string): Promise<Holder> {
+  const code = `import { DatabaseSync } from "node:sqlite";
+    const db = new DatabaseSync(${JSON.stringify(database)});
+    db.exec("BEGIN EXCLUSIVE");
+    console.log("held");
+    setInterval(() => {}, 1000);`;
+  return Holder.start(Deno.execPath(), ["eval", code]);
+}
+
+/** Runs a program with a client named `telemetry` in a process of its own. */
+function agent(folder: TempFolder, code: string, args: string[], env: Record<string, string> = {}): Promise<Output> {
+  const path = `${folder.path}/agent_${crypto.randomUUID()}.ts`;
+  Deno.writeTextFileSync(path, `import { TelemetryClient } from "file://${ROOT}mod.ts";\n${code}`);
+  return run(Deno.execPath(), ["run", "--no-prompt", "--quiet", ...args, path], { env });
+}
+
+Deno.test("a run by hand: start, events, end, in log and database", async () => {
+  await using stage = new Stage();
+  const { client } = stage;
+  const id = await client.startRun("tester", "job", { product: "p", trigger_type: "web", metrics_json: { a: 1 } });
+  assert.match(id, /^\d{8}T\d{6}Z-tester-[0-9a-f]{8}$/);
+  assert.deepEqual(stage.rows().map((row) => [row["run_id"], row["status"]]), [[id, "running"]]);
+  client.logEvent(id, "first", { n: 1 });
+  client.logEvent(id, "text", "a text");
+  client.logEvent(id, "nothing");
+  await client.endRun(id, { status: "partial", items_failed: 2, product: "q" });
+
+  const lines = stage.lines();
+  assert.deepEqual(lines.map((line) => line["event_type"] ?? line["status"]), [
+    "running",
+    "first",
+    "text",
+    "nothing",
+    "partial",
+  ]);
+  assert.deepEqual(lines.slice(1, 4).map((line) => line["payload_json"]), ['{"n":1}', '"a text"', null]);
+  const [row] = stage.rows();
+  assert.equal(row!["status"], "partial");
+  assert.equal(row!["product"], "q");
+  assert.equal(row!["items_failed"], 2);
+  assert.equal(row!["metrics_json"], '{"a":1}');
+  assert.ok(Number(row!["duration_ms"]) >= 0);
+  assert.deepEqual(stage.warnings, []);
+});
+
+Deno.test("trackRun gives back what the work returns, and ends as success", async () => {
+  await using stage = new Stage();
+  const result = await stage.client.trackRun("tester", "job", (run) => {
+    run.setMetrics({ items_discovered: 3, pages: 7 });
+    run.setMetrics({ pages: 8, status: "failed" });
+    return "result";
+  });
+  assert.equal(result, "result");
+  const [row] = stage.rows();
+  assert.equal(row!["status"], "success");
+  assert.equal(row!["items_discovered"], 3);
+  assert.equal(row!["metrics_json"], '{"pages":8}');
+});
+
+Deno.test("trackRun ends as failed and throws the very error again", async () => {
+  await using stage = new Stage();
+  class OwnError extends Error {}
+  for (
+    const [thrown, summary] of [
+      [new TypeError("bad type"), "TypeError: bad type"],
+      [new OwnError("own"), "OwnError: own"],
+      [new DOMException("gone", "AbortError"), "AbortError: gone"],
+      ["text", "string: text"],
+      [undefined, "undefined: undefined"],
+    ] as const
+  ) {
+    let caught: unknown = "nothing";
+    try {
+      await stage.client.trackRun("tester", "job", { insight_id: "i" }, () => {
+        throw thrown;
+      });
+    } catch (error) {
+      caught = error;
+    }
+    assert.equal(caught, thrown);
+    const row = stage.rows().at(-1)!;
+    assert.deepEqual([row["status"], row["error_summary"], row["insight_id"]], ["failed", summary, "i"]);
+  }
+});
+
+Deno.test("an id that is unknown, or has ended, warns and records nothing", async () => {
+  await using stage = new Stage();
+  const id = await stage.client.startRun("tester", "job");
+  await stage.client.endRun(id);
+  await stage.client.endRun(id, { status: "failed" });
+  await stage.client.endRun("no such run");
+  assert.equal(stage.lines().length, 2);
+  assert.equal(stage.warnings.length, 1);
+  assert.equal((await stage.client.getStats()).failures["unknown_run"], 2);
+});
+
+Deno.test("whatever a program without types gives, nothing throws and what can be kept is kept", async () => {
+  await using stage = new Stage();
+  const loose = stage.client as unknown as Record<string, (...args: unknown[]) => Promise<string>>;
+  const cycle: Record<string, unknown> = {};
+  cycle["self"] = cycle;
+  const id = await loose["startRun"]!(Object.create(null), undefined, {
+    items_discovered: "12",
+    items_failed: {},
+    items_succeeded: 3n,
+    product: 5,
+    platform: true,
+    subdomain: { a: 1 },
+    git_repo: cycle,
+    start_time: null,
+    run_id: "mine",
+    agent_name: "mine",
+    extra: [1],
+  });
+  await loose["logEvent"]!(undefined, Symbol("s"), cycle);
+  await loose["logEvent"]!(undefined, Symbol("s"), 12n);
+  await loose["logEvent"]!(null, undefined, null);
+  await loose["endRun"]!(id, { status: "done", extra: cycle, more: 1 });
+  await loose["startRun"]!("b", "j", null).then((b) => loose["endRun"]!(b, null));
+  await loose["endRun"]!();
+  const [row, other] = stage.rows();
+  assert.notEqual(id, "mine");
+  assert.deepEqual(
+    ["items_discovered", "items_failed", "items_succeeded", "product", "platform", "subdomain", "git_repo"]
+      .map((column) => row![column]),
+    [12, 0, 3, "5", "true", '{"a":1}', null],
+  );
+  assert.equal(row!["status"], "partial");
+  assert.equal(row!["metrics_json"], '{"extra":[1]}');
+  assert.equal(other!["status"], "success");
+  assert.equal(stage.lines().length, 5);
+});
+
+Deno.test("of a run that is too long for the log, the log gets less of its texts, the database all", async () => {
+  await using stage = new Stage();
+  const { client } = stage;
+  const long = "é🚀".repeat(2 ** 22);
+  const id = await client.startRun("tester", "job", { input_summary: "x".repeat(2 ** 21) });
+  await client.endRun(id, { output_summary: long, metrics_json: { text: "y".repeat(2 ** 24) }, product: "p" });
+  const lines = stage.lines();
+  assert.equal(String(lines[0]!["input_summary"]).length, 2 ** 21, "what fits stays");
+  assert.deepEqual([lines[1]!["status"], lines[1]!["product"]], ["success", "p"]);
+  assert.equal(JSON.parse(String(lines[1]!["metrics_json"])).text.length, 2 ** 24, "what still fits stays too");
+  assert.equal(String(lines[1]!["output_summary"]).length, 100_000);
+  const rows = stage.rows("SELECT status, length(output_summary) AS length FROM agent_runs ORDER BY rowid");
+  assert.deepEqual(rows.map((row) => Object.values(row)), [["success", 2 * 2 ** 22]]);
+  assert.equal(stage.warnings.length, 1);
+  assert.match(stage.warnings[0]!, /too long for the log, which gets less of input_summary,output_summary;/);
+});
+
+Deno.test("missing folders are made, with one warning", async () => {
+  await using stage = new Stage({ prepare: () => {} });
+  await stage.client.trackRun("tester", "job", () => {});
+  assert.equal(stage.warnings.length, 1);
+  assert.match(stage.warnings[0]!, /have been made/);
+  assert.equal(stage.rows().length, 1);
+  assert.equal(stage.lines().length, 2);
+});
+
+Deno.test("folders that vanish under a live client are made again", async () => {
+  await using stage = new Stage();
+  const { client, layout } = stage;
+  await client.trackRun("tester", "one", () => {});
+  Deno.removeSync(layout.base, { recursive: true });
+  await client.trackRun("tester", "two", () => {});
+  assert.deepEqual(stage.lines().map((line) => line["job_type"]), ["two", "two"]);
+  assert.deepEqual(stage.rows().map((row) => [row["job_type"], row["status"]]), [["two", "success"]]);
+  assert.equal(stage.warnings.length, 1);
+});
+
+Deno.test("what a CHECK refuses is in the log, warned of once, and in nobody's way", async () => {
+  await using stage = new Stage();
+  for (let i = 0; i < 3; i++) {
+    const id = await stage.client.startRun("tester", "job", { trigger_type: "detector" as "cli" });
+    await stage.client.endRun(id);
+  }
+  await stage.client.trackRun("tester", "fine", () => {});
+  assert.equal(stage.lines().length, 8);
+  assert.equal(stage.rows().length, 1);
+  assert.equal(stage.warnings.length, 1);
+  assert.match(stage.warnings[0]!, /CHECK/);
+});
+
+Deno.test("runs of an older database are in the log alone until it is upgraded under the live client", async () => {
+  await using stage = new Stage({
+    prepare: (layout) => {
+      createStorage(layout);
+      makeOldDatabase(layout.database, "says3_is2", 2);
+    },
+  });
+  await stage.client.trackRun("tester", "early", () => {});
+  assert.equal(stage.rows().length, 2);
+  assert.match(stage.warnings.join(), /setup_database/);
+  await setUpDatabase(stage.layout);
+  await stage.client.trackRun("tester", "late", () => {});
+  assert.deepEqual(stage.rows().slice(2).map((row) => [row["job_type"], row["status"]]), [
+    ["early", "success"],
+    ["late", "success"],
+  ]);
+});
+
+Deno.test("a corrupt database: everything is in the log, one warning, no exception", async () => {
+  await using stage = new Stage({
+    prepare: (layout) => {
+      createStorage(layout);
+      Deno.writeTextFileSync(layout.database, "this is no database\n".repeat(500));
+    },
+  });
+  for (let i = 0; i < 5; i++) await stage.client.trackRun("tester", "job", () => {});
+  assert.equal(stage.lines().length, 10);
+  assert.equal(stage.warnings.length, 1);
+  assert.ok((await stage.client.getStats()).failures["database:not_a_database"]! >= 5);
+});
+
+Deno.test("a database locked for 10 s by another process: the agent feels nothing, and the rows follow", async () => {
+  // In memory, where there is such a folder: this is about the lock, not about a disk that others keep busy.
+  await using stage = new Stage({ parent: exists("/dev/shm") ? "/dev/shm" : undefined });
+  const { client, layout, warnings } = stage;
+  await client.trackRun("tester", "warm", () => {});
+  const ids: string[] = [];
+  const { ours, idle } = await longestBlock(async () => {
+    await using _lock = await lockHolder(layout.database);
+    const end = performance.now() + 10_000;
+    let longestWait = 0;
+    while (performance.now() < end) {
+      const start = performance.now();
+      const id = await client.startRun("tester", "job");
+      client.logEvent(id, "event", { n: ids.length });
+      await client.endRun(id);
+      longestWait = Math.max(longestWait, performance.now() - start);
+      ids.push(id);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    assert.ok(longestWait < 1000, `a run took ${longestWait} ms`);
+  });
+  // Whoever waits for this lock in the agent's thread, does so for the seconds of SQLite's timeout.
+  assert.ok(ours < 1000 + idle, `the event loop was blocked for ${ours} ms, an idle one for ${idle} ms`);
+  await client.close();
+  const rows = stage.rows("SELECT run_id, status FROM agent_runs WHERE job_type='job'");
+  assert.deepEqual(rows.map((row) => row["run_id"]), ids);
+  assert.ok(rows.every((row) => row["status"] === "success"));
+  assert.deepEqual(warnings, []);
+});
+
+Deno.test("close() waits no longer than it may, says what is missing, and the log has it", async () => {
+  await using stage = new Stage({ closeTimeoutMs: 300 });
+  const { client, layout } = stage;
+  await client.trackRun("tester", "warm", () => {});
+  await using _lock = await lockHolder(layout.database);
+  await client.trackRun("tester", "job", () => {});
+  const start = performance.now();
+  await client.close();
+  const took = performance.now() - start;
+  assert.ok(took >= 290 && took < 2000, `close() took ${took} ms`);
+  assert.match(stage.warnings.join(), /not in the database/);
+  assert.equal(stage.lines().length, 4);
+});
+
+Deno.test("after close() nothing is recorded, nothing throws, one warning", async () => {
+  await using stage = new Stage();
+  const id = await stage.client.startRun("tester", "job");
+  await stage.client.close();
+  await stage.client.close();
+  await stage.client.endRun(id);
+  await stage.client.logEvent(id, "x");
+  assert.equal(await stage.client.trackRun("tester", "job", () => 5), 5);
+  assert.deepEqual(await stage.client.postPending(), { posted: 0, failed: 0 });
+  assert.equal((await stage.client.getStats()).total_runs, 1);
+  assert.equal(stage.lines().length, 1);
+  assert.equal(stage.warnings.length, 1);
+});
+
+Deno.test("a handler of warnings that throws or rejects is nobody's trouble", async () => {
+  const handlers = [() => {
+    throw new Error("from the handler");
+  }, () => Promise.reject(new Error("from the handler"))];
+  for (const onWarning of handlers) {
+    await using stage = new Stage({ onWarning, prepare: () => {} });
+    await stage.client.endRun("no such run");
+    await stage.client.trackRun("tester", "job", () => {});
+    assert.equal(stage.rows().length, 1);
+  }
+});
+
+Deno.test("without any permission: no question, no exception, a warning, and the work is done", async () => {
+  using folder = new TempFolder();
+  const { code, stdout, stderr } = await agent(
+    folder,
+    `const telemetry = new TelemetryClient({ base: ${JSON.stringify(folder.path)} });
+     console.log(await telemetry.trackRun("a", "j", () => "worked"));
+     await telemetry.close();
+     const other = new TelemetryClient();
+     await other.trackRun("a", "j", () => {});
+     await other.close();`,
+    [],
+  );
+  assert.equal(stdout, "worked\n");
+  assert.equal(code, 0);
+  assert.equal(stderr.split("\n").length, 3, stderr);
+  assert.match(stderr, /--allow-read=/);
+});
+
+testWith(["mount"], "a full disk: no exception, one warning; after space is freed it goes on", async () => {
+  using disk = new SmallDisk("512k");
+  const layout = layoutOf(`${disk.path}/base`);
+  setUp(layout);
+  const warnings: string[] = [];
+  await using client = new TelemetryClient({
+    base: layout.base,
+    onWarning: (message) => void warnings.push(message),
+  });
+  await client.trackRun("tester", "before", () => {});
+  disk.fill();
+  const big = "x".repeat(5000);
+  for (let i = 0; i < 5; i++) await client.trackRun("tester", "full", { input_summary: big }, () => {});
+  const failures = (await client.getStats()).failures;
+  assert.ok(failures["log:disk_full"]! >= 5, JSON.stringify(failures));
+  assert.equal(warnings.filter((warning) => warning.includes("No space left")).length, 1, warnings.join("\n"));
+  disk.free();
+  await client.trackRun("tester", "after", () => {});
+  const jobs = linesOf(layout).map((line) => `${line["job_type"]} ${line["status"]}`);
+  assert.deepEqual(jobs.filter((job) => !job.startsWith("full")), [
+    "before running",
+    "before success",
+    "after running",
+    "after success",
+  ]);
+  await client.close();
+});
+
+Deno.test("the API: marks and counts in the database, the mark in the log, and endRun does not wait", async () => {
+  using folder = new TempFolder();
+  const answers = [200, 401, 200];
+  const seen: Record<string, unknown>[] = [];
+  const server = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen: () => {} }, async (request) => {
+    seen.push(await request.json());
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    return Response.json({}, { status: answers.shift()! });
+  });
+  const base = `${folder.path}/base`;
+  const env = { METRICS_API_URL: `http://127.0.0.1:${server.addr.port}/exec?secret=s3`, METRICS_API_TOKEN: "t0ken" };
+  const args = [`--allow-read=${base}`, `--allow-write=${base}`, "--allow-env", "--allow-net=127.0.0.1"];
+  const first = await agent(
+    folder,
+    `await using telemetry = new TelemetryClient({ base: ${JSON.stringify(base)} });
+     for (const job of ["accepted", "refused"]) {
+       const id = await telemetry.startRun("tester", job);
+       const start = performance.now();
+       await telemetry.endRun(id, { items_failed: 1 });
+       if (performance.now() - start > 250) console.log("endRun waited for the API");
+       await new Promise((resolve) => setTimeout(resolve, 500));
+     }`,
+    args,
+    env,
+  );
+  assert.equal(first.stdout, "");
+  assert.doesNotMatch(first.stderr, /s3|t0ken/);
+  assert.match(first.stderr, /answered 401/);
+  const layout = layoutOf(base);
+  const rows = () => {
+    using db = new DatabaseSync(layout.database, { readOnly: true });
+    const sql =
+      "SELECT job_type, api_posted, api_posted_at IS NOT NULL AS at, api_retry_count FROM agent_runs ORDER BY rowid";
+    return db.prepare(sql).all().map((row) => Object.values(row));
+  };
+  assert.deepEqual(rows(), [["accepted", 1, 1, 0], ["refused", 0, 0, 1]]);
+  assert.deepEqual(seen.map((body) => [body["job_type"], body["status"], body["items_failed"], "git_repo" in body]), [
+    ["accepted", "success", 1, false],
+    ["refused", "success", 1, false],
+  ]);
+  const marked = linesOf(layout).filter((line) => line["api_posted"] === 1) as unknown as RunRecord[];
+  assert.deepEqual(marked.map((run) => [run.job_type, run.status, typeof run.api_posted_at, run.created_at]), [
+    ["accepted", "success", "string", null],
+  ]);
+
+  const second = await agent(
+    folder,
+    `await using telemetry = new TelemetryClient({ base: ${JSON.stringify(base)} });
+     console.log(JSON.stringify(await telemetry.postPending({ since: "2099-01-01" })));
+     console.log(JSON.stringify(await telemetry.postPending()));`,
+    args,
+    env,
+  );
+  assert.equal(second.stdout, '{"posted":0,"failed":0}\n{"posted":1,"failed":0}\n');
+  assert.deepEqual(rows(), [["accepted", 1, 1, 0], ["refused", 1, 1, 1]]);
+  assert.deepEqual(linesOf(layout).at(-1)!["created_at"], null);
+  await server.shutdown();
+});
+
+Deno.test("an API that hangs: close() gives up in time, the process ends, the run stays pending", async () => {
+  using folder = new TempFolder();
+  using listener = Deno.listen({ port: 0, hostname: "127.0.0.1" });
+  const accepted = (async () => {
+    const connections: Deno.Conn[] = [];
+    for await (const connection of listener) connections.push(connection);
+    return connections;
+  })();
+  const base = `${folder.path}/base`;
+  const start = performance.now();
+  const { code, stdout } = await agent(
+    folder,
+    `const telemetry = new TelemetryClient({ base: ${JSON.stringify(base)}, closeTimeoutMs: 500 });
+     for (let i = 0; i < 10; i++) await telemetry.trackRun("tester", "job", () => {});
+     await telemetry.close();
+     console.log(JSON.stringify(await telemetry.getStats()));`,
+    [`--allow-read=${base}`, `--allow-write=${base}`, "--allow-env", "--allow-net=127.0.0.1"],
+    { METRICS_API_URL: `http://127.0.0.1:${listener.addr.port}`, METRICS_API_TOKEN: "t" },
+  );
+  assert.ok(performance.now() - start < 4000, "the process stayed too long");
+  assert.equal(code, 0);
+  const stats = JSON.parse(stdout);
+  assert.equal(stats.pending_api_posts, 10);
+  assert.equal(stats.failures.api, undefined);
+  listener.close();
+  for (const connection of await accepted) connection.close();
+});
+
+Deno.test("no post in a test, when switched off, or without a token", async () => {
+  using folder = new TempFolder();
+  let requests = 0;
+  const server = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen: () => {} }, () => {
+    requests += 1;
+    return new Response();
+  });
+  const url = `http://127.0.0.1:${server.addr.port}`;
+  for (
+    const env of [
+      { METRICS_API_URL: url, METRICS_API_TOKEN: "t", TELEMETRY_TEST_MODE: "mock" },
+      { METRICS_API_URL: url, METRICS_API_TOKEN: "t", METRICS_API_ENABLED: "no" },
+      { METRICS_API_URL: url },
+    ]
+  ) {
+    const { stderr } = await agent(
+      folder,
+      `await using telemetry = new TelemetryClient({ base: ${JSON.stringify(folder.path + "/base")} });
+       await telemetry.trackRun("tester", "job", () => {});`,
+      ["--allow-read", "--allow-write", "--allow-env", "--allow-net"],
+      env,
+    );
+    assert.doesNotMatch(stderr, /API/);
+  }
+  assert.equal(requests, 0);
+  await server.shutdown();
+});
+
+Deno.test("owner and host come from the environment, as far as it may be read", async () => {
+  using folder = new TempFolder();
+  const base = `${folder.path}/base`;
+  const code = `await using telemetry = new TelemetryClient({ base: ${JSON.stringify(base)} });
+    await telemetry.trackRun("tester", "job", () => {});`;
+  const access = [`--allow-read=${base}`, `--allow-write=${base}`];
+  const env = { AGENT_OWNER: "me", HOSTNAME: "box" };
+  for (const more of [[], ["--allow-env=AGENT_OWNER,HOSTNAME"], ["--allow-env", "--allow-sys=hostname"]]) {
+    await agent(folder, code, [...access, ...more], env);
+  }
+  const ends = linesOf(layoutOf(base)).filter((line) => line["status"] === "success");
+  assert.deepEqual(ends.map((line) => line["agent_owner"]), [null, "me", "me"]);
+  assert.deepEqual(ends.map((line) => line["host"]), [null, "box", Deno.hostname()]);
+});
+
+testWith(
+  ["noDefaultStore"],
+  "which store is meant is not guessed in silence where the environment is hidden",
+  async () => {
+    using folder = new TempFolder();
+    const base = `${folder.path}/base`;
+    const run = (options: string, ...more: string[]) =>
+      agent(
+        folder,
+        `await using telemetry = new TelemetryClient(${options});`,
+        [`--allow-read=${base},/agent-metrics,/opt,/data`, `--allow-write=${base}`, ...more],
+        { TELEMETRY_BASE_DIR: base },
+      );
+    const told = /\/agent-metrics is taken for the telemetry store, .* --allow-env=(\S+)\n/;
+    const { code, stderr } = await run("{}");
+    assert.equal(code, 0);
+    assert.ok(!exists(base));
+    const variables = told.exec(stderr)?.[1];
+    assert.equal(variables, "TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR");
+    assert.doesNotMatch((await run(`{ base: ${JSON.stringify(base)} }`)).stderr, told);
+    assert.doesNotMatch((await run("{}", `--allow-env=${variables}`)).stderr, told);
+    assert.ok(exists(`${base}/raw`));
+  },
+);
+
+testWith(["noDefaultStore"], "a store that may not be looked at is not replaced by a new one", async () => {
+  using folder = new TempFolder();
+  const home = `${folder.path}/home`;
+  const store = `${home}/.telemetry`;
+  for (const path of ["raw", "db"]) Deno.mkdirSync(`${store}/${path}`, { recursive: true });
+  const code = `await using telemetry = new TelemetryClient(); await telemetry.trackRun("tester", "job", () => {});`;
+  const { stderr } = await agent(folder, code, ["--allow-env"], { HOME: home });
+  const flags = /see whether the store is .*\(name .* or run it with (--allow-read=\S+) (--allow-write=\S+)\)\n/.exec(
+    stderr,
+  );
+  assert.ok(flags, stderr);
+  assert.equal(linesOf(layoutOf(store)).length, 0);
+  assert.equal((await agent(folder, code, ["--allow-env", ...flags.slice(1)], { HOME: home })).stderr, "");
+  assert.equal(linesOf(layoutOf(store)).length, 2);
+  // One that may be used, and is there, is better than none.
+  const narrow = ["--allow-env", `--allow-read=${store}`, `--allow-write=${store}`];
+  assert.match((await agent(folder, code, narrow, { HOME: home })).stderr, /is taken for the telemetry store, though/);
+  assert.equal(linesOf(layoutOf(store)).length, 4);
+});
+
+Deno.test("a burst of runs is in the database whole, without a close()", async () => {
+  await using stage = new Stage();
+  const { client } = stage;
+  // On a fast disk log and database share one turn of the event loop, and the ends come while the starts are saved.
+  for (let i = 0; i < 12; i++) await client.trackRun("tester", "warm", () => {});
+  await Promise.all(Array.from({ length: 200 }, () => client.trackRun("tester", "burst", () => {})));
+  const ids = await Promise.all(Array.from({ length: 1500 }, () => client.startRun("tester", "flood")));
+  await Promise.all(ids.map((id) => client.endRun(id)));
+  const counts = () => stage.rows("SELECT job_type, status, count(*) AS n FROM agent_runs GROUP BY 1, 2 ORDER BY 1");
+  const wanted = [["burst", "success", 200], ["flood", "success", 1500], ["warm", "success", 12]];
+  const done = () => stage.rows("SELECT 1 FROM agent_runs WHERE status='success'").length;
+  for (let tries = 0; tries < 500 && done() < 1712; tries++) await new Promise((resolve) => setTimeout(resolve, 10));
+  assert.deepEqual(counts().map((row) => Object.values(row)), wanted);
+  assert.deepEqual(stage.warnings, []);
+});
+
+testWith(["linux"], "a database that cannot be opened costs no file each time", async () => {
+  await using stage = new Stage({
+    prepare: (layout) => {
+      createStorage(layout);
+      Deno.writeTextFileSync(layout.database, "this is no database\n".repeat(500));
+    },
+  });
+  for (let i = 0; i < 100; i++) await stage.client.trackRun("tester", "job", () => {});
+  // Those of this store alone: other tests of this process open some at the same time.
+  const open = [...Deno.readDirSync("/proc/self/fd")].map(({ name }) => {
+    try {
+      return Deno.readLinkSync(`/proc/self/fd/${name}`);
+    } catch {
+      return ""; // closed meanwhile
+    }
+  }).filter((path) => path.startsWith(stage.layout.base));
+  assert.ok(open.length < 20, `${open.length} files are open: ${new Set(open).keys().toArray()}`);
+});
+
+testWith(["unix"], "another process that is making the store does not stop the agent", async () => {
+  await using stage = new Stage({ prepare: createStorage });
+  Deno.removeSync(stage.layout.readme);
+  const partials = [`${stage.layout.readme}.partial`, `${stage.layout.database}.partial`];
+  const code = `for (const path of Deno.args) Deno.openSync(path, { write: true, create: true }).lockSync(true);
+    console.log("held"); setInterval(() => {}, 1000);`;
+  await using holder = await Holder.start(Deno.execPath(), ["eval", code, ...partials]);
+  const start = performance.now();
+  await using other = new TelemetryClient({ base: stage.layout.base, onWarning: () => {} });
+  await other.trackRun("tester", "job", () => {});
+  assert.ok(performance.now() - start < 1000, "the agent was stopped");
+  await holder.kill();
+  await other.trackRun("tester", "job", () => {});
+  await other.close();
+  assert.equal(stage.rows().length, 2);
+});
+
+Deno.test("what throws when it is looked at is not the agent's trouble", async () => {
+  await using stage = new Stage();
+  const { client } = stage;
+  const trap = {
+    get product(): string {
+      throw new Error("looked at");
+    },
+  };
+  const id = await client.startRun("tester", "job", trap);
+  await client.endRun(id, trap);
+  await client.trackRun("tester", "tracked", (run) => run.setMetrics(trap));
+  class Odd extends Error {
+    override get message(): string {
+      throw new Error("looked at");
+    }
+  }
+  const odd = new Odd();
+  await assert.rejects(client.trackRun("tester", "odd", () => Promise.reject(odd)), (error) => error === odd);
+  assert.deepEqual(stage.rows().map((row) => row["status"]), ["success", "success", "failed"]);
+  const noText = Object.create(null);
+  for (const id of [Symbol("id"), noText, { toString: () => assert.fail("looked at") }]) {
+    await client.endRun(id as string);
+  }
+  const options = {
+    get limit(): number {
+      throw new Error("looked at");
+    },
+  };
+  assert.deepEqual(await client.postPending(options), { posted: 0, failed: 0 });
+  assert.deepEqual(await client.postPending(), { posted: 0, failed: 0 });
+  using folder = new TempFolder();
+  const { code, stdout } = await agent(
+    folder,
+    `const trap = { get base() { throw new Error("looked at"); } };
+    for (const options of [null, trap, { closeTimeoutMs: 5n }, { closeTimeoutMs: Symbol("ms") }, { onWarning: 7 }]) {
+      await new (TelemetryClient as any)(options).close();
+    }
+    console.log("ok");`,
+    [],
+  );
+  assert.deepEqual([code, stdout], [0, "ok\n"]);
+});
+
+Deno.test("metrics that were no object are kept when more come", async () => {
+  await using stage = new Stage();
+  for (const metrics of ["[1,2]", "plain text", null, '{"a":1}']) {
+    const id = await stage.client.startRun("tester", "job", { metrics_json: metrics });
+    await stage.client.endRun(id, { more: 2 } as object);
+  }
+  assert.deepEqual(stage.rows().map((row) => row["metrics_json"]), [
+    '{"metrics_json":[1,2],"more":2}',
+    '{"metrics_json":"plain text","more":2}',
+    '{"more":2}',
+    '{"a":1,"more":2}',
+  ]);
+});
+
+Deno.test("db/ that cannot be made does not cost the log", async () => {
+  await using stage = new Stage({
+    prepare: (layout) => {
+      Deno.mkdirSync(layout.raw, { recursive: true });
+      Deno.writeTextFileSync(layout.db, "a file stands here");
+    },
+  });
+  await stage.client.trackRun("tester", "job", () => {});
+  assert.deepEqual(stage.lines().map((line) => line["status"]), ["running", "success"]);
+  assert.ok(stage.warnings.length > 0);
+});
+
+Deno.test("postPending twice at the same moment posts each run once", async () => {
+  using folder = new TempFolder();
+  const seen: string[] = [];
+  let accept = false;
+  const server = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen: () => {} }, async (request) => {
+    const { run_id } = await request.json();
+    if (accept) seen.push(run_id);
+    return Response.json({}, { status: accept ? 200 : 401 });
+  });
+  const base = `${folder.path}/base`;
+  const env = { METRICS_API_URL: `http://127.0.0.1:${server.addr.port}/`, METRICS_API_TOKEN: "t" };
+  const args = [`--allow-read=${base}`, `--allow-write=${base}`, "--allow-env", "--allow-net=127.0.0.1"];
+  const head = `await using telemetry = new TelemetryClient({ base: ${JSON.stringify(base)}, onWarning: () => {} });`;
+  await agent(folder, `${head} for (let i = 0; i < 5; i++) await telemetry.trackRun("a", "j", () => {});`, args, env);
+  accept = true;
+  const { stdout } = await agent(
+    folder,
+    `${head} const both = await Promise.all([telemetry.postPending(), telemetry.postPending()]);
+     console.log(JSON.stringify(both.map(({ posted }) => posted)));`,
+    args,
+    env,
+  );
+  assert.equal(stdout, "[5,0]\n");
+  assert.equal(new Set(seen).size, 5);
+  assert.equal(seen.length, 5);
+  await server.shutdown();
+});

@@ -1,0 +1,248 @@
+import assert from "node:assert/strict";
+import { DatabaseSync } from "node:sqlite";
+import { createDatabase } from "../../../lib/store/database.ts";
+import { DatabaseWriter } from "../../../lib/writer/database_writer.ts";
+import { exists } from "../../../lib/fs/atomic_file.ts";
+import type { TelemetryError } from "../../../lib/errors.ts";
+import { type Layout, layoutOf } from "../../../lib/layout.ts";
+import { newRun, type RunRecord } from "../../../lib/records.ts";
+import { makeOldDatabase, python, TempFolder, testWith } from "../../fixtures/mod.ts";
+
+/** A base with an empty v3 database. */
+function freshBase(folder: TempFolder): Layout {
+  const layout = layoutOf(folder.path);
+  Deno.mkdirSync(layout.db);
+  createDatabase(layout);
+  return layout;
+}
+
+let count = 0;
+
+function someRun(fields: Partial<RunRecord> = {}): RunRecord {
+  const second = String(count % 60).padStart(2, "0");
+  return newRun({
+    run_id: `run-${count++}`,
+    agent_name: "tester",
+    start_time: `2025-12-10T12:00:${second}.000000+00:00`,
+    trigger_type: "cli",
+    ...fields,
+  });
+}
+
+const failsWith = (code: string) => (error: TelemetryError) => error.code === code;
+
+Deno.test("a run comes back whole, NUL, emoji, large numbers and all", () => {
+  using folder = new TempFolder();
+  using writer = new DatabaseWriter(freshBase(folder));
+  const run = someRun({ output_summary: "a\0b — 日本語 🚀", duration_ms: 2 ** 40, metrics_json: '{"a": "\\u0000"}' });
+  writer.insertRun(run);
+  const { created_at, updated_at, ...rest } = writer.getRun(run.run_id)!;
+  const { created_at: _, updated_at: __, ...given } = run;
+  assert.deepEqual(rest, given);
+  assert.match(created_at!, /^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d$/);
+  assert.equal(updated_at, created_at);
+  assert.equal(writer.getRun("no such run"), undefined);
+});
+
+Deno.test("a second insert of a run, and what the CHECKs refuse, are invalid records", () => {
+  using folder = new TempFolder();
+  using writer = new DatabaseWriter(freshBase(folder));
+  const run = someRun();
+  writer.insertRun(run);
+  assert.throws(() => writer.insertRun(run), failsWith("invalid_record"));
+  assert.throws(() => writer.insertRun(someRun({ trigger_type: "detector" })), failsWith("invalid_record"));
+  assert.equal(writer.getRunStats().total_runs, 1);
+});
+
+Deno.test("an end whose start never reached the database inserts the row", () => {
+  using folder = new TempFolder();
+  using writer = new DatabaseWriter(freshBase(folder));
+  writer.updateRun(someRun({ run_id: "late", status: "failed", items_failed: 3 }));
+  assert.equal(writer.getRun("late")?.items_failed, 3);
+});
+
+Deno.test("an update keeps the marks of posting and the time of creation", () => {
+  using folder = new TempFolder();
+  const layout = freshBase(folder);
+  using writer = new DatabaseWriter(layout);
+  const run = someRun();
+  writer.insertRun(run);
+  using db = new DatabaseSync(layout.database);
+  db.exec("UPDATE agent_runs SET created_at='2020-01-01 00:00:00', updated_at='2020-01-01 00:00:00'");
+  assert.equal(writer.markApiPosted(run.run_id, "2025-12-10T13:00:00.000000+00:00"), true);
+  writer.incrementApiRetryCount(run.run_id);
+  writer.updateRun({ ...run, status: "success" });
+  const row = writer.getRun(run.run_id)!;
+  assert.equal(row.status, "success");
+  assert.equal(row.api_posted, 1);
+  assert.equal(row.api_posted_at, "2025-12-10T13:00:00.000000+00:00");
+  assert.equal(row.api_retry_count, 1);
+  assert.equal(row.created_at, "2020-01-01 00:00:00");
+  assert.notEqual(row.updated_at, "2020-01-01 00:00:00");
+  assert.equal(writer.markApiPosted("no such run", "x"), false);
+  assert.equal(writer.incrementApiRetryCount("no such run"), false);
+});
+
+Deno.test("pending posts: ended, not posted, newest first, limited, since a time in any form", () => {
+  using folder = new TempFolder();
+  using writer = new DatabaseWriter(freshBase(folder));
+  const at = (time: string, fields: Partial<RunRecord> = {}) =>
+    writer.insertRun(someRun({ run_id: time, start_time: time, status: "success", ...fields }));
+  at("2025-12-10T10:00:00.000000+00:00");
+  at("2025-12-10T11:00:00+00:00");
+  at("2025-12-10T12:00:00Z", { status: "failed" });
+  at("2025-12-10T13:00:00Z", { status: "running" });
+  at("2025-12-10T14:00:00Z", { api_posted: 1 });
+  const ids = (...args: Parameters<typeof writer.getPendingApiPosts>) =>
+    writer.getPendingApiPosts(...args).map((run) => run.run_id);
+  assert.deepEqual(ids(), [
+    "2025-12-10T12:00:00Z",
+    "2025-12-10T11:00:00+00:00",
+    "2025-12-10T10:00:00.000000+00:00",
+  ]);
+  assert.deepEqual(ids(1), ["2025-12-10T12:00:00Z"]);
+  assert.deepEqual(ids(100, "2025-12-10 11:00:00"), ["2025-12-10T12:00:00Z", "2025-12-10T11:00:00+00:00"]);
+  assert.deepEqual(writer.getRunStats(), {
+    total_runs: 5,
+    status_counts: { success: 3, failed: 1, running: 1 },
+    pending_api_posts: 3,
+  });
+});
+
+Deno.test("a BLOB that somebody has put there costs no run its post; an id that is none is not posted for ever", () => {
+  using folder = new TempFolder();
+  const layout = freshBase(folder);
+  using writer = new DatabaseWriter(layout);
+  writer.insertRun(someRun({ run_id: "bytes", status: "success", product: "p" }));
+  writer.insertRun(someRun({ run_id: "text", status: "success", host: "h" }));
+  using db = new DatabaseSync(layout.database);
+  // The second one is JSON to SQLite, as JSONB.
+  const set = db.prepare("UPDATE agent_runs SET output_summary=?, host=? WHERE run_id='bytes'");
+  set.run(new TextEncoder().encode("a\0é"), new TextEncoder().encode("Hello"));
+  db.exec("INSERT INTO agent_runs (run_id, agent_name, start_time, status) VALUES (x'00ff', 'a', 't', 'failed')");
+  const runs = writer.getPendingApiPosts().map(({ run_id, output_summary, host }) => [run_id, output_summary, host]);
+  assert.deepEqual(runs.toSorted(), [["bytes", "a\0é", "Hello"], ["text", null, "h"]]);
+  assert.equal(writer.getRunStats().pending_api_posts, 2);
+});
+
+Deno.test("goes on in the database that was put in place of the one it has open", () => {
+  using folder = new TempFolder();
+  const layout = freshBase(folder);
+  using writer = new DatabaseWriter(layout);
+  writer.insertRun(someRun({ run_id: "before" }));
+
+  // Another program with the new file open has rows in the new WAL: closing our old connection must not delete it.
+  using elsewhere = new TempFolder();
+  const next = freshBase(elsewhere);
+  Deno.removeSync(`${layout.database}-wal`);
+  Deno.removeSync(`${layout.database}-shm`);
+  Deno.renameSync(next.database, layout.database);
+  using other = new DatabaseSync(layout.database);
+  other.exec("INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES ('theirs', 'a', 't')");
+
+  writer.insertRun(someRun({ run_id: "after" }));
+  assert.equal(writer.getRun("before"), undefined);
+  assert.equal(writer.getRun("theirs")?.agent_name, "a");
+  const rows = other.prepare("SELECT run_id FROM agent_runs ORDER BY run_id").all();
+  assert.deepEqual(rows.map((row) => row["run_id"]), ["after", "theirs"]);
+});
+
+Deno.test("makes the database when there is none, also when it vanishes", () => {
+  using folder = new TempFolder();
+  const layout = layoutOf(folder.path);
+  Deno.mkdirSync(layout.db);
+  using writer = new DatabaseWriter(layout);
+  writer.insertRun(someRun({ run_id: "first" }));
+  for (const path of ["", "-wal", "-shm"]) Deno.removeSync(layout.database + path);
+  writer.insertRun(someRun({ run_id: "second" }));
+  assert.equal(writer.getRun("first"), undefined);
+  assert.equal(writer.getRun("second")?.agent_name, "tester");
+});
+
+Deno.test("databases that would refuse our rows are named as what they are, and work after the upgrade", async () => {
+  for (const [kind, code] of [["v1", "older_schema"], ["says3_is2", "older_schema"], ["v7", "newer_schema"]] as const) {
+    using folder = new TempFolder();
+    const layout = layoutOf(folder.path);
+    Deno.mkdirSync(layout.db);
+    makeOldDatabase(layout.database, kind);
+    using writer = new DatabaseWriter(layout);
+    assert.throws(() => writer.insertRun(someRun()), failsWith(code), kind);
+    if (code === "newer_schema") continue;
+    const { setUpDatabase } = await import("../../../lib/store/database.ts");
+    await setUpDatabase(layout);
+    writer.insertRun(someRun({ run_id: "new", product_family: "words" }));
+    assert.equal(writer.getRun("new")?.product_family, "words");
+    assert.equal(writer.getRunStats().total_runs, 41);
+  }
+});
+
+Deno.test("a locked database fails at once without waiting, and is waited for otherwise", () => {
+  using folder = new TempFolder();
+  const layout = freshBase(folder);
+  using holder = new DatabaseSync(layout.database);
+  using writer = new DatabaseWriter(layout, { wait: false });
+  writer.insertRun(someRun());
+  holder.exec("BEGIN IMMEDIATE");
+  const start = performance.now();
+  assert.throws(() => writer.insertRun(someRun()), failsWith("locked"));
+  assert.ok(performance.now() - start < 1000);
+  holder.exec("ROLLBACK");
+  writer.insertRun(someRun());
+});
+
+testWith(["python"], "waits for a lock that another program holds for 7 s, past SQLite's own timeout", async () => {
+  using folder = new TempFolder();
+  const layout = freshBase(folder);
+  const holding = python(
+    `import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN IMMEDIATE")
+open(sys.argv[2], "w").close()
+time.sleep(7)
+db.execute("ROLLBACK")`,
+    layout.database,
+    `${folder.path}/held`,
+  );
+  while (!exists(`${folder.path}/held`)) await new Promise((resolve) => setTimeout(resolve, 10));
+  using writer = new DatabaseWriter(layout);
+  const start = performance.now();
+  writer.insertRun(someRun({ run_id: "patient" }));
+  assert.ok(performance.now() - start > 4000, "the lock was not held");
+  assert.equal(writer.getRun("patient")?.agent_name, "tester");
+  await holding;
+});
+
+testWith(["python"], "Python reads our rows and we read Python's", async () => {
+  using folder = new TempFolder();
+  const layout = freshBase(folder);
+  using writer = new DatabaseWriter(layout);
+  writer.insertRun(someRun({ run_id: "ours", output_summary: "naïve 🚀" }));
+  const seen = await python(
+    `import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+db.execute("INSERT INTO agent_runs (run_id, agent_name, start_time, product_family) VALUES ('theirs', 'py', 't', 'ü')")
+db.commit()
+print(db.execute("SELECT output_summary FROM agent_runs WHERE run_id='ours'").fetchone()[0].encode().hex())`,
+    layout.database,
+  );
+  assert.equal(
+    seen.trim(),
+    [...new TextEncoder().encode("naïve 🚀")].map((b) => b.toString(16).padStart(2, "0")).join(""),
+  );
+  assert.equal(writer.getRun("theirs")?.product_family, "ü");
+});
+
+Deno.test("finds damage", () => {
+  using folder = new TempFolder();
+  const layout = freshBase(folder);
+  const writer = new DatabaseWriter(layout);
+  for (let i = 0; i < 200; i++) writer.insertRun(someRun({ output_summary: "x".repeat(500) }));
+  assert.deepEqual(writer.checkIntegrity(), []);
+  assert.deepEqual(writer.checkIntegrity("full"), []);
+  writer.close();
+  using file = Deno.openSync(layout.database, { write: true });
+  file.seekSync(20 * 4096, Deno.SeekMode.Start);
+  file.writeSync(new Uint8Array(4096).fill(0xa5));
+  assert.notDeepEqual(writer.checkIntegrity(), []);
+  writer.close();
+});
