@@ -18,10 +18,11 @@
 export * from "./lib/writer/client.ts";
 export * from "./lib/errors.ts";
 export * from "./lib/records.ts";
-export { type BaseChoice, type Layout, layoutOf, locate, type Platform, type Surroundings } from "./lib/layout.ts";
+export { type BaseChoice, type Layout, layoutOf, type Platform, type Surroundings } from "./lib/layout.ts";
+export { locate } from "./lib/fs/locate.ts";
 export { type CreatedStorage, createStorage } from "./lib/store/folders.ts";
 export { type DatabaseSetup, setUpDatabase } from "./lib/store/database.ts";
-export { type Inspection } from "./lib/schema.ts";
+export { type Inspection } from "./lib/sqlite/migrate.ts";
 export {
   logFiles,
   type Rejection,
@@ -33,3 +34,4 @@ export {
 export { EventLog, type EventLogOptions } from "./lib/log/append.ts";
 export { DatabaseWriter, type DatabaseWriterOptions, type RunStats } from "./lib/writer/database_writer.ts";
 export { ApiClient, type ApiClientOptions, type PostResult } from "./lib/writer/api_client.ts";
+export { timestamp } from "./lib/time.ts";

@@ -104,15 +104,7 @@ export function messageOf(thrown: unknown): string {
  */
 export function fileError(thrown: unknown, doing: string): TelemetryError {
   if (thrown instanceof TelemetryError) return thrown;
-  const code: ErrorCode = thrown instanceof Deno.errors.NotCapable || thrown instanceof Deno.errors.PermissionDenied
-    ? "permission"
-    : thrown instanceof Deno.errors.NotADirectory || thrown instanceof Deno.errors.IsADirectory
-    ? "in_the_way"
-    : thrown instanceof Deno.errors.NotFound
-    ? "no_storage"
-    : isDiskFull(thrown)
-    ? "disk_full"
-    : "io";
+  const code = isDiskFull(thrown) ? "disk_full" : FILE_ERRORS[(thrown as { name?: string } | null)?.name ?? ""] ?? "io";
   return new TelemetryError(code, `${doing}: ${messageOf(thrown)}`, { cause: thrown, hint: FILE_HINTS[code] });
 }
 
@@ -121,6 +113,15 @@ function isDiskFull(thrown: unknown): boolean {
   const code = (thrown as { code?: unknown } | null)?.code;
   return code === "ENOSPC" || code === "EDQUOT";
 }
+
+/** The names of Deno's errors. */
+const FILE_ERRORS: Record<string, ErrorCode> = {
+  NotCapable: "permission",
+  PermissionDenied: "permission",
+  NotADirectory: "in_the_way",
+  IsADirectory: "in_the_way",
+  NotFound: "no_storage",
+};
 
 const FILE_HINTS: Partial<Record<ErrorCode, string>> = {
   disk_full: "free some space on that disk and run it again",

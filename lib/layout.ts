@@ -1,13 +1,13 @@
 /**
  * Where `{base}` is, its folders, and the name of every file in it.
- * The only module that builds a path or a file name. Pure, but for {@linkcode locate}, which looks.
+ * The only module that builds a path or a file name. Pure: `fs/locate.ts` reads the environment.
  * @module
  */
-import { posix, win32 } from "node:path";
-import { fileError, TelemetryError } from "./errors.ts";
+import { posix, sep, win32 } from "node:path";
 
 /** The operating systems that differ here: Windows, and the rest. */
 export type Platform = typeof Deno.build.os;
+const HERE: Platform = sep === "\\" ? "windows" : "linux";
 
 /** The environment variables that say where `{base}` is, in the contract's order. */
 export const BASE_VARIABLES = ["TELEMETRY_DB_PATH", "TELEMETRY_BASE_DIR", "AGENT_METRICS_DIR"] as const;
@@ -159,7 +159,7 @@ function foundOrDefault(candidates: string[], exists: Surroundings["exists"], fa
  * @param platform how paths are joined
  * @default platform the system this runs on
  */
-export function layoutOf(choice: BaseChoice | string, platform: Platform = Deno.build.os): Layout {
+export function layoutOf(choice: BaseChoice | string, platform: Platform = HERE): Layout {
   const { join, dirname } = pathsOf(platform);
   if (typeof choice === "string") choice = { base: choice, source: "--base", others: [] };
   const { base } = choice;
@@ -180,106 +180,6 @@ export function layoutOf(choice: BaseChoice | string, platform: Platform = Deno.
     backups: join(base, "backups"),
     readme: join(base, "README.md"),
   };
-}
-
-/**
- * The layout that this process means: `base` if given (it beats all, `TELEMETRY_NDJSON_DIR` included),
- * else what environment and disk say. Never lets Deno ask for a permission: that would stop an agent.
- *
- * @param base the value of `--base`
- * @param look how to read variables and folders
- * @default look what may not be read counts as not there
- */
-export function locate(
-  base?: string,
-  look: Pick<Surroundings, "env" | "exists"> = { env: readEnv, exists: isFolder },
-): Layout {
-  const platform = Deno.build.os;
-  const { isAbsolute, join, normalize } = pathsOf(platform);
-  if (base) return followed(layoutOf(isAbsolute(base) ? normalize(base) : join(Deno.cwd(), base)));
-  return followed(layoutOf(findBase({ ...look, platform, cwd: Deno.cwd() })));
-}
-
-/** The same layout where the database is a link: SQLite keeps its sidecars beside the real file. */
-function followed(layout: Layout): Layout {
-  const { database, choice } = layout;
-  if (!isGranted({ name: "read", path: database })) return layout;
-  try {
-    if (!Deno.lstatSync(database).isSymlink) return layout;
-  } catch {
-    return layout;
-  }
-  return layoutOf({ ...choice, database: realPath(database) });
-}
-
-/** A variable, or undefined where it is unset or Deno does not let us read it. */
-export function readEnv(name: string): string | undefined {
-  return isGranted({ name: "env", variable: name }) ? Deno.env.get(name) : undefined;
-}
-
-/** Whether a folder is there, as far as Deno lets us see. */
-export function isFolder(path: string): boolean {
-  if (!isGranted({ name: "read", path })) return false;
-  try {
-    return Deno.statSync(path).isDirectory;
-  } catch {
-    return false;
-  }
-}
-
-/** Whether Deno grants something without asking anybody. */
-export function isGranted(permission: Deno.PermissionDescriptor): boolean {
-  return Deno.permissions.querySync(permission).state === "granted";
-}
-
-/**
- * The first folder that Deno does not let us read and write, if any. Behind a link, Deno wants the real folder granted
- * as well as the link.
- */
-export function firstRefused(folders: string[]): string | undefined {
-  const refused = (path: string) => !isGranted({ name: "read", path }) || !isGranted({ name: "write", path });
-  return folders.find(refused) ?? folders.map(realPath).find(refused);
-}
-
-/** Where a path leads when all links are followed; the path itself when that cannot be told. */
-export function realPath(path: string): string {
-  try {
-    return isGranted({ name: "read", path }) ? Deno.realPathSync(path) : path;
-  } catch {
-    return path;
-  }
-}
-
-/**
- * Sees that Deno lets us read and write folders, without asking anybody.
- *
- * @throws {TelemetryError} `permission`
- */
-export function requireGranted(folders: string[]): void {
-  const refused = firstRefused(folders);
-  if (refused === undefined) return;
-  throw new TelemetryError("permission", `Deno does not let this program use ${refused}`, {
-    hint: `run it with --allow-read=${refused} --allow-write=${refused}`,
-  });
-}
-
-/** The other folders that could have been `{base}` and hold data: a database, or a log with something in it. */
-export function othersWithData(layout: Layout): string[] {
-  const base = realPath(layout.base);
-  return layout.choice.others.filter((other) => realPath(other) !== base && holdsData(layoutOf(other)));
-}
-
-/** Whether a `{base}` holds a database, or a log. Folders that cannot be read count as empty. */
-function holdsData({ base, raw, database }: Layout): boolean {
-  if (!isGranted({ name: "read", path: base })) return false;
-  try {
-    if (Deno.statSync(database).size > 0) return true;
-  } catch { /* no database: the log may still be there */ }
-  try {
-    return Deno.readDirSync(raw).some(({ name }) => parseFileName(name)?.kind === "log");
-  } catch {
-    return false;
-  }
 }
 
 /** What the files that the contract names are for. */
@@ -394,25 +294,6 @@ function parsed(kind: FileKind, stamp: string): ParsedFileName | null {
   return exists ? { kind, time, gzipped: false } : null;
 }
 
-/**
- * What a path leads to, or undefined when there is nothing, or a link that leads nowhere.
- *
- * @throws {TelemetryError} when it cannot be looked at
- */
-export function statOf(path: string): Deno.FileInfo | undefined {
-  try {
-    return Deno.statSync(path);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw fileError(error, `cannot look at ${path}`);
-  }
-}
-
-/** The size of a file in bytes, or undefined when there is none. */
-export function sizeOf(path: string): number | undefined {
-  return statOf(path)?.size;
-}
-
 /** The files that SQLite keeps beside a database: they belong to it, and to no other. */
 export function sidecarsOf(database: string): { wal: string; shm: string; journal: string } {
   return { wal: `${database}-wal`, shm: `${database}-shm`, journal: `${database}-journal` };
@@ -420,12 +301,12 @@ export function sidecarsOf(database: string): { wal: string; shm: string; journa
 
 /** The path of a contract file in a folder of the layout. */
 export function pathIn(folder: string, name: string): string {
-  return pathsOf(Deno.build.os).join(folder, name);
+  return pathsOf(HERE).join(folder, name);
 }
 
 /** The folder that a path is in. */
 export function folderOf(path: string): string {
-  return pathsOf(Deno.build.os).dirname(path);
+  return pathsOf(HERE).dirname(path);
 }
 
 /** Where a file is made before it gets its name: `NAME.partial`. */

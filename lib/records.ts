@@ -152,7 +152,8 @@ export type NewRun = Pick<RunRecord, "run_id" | "agent_name" | "start_time"> & P
  *
  * @example
  * ```ts
- * import { newRun, runId, timestamp } from "./records.ts";
+ * import { newRun, runId } from "./records.ts";
+ * import { timestamp } from "./time.ts";
  *
  * const now = new Date();
  * const run = newRun({ run_id: runId("indexer", now), agent_name: "indexer", start_time: timestamp(now) });
@@ -162,28 +163,6 @@ export type NewRun = Pick<RunRecord, "run_id" | "agent_name" | "start_time"> & P
 export function newRun(known: NewRun): RunRecord {
   return { ...BLANK_RUN, ...known };
 }
-
-/**
- * A time as it stands in data: UTC, six digits, `+00:00`, as Python's `isoformat()` writes it.
- *
- * @example
- * ```ts
- * import { timestamp } from "./records.ts";
- *
- * console.log(timestamp(new Date(0))); // "1970-01-01T00:00:00.000000+00:00"
- * ```
- */
-export function timestamp(at: Date = new Date()): string {
-  // Many records are made in one millisecond, and making the text takes longer than all else of a record.
-  if (at.getTime() !== lastTime) {
-    lastText = `${at.toISOString().slice(0, -1)}000+00:00`;
-    lastTime = at.getTime();
-  }
-  return lastText;
-}
-
-let lastTime = NaN;
-let lastText = "";
 
 /**
  * A new run id, `{YYYYMMDD}T{HHMMSS}Z-{agent_name}-{8 hex}`.

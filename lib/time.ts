@@ -4,6 +4,28 @@
  */
 import { TelemetryError } from "./errors.ts";
 
+/**
+ * A time as it stands in data: UTC, six digits, `+00:00`, as Python's `isoformat()` writes it.
+ *
+ * @example
+ * ```ts
+ * import { timestamp } from "./time.ts";
+ *
+ * console.log(timestamp(new Date(0))); // "1970-01-01T00:00:00.000000+00:00"
+ * ```
+ */
+export function timestamp(at: Date = new Date()): string {
+  // Many records are made in one millisecond, and making the text takes longer than all else of a record.
+  if (at.getTime() !== lastTime) {
+    lastText = `${at.toISOString().slice(0, -1)}000+00:00`;
+    lastTime = at.getTime();
+  }
+  return lastText;
+}
+
+let lastTime = NaN;
+let lastText = "";
+
 /** A moment: microseconds since 1970 in UTC, as fine as the contract's times. */
 export type Instant = number;
 

@@ -4,7 +4,7 @@
  * @module
  */
 import { type DatabaseSetup, describeSetup, setUpDatabase } from "../lib/store/database.ts";
-import { sizeOf } from "../lib/layout.ts";
+import { sizeOf } from "../lib/fs/locate.ts";
 import { createStorage, proveWritable } from "../lib/store/folders.ts";
 import { runCommand } from "../lib/cli/command.ts";
 

@@ -4,7 +4,8 @@
  */
 import { claimForSqlite, fill, giveToOwnerOf, removeIfThere, removePartial, syncFolder } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError, withHint } from "../errors.ts";
-import { folderOf, isGranted, type Layout, partialOf, pathIn, sidecarsOf, sizeOf, statOf } from "../layout.ts";
+import { folderOf, type Layout, partialOf, pathIn, sidecarsOf } from "../layout.ts";
+import { isGranted, sizeOf, statOf } from "../fs/locate.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import {
   type Current,
@@ -16,7 +17,7 @@ import {
   Watch,
   writeThrough,
 } from "../store/replace_database.ts";
-import { applySchema, emptyDatabase, inspect, newerSchema } from "../schema.ts";
+import { applySchema, emptyDatabase, inspect, newerSchema } from "../sqlite/migrate.ts";
 import { copiesIn, type DatabaseCopy, requireSound, takeSnapshot } from "../sqlite/snapshot.ts";
 import { Connection, noDatabase, type OnProgress, retryLocked } from "../sqlite/connection.ts";
 
@@ -54,7 +55,7 @@ export interface TakenBackup extends BackupContent {
  * @example
  * ```ts no-eval
  * import { takeBackup } from "./backup.ts";
- * import { locate } from "../layout.ts";
+ * import { locate } from "../fs/locate.ts";
  *
  * const { path, runs } = await takeBackup(locate(), "daily_backup");
  * console.log(`${runs} runs in ${path}`);

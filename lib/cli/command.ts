@@ -10,21 +10,14 @@ import {
   BASE_VARIABLES,
   candidateFolders,
   defaultFolders,
-  firstRefused,
   folderOf,
   homeOf,
-  isFolder,
-  isGranted,
   type Layout,
   LAYOUT_VARIABLES,
-  locate,
-  othersWithData,
   pathIn,
-  readEnv,
-  realPath,
-  statOf,
   STORE_VARIABLES,
 } from "../layout.ts";
+import { firstRefused, isFolder, isGranted, locate, othersWithData, readEnv, realPath, statOf } from "../fs/locate.ts";
 
 /** A flag of a script. */
 export interface Flag {

@@ -14,20 +14,12 @@ import {
 } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { type Instant, instantOf, momentOf } from "../time.ts";
-import {
-  type FileKind,
-  fileNames,
-  isFolder,
-  type Layout,
-  parseFileName,
-  partialOf,
-  pathIn,
-  sizeOf,
-  statOf,
-} from "../layout.ts";
+import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
+import { isFolder, sizeOf, statOf } from "../fs/locate.ts";
 import { logFiles, scanEvents } from "../log/read.ts";
 import { RUN_COLUMNS, RUN_STATUSES } from "../records.ts";
-import { columnsOf, inspect } from "../schema.ts";
+import { columnsOf } from "../schema.ts";
+import { inspect } from "../sqlite/migrate.ts";
 import { Connection, type OnProgress } from "../sqlite/connection.ts";
 import { parsedRows, tableRows } from "./table_reader.ts";
 

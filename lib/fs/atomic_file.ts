@@ -3,7 +3,8 @@
  * @module
  */
 import { fileError, TelemetryError } from "../errors.ts";
-import { folderOf, isGranted, partialOf, pathIn, sidecarsOf, statOf } from "../layout.ts";
+import { folderOf, partialOf, pathIn, sidecarsOf } from "../layout.ts";
+import { isGranted, statOf } from "./locate.ts";
 
 /**
  * Makes the names in a folder durable (`fsync` of the folder). Windows has no such thing and needs none.

@@ -40,7 +40,7 @@ interface Batch {
  * ```ts
  * import { EventLog } from "./append.ts";
  * import { layoutOf } from "../layout.ts";
- * import { timestamp } from "../records.ts";
+ * import { timestamp } from "../time.ts";
  *
  * const log = new EventLog(layoutOf("/tmp/telemetry"));
  * await log.append({

@@ -3,13 +3,14 @@
  * @module
  */
 import { hasCode, messageOf, TelemetryError } from "../errors.ts";
-import { type Layout, sidecarsOf, sizeOf } from "../layout.ts";
+import { type Layout, sidecarsOf } from "../layout.ts";
+import { sizeOf } from "../fs/locate.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { NO_DATABASE } from "../store/replace_database.ts";
 import { lastStates, LOG_COLUMNS } from "../store/merge.ts";
 import { rowidOf } from "../sqlite/rows.ts";
-import { inspect, newerSchema } from "../schema.ts";
+import { inspect, newerSchema } from "../sqlite/migrate.ts";
 import { Connection, retryLocked } from "../sqlite/connection.ts";
 
 /** What {@linkcode checkHealth} found. */
@@ -62,7 +63,7 @@ export interface HealthOptions {
  * @example
  * ```ts no-eval
  * import { checkHealth } from "./health.ts";
- * import { locate } from "../layout.ts";
+ * import { locate } from "../fs/locate.ts";
  *
  * const { healthy, problems } = await checkHealth(locate());
  * if (!healthy) console.log(problems);

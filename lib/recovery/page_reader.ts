@@ -7,7 +7,8 @@
  * @module
  */
 import { fill } from "../fs/atomic_file.ts";
-import { sidecarsOf, sizeOf } from "../layout.ts";
+import { sidecarsOf } from "../layout.ts";
+import { sizeOf } from "../fs/locate.ts";
 import type { SqlValue } from "../sqlite/connection.ts";
 
 /** A row as it stands in a page: cells in the order in which the table declared them. */

@@ -12,7 +12,8 @@ import {
   syncFile,
 } from "../fs/atomic_file.ts";
 import { hasCode, TelemetryError } from "../errors.ts";
-import { type Layout, sidecarsOf, sizeOf, statOf } from "../layout.ts";
+import { type Layout, sidecarsOf } from "../layout.ts";
+import { sizeOf, statOf } from "../fs/locate.ts";
 import { logFiles, type ScanProgress } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { RecoveryReport, removeHalfReports } from "./report.ts";
@@ -29,7 +30,8 @@ import {
 import { applyLog, keepRuns, lastStates, LOG_COLUMNS, MARK, upsertOf } from "../store/merge.ts";
 import { quotedName, rowidOf } from "../sqlite/rows.ts";
 import { Salvage } from "./salvage.ts";
-import { applySchema, dropSlowIndexes, newerSchema, recoveryLayoutSql } from "../schema.ts";
+import { recoveryLayoutSql } from "../schema.ts";
+import { applySchema, dropSlowIndexes, newerSchema } from "../sqlite/migrate.ts";
 import { copiesIn, requireSound } from "../sqlite/snapshot.ts";
 import { Connection, folderInTheWay, type OnProgress } from "../sqlite/connection.ts";
 import { ThreadConnection } from "../sqlite/thread.ts";
@@ -106,7 +108,7 @@ const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGM
  *
  * @example
  * ```ts no-eval
- * import { locate } from "../layout.ts";
+ * import { locate } from "../fs/locate.ts";
  * import { recoverDatabase } from "./recover.ts";
  *
  * const { runs, kept } = await recoverDatabase(locate());

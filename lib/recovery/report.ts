@@ -13,7 +13,8 @@ import {
   writeWhole,
 } from "../fs/atomic_file.ts";
 import { messageOf } from "../errors.ts";
-import { fileNames, type Layout, parseFileName, partialOf, pathIn, sizeOf } from "../layout.ts";
+import { fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
+import { sizeOf } from "../fs/locate.ts";
 import type { Rejection } from "../log/read.ts";
 import type { Recovery } from "./recover.ts";
 import type { RejectedRow } from "./salvage.ts";

@@ -4,11 +4,13 @@
  * @module
  */
 import { hasCode, messageOf, TelemetryError } from "../errors.ts";
-import { sidecarsOf, sizeOf } from "../layout.ts";
+import { sidecarsOf } from "../layout.ts";
+import { sizeOf } from "../fs/locate.ts";
 import { looksOverwritten, RUN_COLUMNS, RUN_STATUSES, SCHEMA_VERSION } from "../records.ts";
 import { MARK } from "../store/merge.ts";
 import { quotedName, type ReadRow, readRows, rowidOf } from "../sqlite/rows.ts";
-import { columnsOf, isOfContract, newerSchema, proveInsert, type TableName } from "../schema.ts";
+import { columnsOf, isOfContract, type TableName } from "../schema.ts";
+import { newerSchema, proveInsert } from "../sqlite/migrate.ts";
 import { Connection, retryLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
 import { PageFile } from "./page_reader.ts";
 

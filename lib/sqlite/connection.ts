@@ -6,7 +6,8 @@
  */
 import { backup, DatabaseSync, type DatabaseSyncOptions, type SQLInputValue, type StatementSync } from "node:sqlite";
 import { type ErrorCode, hasCode, messageOf, TelemetryError } from "../errors.ts";
-import { sidecarsOf, sizeOf, statOf } from "../layout.ts";
+import { sidecarsOf } from "../layout.ts";
+import { sizeOf, statOf } from "../fs/locate.ts";
 
 /** What can be bound to a parameter. Booleans and undefined cannot. */
 export type SqlValue = SQLInputValue;

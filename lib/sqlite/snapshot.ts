@@ -13,7 +13,8 @@ import {
   syncFile,
 } from "../fs/atomic_file.ts";
 import { fileError, messageOf, TelemetryError } from "../errors.ts";
-import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn, statOf } from "../layout.ts";
+import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
+import { statOf } from "../fs/locate.ts";
 import { Connection, damagedDatabase, type OnProgress } from "./connection.ts";
 
 /** How {@linkcode takeSnapshot} goes about it. */

@@ -4,9 +4,11 @@
  */
 import { exists, makeFolder, removeIfThere, writeWhole } from "../fs/atomic_file.ts";
 import { fileError, TelemetryError } from "../errors.ts";
-import { type Layout, sidecarsOf, sizeOf } from "../layout.ts";
+import { type Layout, sidecarsOf } from "../layout.ts";
+import { sizeOf } from "../fs/locate.ts";
 import { SCHEMA_VERSION } from "../records.ts";
-import { applySchema, emptyDatabase, inspect, type Inspection, newerSchema, schemaSql } from "../schema.ts";
+import { schemaSql } from "../schema.ts";
+import { applySchema, emptyDatabase, inspect, type Inspection, newerSchema } from "../sqlite/migrate.ts";
 import { requireSound, takeSnapshot } from "../sqlite/snapshot.ts";
 import { Connection, folderInTheWay, retryLocked } from "../sqlite/connection.ts";
 
@@ -31,7 +33,7 @@ export interface DatabaseSetup {
  * @example
  * ```ts
  * import { setUpDatabase } from "./database.ts";
- * import { locate } from "../layout.ts";
+ * import { locate } from "../fs/locate.ts";
  * import { createStorage } from "./folders.ts";
  *
  * const { layout } = createStorage(locate("/tmp/telemetry"));

@@ -4,7 +4,8 @@
  */
 import { makeFolder, removeIfThere, writeWhole } from "../fs/atomic_file.ts";
 import { fileError, hasCode, messageOf, TelemetryError } from "../errors.ts";
-import { defaultFolders, homeOf, type Layout, layoutOf, pathIn, readEnv, requireGranted } from "../layout.ts";
+import { defaultFolders, homeOf, type Layout, layoutOf, pathIn } from "../layout.ts";
+import { readEnv, requireGranted } from "../fs/locate.ts";
 
 /** What {@linkcode createStorage} did. */
 export interface CreatedStorage {
@@ -25,7 +26,7 @@ export interface CreatedStorage {
  *
  * @example
  * ```ts
- * import { locate } from "../layout.ts";
+ * import { locate } from "../fs/locate.ts";
  * import { createStorage } from "./folders.ts";
  *
  * const { layout, created } = createStorage(locate("/tmp/telemetry"));

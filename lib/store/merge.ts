@@ -7,7 +7,8 @@ import { instantOf } from "../time.ts";
 import { type Rejection, type ScanProgress, scanRuns } from "../log/read.ts";
 import { type LogRecord, looksOverwritten, newRun, RUN_COLUMNS } from "../records.ts";
 import { readRows, rowidOf } from "../sqlite/rows.ts";
-import { columnsThere, isInteger } from "../schema.ts";
+import { isInteger } from "../schema.ts";
+import { columnsThere } from "../sqlite/migrate.ts";
 import type { Connection, SqlValue } from "../sqlite/connection.ts";
 
 /** The columns that the log has something to say of: the contract's, and one that only older lines have. */

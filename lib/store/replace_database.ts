@@ -24,10 +24,9 @@ import {
   partialOf,
   pathIn,
   sidecarsOf,
-  sizeOf,
-  statOf,
 } from "../layout.ts";
-import { inspect } from "../schema.ts";
+import { sizeOf, statOf } from "../fs/locate.ts";
+import { inspect } from "../sqlite/migrate.ts";
 import { takeSnapshot } from "../sqlite/snapshot.ts";
 import { Connection, type OnProgress, retryLocked } from "../sqlite/connection.ts";
 

@@ -4,7 +4,7 @@
  * @module
  */
 import { messageOf, TelemetryError } from "../errors.ts";
-import { readEnv } from "../layout.ts";
+import { readEnv } from "../fs/locate.ts";
 import { type RunRecord, toJson } from "../records.ts";
 
 /** Where and how to post. */
@@ -69,7 +69,8 @@ export function apiPayload(run: RunRecord): Record<string, unknown> {
  * @example
  * ```ts
  * import { ApiClient } from "./api_client.ts";
- * import { newRun, runId, timestamp } from "../records.ts";
+ * import { newRun, runId } from "../records.ts";
+ * import { timestamp } from "../time.ts";
  *
  * const api = new ApiClient({ url: "https://api.example/runs", token: "secret" });
  * const run = newRun({ run_id: runId("indexer"), agent_name: "indexer", start_time: timestamp() });

@@ -6,17 +6,8 @@ import { type ApiClient, apiFromEnvironment } from "./api_client.ts";
 import { DatabaseWriter, type RunStats } from "./database_writer.ts";
 import { hasCode, messageOf, TelemetryError } from "../errors.ts";
 import { EventLog } from "../log/append.ts";
-import {
-  candidateFolders,
-  homeOf,
-  isFolder,
-  isGranted,
-  type Layout,
-  locate,
-  readEnv,
-  requireGranted,
-  STORE_VARIABLES,
-} from "../layout.ts";
+import { candidateFolders, homeOf, type Layout, STORE_VARIABLES } from "../layout.ts";
+import { isFolder, isGranted, locate, readEnv, requireGranted } from "../fs/locate.ts";
 import {
   type LogRecord,
   MAX_LINE_BYTES,
@@ -26,10 +17,10 @@ import {
   runId,
   type RunRecord,
   type RunStatus,
-  timestamp,
   toJson,
   type TriggerType,
 } from "../records.ts";
+import { timestamp } from "../time.ts";
 import { createStorage } from "../store/folders.ts";
 
 /** How a {@linkcode TelemetryClient} behaves. */

@@ -5,10 +5,11 @@
 import { createDatabase } from "../store/database.ts";
 import { makeFolder } from "../fs/atomic_file.ts";
 import { TelemetryError } from "../errors.ts";
-import { type Layout, statOf } from "../layout.ts";
+import { type Layout } from "../layout.ts";
+import { statOf } from "../fs/locate.ts";
 import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
 import { blobAsText } from "../sqlite/rows.ts";
-import { inspect, newerSchema } from "../schema.ts";
+import { inspect, newerSchema } from "../sqlite/migrate.ts";
 import { Connection, retryLocked, type Statement } from "../sqlite/connection.ts";
 
 /** Counts over all runs. */
@@ -63,8 +64,9 @@ const WHOLE_RUN = `SELECT json_array(${RUN_COLUMNS.map(blobAsText)}) AS run FROM
  * @example
  * ```ts
  * import { DatabaseWriter } from "./database_writer.ts";
- * import { locate } from "../layout.ts";
- * import { newRun, runId, timestamp } from "../records.ts";
+ * import { locate } from "../fs/locate.ts";
+ * import { newRun, runId } from "../records.ts";
+ * import { timestamp } from "../time.ts";
  * import { createStorage } from "../store/folders.ts";
  *
  * const { layout } = createStorage(locate("/tmp/telemetry"));

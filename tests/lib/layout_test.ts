@@ -9,11 +9,10 @@ import {
   fileNames,
   findBase,
   layoutOf,
-  locate,
-  othersWithData,
   parseFileName,
   type Platform,
 } from "../../lib/layout.ts";
+import { locate, othersWithData } from "../../lib/fs/locate.ts";
 import { run, TempFolder } from "../fixtures/mod.ts";
 
 /** What findBase decides in made-up surroundings. */

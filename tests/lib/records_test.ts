@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { TelemetryError } from "../../lib/errors.ts";
-import { newRun, RUN_COLUMNS, runId, timestamp, toJson, whyNoRecord } from "../../lib/records.ts";
+import { newRun, RUN_COLUMNS, runId, toJson, whyNoRecord } from "../../lib/records.ts";
+import { timestamp } from "../../lib/time.ts";
 
 Deno.test("timestamp: UTC, always six digits, +00:00", () => {
   assert.equal(timestamp(new Date(0)), "1970-01-01T00:00:00.000000+00:00");

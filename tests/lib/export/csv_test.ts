@@ -7,7 +7,7 @@ import { type Cell, CsvText } from "../../../lib/export/csv.ts";
 import { hasCode } from "../../../lib/errors.ts";
 import { layoutOf } from "../../../lib/layout.ts";
 import { RUN_COLUMNS } from "../../../lib/records.ts";
-import { applySchema } from "../../../lib/schema.ts";
+import { applySchema } from "../../../lib/sqlite/migrate.ts";
 import { Connection } from "../../../lib/sqlite/connection.ts";
 import { parsedRows } from "../../../lib/export/table_reader.ts";
 import { makeOldDatabase, type OldKind, python, SAMPLE, TempFolder, testWith } from "../../fixtures/mod.ts";

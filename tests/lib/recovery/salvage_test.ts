@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { checkHealth } from "../../../lib/recovery/health.ts";
-import { layoutOf, locate } from "../../../lib/layout.ts";
+import { layoutOf } from "../../../lib/layout.ts";
+import { locate } from "../../../lib/fs/locate.ts";
 import { recoverDatabase, type Recovery, type RecoveryOptions } from "../../../lib/recovery/recover.ts";
 import { schemaSql } from "../../../lib/schema.ts";
 import { makeOldDatabase, type OldKind, TempFolder, testWith } from "../../fixtures/mod.ts";

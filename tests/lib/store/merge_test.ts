@@ -12,7 +12,8 @@ import {
   upsertOf,
 } from "../../../lib/store/merge.ts";
 import { readRows } from "../../../lib/sqlite/rows.ts";
-import { applySchema, recoveryLayoutSql } from "../../../lib/schema.ts";
+import { recoveryLayoutSql } from "../../../lib/schema.ts";
+import { applySchema } from "../../../lib/sqlite/migrate.ts";
 import { Connection } from "../../../lib/sqlite/connection.ts";
 import { makeOldDatabase, run, SAMPLE, TempFolder, testWith } from "../../fixtures/mod.ts";
 

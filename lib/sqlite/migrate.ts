@@ -1,0 +1,168 @@
+/**
+ * Which schema version a database has, and its upgrade to the contract's.
+ * @module
+ */
+import { hasCode, TelemetryError } from "../errors.ts";
+import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
+import { INDEXES, indexSql, MIGRATION_SQL, TABLE_NAMES, type TableName, TABLES, tableSql } from "../schema.ts";
+import type { Connection } from "./connection.ts";
+
+/** `ALTER TABLE … ADD COLUMN` takes neither keys nor NOT NULL nor a default that is an expression. */
+const CANNOT_BE_ADDED = /PRIMARY KEY|NOT NULL|datetime/;
+
+/** What {@linkcode inspect} finds. */
+export interface Inspection {
+  /** The version that the columns show: 1, 2 or 3; a later product's number; 4 where only its columns tell. */
+  version: number;
+  /** The highest version in `schema_migrations`, which is not always true; null without any. */
+  recorded: number | null;
+  /** What the contract wants and the database lacks, as `commits`, `agent_runs.subdomain`, `idx_runs_insight`. */
+  missing: string[];
+  /** Whether the journal mode is WAL. */
+  wal: boolean;
+}
+
+/**
+ * Which schema a database has. Believes the columns: the old setup recorded version 3 and added no column.
+ *
+ * @throws {TelemetryError} `empty_database` without any table, `not_a_database` without `agent_runs` or with one
+ * that cannot be made whole by adding columns
+ */
+export function inspect(db: Connection): Inspection {
+  const names = namesIn(db);
+  if (names.size === 0) throw emptyDatabase(db.path);
+  const view = db.get(
+    "SELECT name FROM sqlite_schema WHERE type='view' AND lower(name) IN (?, ?, ?, ?)",
+    ...TABLE_NAMES,
+  );
+  if (view) {
+    throw new TelemetryError(
+      "in_the_way",
+      `${db.path} has a view ${view["name"]}, but a table of that name is needed`,
+      {
+        hint: "drop or rename that view and run this again",
+      },
+    );
+  }
+  const runColumns = columnsThere(db, "agent_runs");
+  if (runColumns.size === 0) {
+    throw new TelemetryError("not_a_database", `${db.path} is not a telemetry database: it has no table agent_runs`, {
+      hint: "see whether it belongs to another program; move it away and run this again",
+    });
+  }
+  const recorded = names.has("schema_migrations")
+    ? db.get("SELECT max(version) AS version FROM schema_migrations")?.["version"] as number | null
+    : null;
+  const version = versionOf(runColumns, recorded);
+  const missing = version > SCHEMA_VERSION ? [] : missingIn(db, names);
+  return { version, recorded, missing, wal: db.get("PRAGMA journal_mode")?.["journal_mode"] === "wal" };
+}
+
+/** The error for a database without bytes or tables: a sign of loss, which a fresh schema would only hide. */
+export function emptyDatabase(path: string): TelemetryError {
+  return new TelemetryError("empty_database", `${path} is empty: it holds no tables`, {
+    hint: "run recover_database to fill it from the log; if nothing was ever recorded, delete it and run this again",
+  });
+}
+
+function versionOf(runColumns: Set<string>, recorded: number | null): number {
+  if (recorded !== null && recorded > SCHEMA_VERSION) return recorded;
+  if (runColumns.has("event_id")) return SCHEMA_VERSION + 1;
+  if (!runColumns.has("insight_id")) return 1;
+  return runColumns.has("product_family") && runColumns.has("subdomain") ? SCHEMA_VERSION : 2;
+}
+
+function missingIn(db: Connection, names: Set<string>): string[] {
+  const missing: string[] = [];
+  for (const [table, columns] of Object.entries(TABLES)) {
+    if (!names.has(table)) {
+      missing.push(table);
+      continue;
+    }
+    const there = columnsThere(db, table);
+    missing.push(...Object.keys(columns).filter((column) => !there.has(column)).map((column) => `${table}.${column}`));
+  }
+  missing.push(...Object.keys(INDEXES).filter((index) => !names.has(index)));
+  return missing;
+}
+
+/** The names of all tables and indexes, in lower case, as SQLite compares them. */
+function namesIn(db: Connection): Set<string> {
+  const rows = db.all("SELECT lower(name) AS name FROM sqlite_schema WHERE type IN ('table', 'index')");
+  return new Set(rows.map((row) => row["name"] as string));
+}
+
+/** The names of the columns that a table has, in lower case, as SQLite compares them; none where there is no such table. */
+export function columnsThere(db: Connection, table: string): Set<string> {
+  const rows = db.all("SELECT lower(name) AS name FROM pragma_table_info(?)", table);
+  return new Set(rows.map((row) => row["name"] as string));
+}
+
+/** The error for a database of a later product: this toolkit changes nothing in it. */
+export function newerSchema(path: string, version: number): TelemetryError {
+  return new TelemetryError(
+    "newer_schema",
+    `${path} has schema v${version}, and this toolkit writes v${SCHEMA_VERSION}: nothing was changed`,
+    { hint: "use the newer product with this database, or another folder (--base DIR) with this toolkit" },
+  );
+}
+
+/**
+ * Makes a v3 of an older or incomplete database, or the schema in a new one: adds tables, columns and indexes, and
+ * never rebuilds a table, since people have columns, indexes and tables of their own in there. Run it in a
+ * transaction; it proves at its end that a row with every v3 column is accepted.
+ *
+ * @throws {TelemetryError} `newer_schema`, `not_a_database`, or what SQLite says
+ */
+export function applySchema(db: Connection): void {
+  for (const table of TABLE_NAMES) {
+    db.exec(tableSql(table));
+    const there = columnsThere(db, table);
+    for (const [column, declaration] of Object.entries(TABLES[table])) {
+      if (!there.has(column)) addColumn(db, table, column, declaration);
+    }
+  }
+  for (const index of Object.keys(INDEXES)) db.exec(indexSql(index));
+  db.exec(MIGRATION_SQL);
+  proveInsert(db);
+}
+
+function addColumn(db: Connection, table: TableName, column: string, declaration: string): void {
+  if (CANNOT_BE_ADDED.test(declaration)) {
+    throw new TelemetryError("not_a_database", `${db.path} is no telemetry database: ${table} has no ${column}`, {
+      hint: "move it away and run recover_database, which fills a new one from the log",
+    });
+  }
+  db.exec(`ALTER TABLE ${table} ADD COLUMN ${column} ${declaration}`);
+}
+
+/**
+ * Inserts a row with every v3 column, and takes it back: what people added must not make later inserts fail.
+ *
+ * @throws {TelemetryError} `invalid_record` when they would
+ */
+export function proveInsert(db: Connection): void {
+  const run: Partial<RunRecord> = { run_id: crypto.randomUUID(), agent_name: "setup", start_time: "" };
+  db.exec("SAVEPOINT proof");
+  const values = RUN_COLUMNS.map((column) => run[column] ?? null);
+  try {
+    db.run(`INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")})`, ...values);
+  } catch (error) {
+    if (!hasCode(error, "invalid_record")) throw error;
+    throw new TelemetryError("invalid_record", `after the upgrade the database would refuse runs: ${error.message}`, {
+      hint: "a column, index or trigger that was added to agent_runs does that: change it and run this again",
+      cause: error,
+    });
+  }
+  db.exec("ROLLBACK TO proof; RELEASE proof");
+}
+
+/**
+ * Takes away those of the contract's indexes that slow a bulk load down; {@linkcode applySchema} makes them again.
+ * Those that grow at their end alone are as fast while the table is filled.
+ */
+export function dropSlowIndexes(db: Connection): void {
+  for (const index of ["idx_runs_agent", "idx_runs_status", "idx_runs_insight"]) {
+    db.exec(`DROP INDEX IF EXISTS ${index}`);
+  }
+}
