@@ -91,7 +91,7 @@ export function withHint(thrown: unknown, hint: string): unknown {
 }
 
 /** The message of anything that was thrown, on one line. */
-export function messageOf(thrown: unknown): string {
+export function errorMessage(thrown: unknown): string {
   const text = thrown instanceof Error ? thrown.message || thrown.name : String(thrown);
   return text.replace(/\s*\n\s*/g, " ");
 }
@@ -105,7 +105,7 @@ export function messageOf(thrown: unknown): string {
 export function fileError(thrown: unknown, doing: string): TelemetryError {
   if (thrown instanceof TelemetryError) return thrown;
   const code = isDiskFull(thrown) ? "disk_full" : FILE_ERRORS[(thrown as { name?: string } | null)?.name ?? ""] ?? "io";
-  return new TelemetryError(code, `${doing}: ${messageOf(thrown)}`, { cause: thrown, hint: FILE_HINTS[code] });
+  return new TelemetryError(code, `${doing}: ${errorMessage(thrown)}`, { cause: thrown, hint: FILE_HINTS[code] });
 }
 
 /** Whether a `Deno.*` file function failed because the disk, or the user's quota, is full. */

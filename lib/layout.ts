@@ -16,7 +16,7 @@ export const STORE_VARIABLES = [...BASE_VARIABLES, "TELEMETRY_NDJSON_DIR"] as co
 /** Every environment variable that {@linkcode locate} reads. */
 export const LAYOUT_VARIABLES = [...STORE_VARIABLES, "HOME", "USERPROFILE"] as const;
 
-/** What {@linkcode findBase} looks at. */
+/** What {@linkcode resolveBase} looks at. */
 export interface Surroundings {
   /** A variable's value; undefined when it is unset or may not be read. */
   env(name: string): string | undefined;
@@ -106,7 +106,7 @@ function pathsOf(platform: Platform): typeof posix {
 }
 
 /** The user's home folder. An empty variable counts as unset. */
-export function homeOf(env: Surroundings["env"], platform: Platform): string | undefined {
+export function homeFolderOf(env: Surroundings["env"], platform: Platform): string | undefined {
   return env(platform === "windows" ? "USERPROFILE" : "HOME") || undefined;
 }
 
@@ -115,13 +115,13 @@ export function homeOf(env: Surroundings["env"], platform: Platform): string | u
  *
  * @example
  * ```ts
- * import { findBase } from "./layout.ts";
+ * import { resolveBase } from "./layout.ts";
  *
- * const choice = findBase({ env: () => undefined, platform: "linux", exists: (path) => path === "/opt/telemetry", cwd: "/" });
+ * const choice = resolveBase({ env: () => undefined, platform: "linux", exists: (path) => path === "/opt/telemetry", cwd: "/" });
  * console.log(choice.base); // "/opt/telemetry"
  * ```
  */
-export function findBase(surroundings: Surroundings): BaseChoice {
+export function resolveBase(surroundings: Surroundings): BaseChoice {
   const { env, platform, exists, cwd } = surroundings;
   const paths = pathsOf(platform);
   const absolute = (path: string) => paths.isAbsolute(path) ? path : paths.join(cwd, path);
@@ -139,7 +139,7 @@ export function findBase(surroundings: Surroundings): BaseChoice {
       chosen.push({ base: path, source, others: [] });
     }
   }
-  const home = homeOf(env, platform);
+  const home = homeFolderOf(env, platform);
   const candidates = candidateFolders(platform, home);
   const first = chosen[0] ?? foundOrDefault(candidates, exists, defaultFolders(platform, home)[0]!);
   const others = new Set([...chosen.map(({ base }) => base), ...candidates]);
@@ -155,7 +155,7 @@ function foundOrDefault(candidates: string[], exists: Surroundings["exists"], fa
 /**
  * Where everything is in a `{base}`.
  *
- * @param choice from {@linkcode findBase}, or just a folder
+ * @param choice from {@linkcode resolveBase}, or just a folder
  * @param platform how paths are joined
  * @default platform the system this runs on
  */

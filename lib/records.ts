@@ -226,7 +226,7 @@ export const REQUIRED_FIELDS: Readonly<Record<LogRecord["record_type"], readonly
 };
 
 /** Why a JSON value is no record. */
-export type NoRecordReason = "not an object" | "unknown record_type" | "unknown status" | `${string} is missing`;
+export type InvalidRecordReason = "not an object" | "unknown record_type" | "unknown status" | `${string} is missing`;
 
 /**
  * Why a parsed line of a log is no record, or undefined when it is one.
@@ -234,7 +234,7 @@ export type NoRecordReason = "not an object" | "unknown record_type" | "unknown 
  *
  * @param value what `JSON.parse` made of the line
  */
-export function whyNoRecord(value: unknown): NoRecordReason | undefined {
+export function validateRecord(value: unknown): InvalidRecordReason | undefined {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return "not an object";
   const record = value as Record<string, unknown>;
   if (record["record_type"] !== "run" && record["record_type"] !== "event") return "unknown record_type";
@@ -249,7 +249,7 @@ export function whyNoRecord(value: unknown): NoRecordReason | undefined {
 }
 
 /** Whether an id has what no program puts into one: in a damaged file, something else was written over it. */
-export function looksOverwritten(id: unknown): boolean {
+export function isOverwrittenId(id: unknown): boolean {
   // deno-lint-ignore no-control-regex
   return typeof id === "string" && /[\x00-\x1f\x7f\ufffd]/.test(id);
 }

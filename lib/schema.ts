@@ -107,7 +107,7 @@ export function indexSql(name: string): string {
  * log holds runs of other triggers, and with `custom_metadata`, which old lines have. {@linkcode applySchema} makes a v3
  * of it.
  */
-export function recoveryLayoutSql(): string {
+export function recoverySchemaSql(): string {
   const columns = Object.entries(TABLES.agent_runs).filter(([name]) => !ADDED_IN_V3.includes(name)).map((
     [name, declaration],
   ) => `  ${name} ${name === "trigger_type" ? "TEXT" : declaration}`);

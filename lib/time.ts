@@ -42,12 +42,12 @@ const ISO =
  *
  * @example
  * ```ts
- * import { instantOf } from "./time.ts";
+ * import { parseTimestamp } from "./time.ts";
  *
- * console.log(instantOf("2025-12-10 12:05:30") === instantOf("2025-12-10T12:05:30Z")); // true
+ * console.log(parseTimestamp("2025-12-10 12:05:30") === parseTimestamp("2025-12-10T12:05:30Z")); // true
  * ```
  */
-export function instantOf(text: string): Instant | undefined {
+export function parseTimestamp(text: string): Instant | undefined {
   const found = ISO.exec(text);
   if (found === null) return undefined;
   const [, day, hours = "0", minutes = "0", seconds = "0", fraction = "", sign, zoneHours = "0", zoneMinutes = "0"] =
@@ -81,10 +81,10 @@ function midnightOf(day: string): Instant | undefined {
  * @param dayIs whether a date alone means the start of that day or its end, which is the start of the next
  * @throws {TelemetryError} `usage`
  */
-export function momentOf(flag: string, text: string, now: Date, dayIs: "start" | "end" = "start"): Instant {
+export function parseTimeFlag(flag: string, text: string, now: Date, dayIs: "start" | "end" = "start"): Instant {
   const [, count, unit] = /^(\d{1,6})([mhd])$/.exec(text) ?? [];
   if (unit !== undefined) return now.getTime() * 1000 - Number(count) * UNITS[unit]!;
-  const instant = instantOf(text);
+  const instant = parseTimestamp(text);
   if (instant !== undefined) return dayIs === "end" && text.length === 10 ? instant + UNITS["d"]! : instant;
   throw new TelemetryError("usage", `--${flag} takes a date or a time, not "${text}"`, {
     hint: `say a UTC day as 2025-12-10, a time as 2025-12-10T12:05:30Z (without a zone it is UTC), ` +

@@ -3,7 +3,7 @@
  * Takes the daily backup of the database, and keeps the newest of them.
  * @module
  */
-import { listAsTable, takeAndKeep } from "../lib/cli/backup_output.ts";
+import { backupAndPrune, listBackupsAsTable } from "../lib/cli/backup_output.ts";
 import { runCommand, wholeNumber } from "../lib/cli/command.ts";
 
 const COMMAND = {
@@ -21,7 +21,7 @@ if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const count = wholeNumber("keep", terminal.flags["keep"], 7);
     const layout = terminal.locate();
-    if (terminal.flags["list"]) return listAsTable(terminal, layout);
-    return await takeAndKeep(terminal, layout, "daily_backup", { count });
+    if (terminal.flags["list"]) return listBackupsAsTable(terminal, layout);
+    return await backupAndPrune(terminal, layout, "daily_backup", { count });
   });
 }

@@ -3,12 +3,12 @@
  * Takes a fully checked backup of the database and keeps those of the last days; or restores one.
  * @module
  */
-import { backupNamed, backupPath, examineBackup, refuseLive, restoreBackup } from "../lib/backup/backup.ts";
-import { listAsTable, takeAndKeep } from "../lib/cli/backup_output.ts";
+import { assertNotLive, backupPath, inspectBackup, resolveBackup, restoreBackup } from "../lib/backup/backup.ts";
+import { backupAndPrune, listBackupsAsTable } from "../lib/cli/backup_output.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
 import { logFiles } from "../lib/log/read.ts";
-import { applyLog, countNewer, keepRuns } from "../lib/store/merge.ts";
+import { countUnreplayed, mergeRuns, replayLog } from "../lib/store/merge.ts";
 import { Connection } from "../lib/sqlite/connection.ts";
 import { type Result, runCommand, type Terminal, wholeNumber } from "../lib/cli/command.ts";
 
@@ -37,9 +37,9 @@ if (import.meta.main) {
       throw new TelemetryError("usage", `--${others[0]} ${how} --restore`, { hint: `see ${COMMAND.name} --help` });
     }
     const layout = terminal.locate({ reads: backupPath(flags["restore"]) });
-    if (flags["list"]) return listAsTable(terminal, layout);
-    if (flags["restore"] === undefined) return await takeAndKeep(terminal, layout, "full_backup", { days });
-    return await restore(terminal, layout, backupNamed(layout, String(flags["restore"])));
+    if (flags["list"]) return listBackupsAsTable(terminal, layout);
+    if (flags["restore"] === undefined) return await backupAndPrune(terminal, layout, "full_backup", { days });
+    return await restore(terminal, layout, resolveBackup(layout, String(flags["restore"])));
   });
 }
 
@@ -64,19 +64,19 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
     amend: async (prepared) => {
       const logs = logFiles(layout.raw);
       if (!replay) {
-        ({ newer, refused } = await countNewer(prepared, logs));
+        ({ newer, refused } = await countUnreplayed(prepared, logs));
         return;
       }
-      ({ newer, refused } = await applyLog(prepared, logs));
+      ({ newer, refused } = await replayLog(prepared, logs));
       refusedThere = keepPresent(terminal, layout, prepared);
       replayed = true;
     },
-    carry: replay ? keepRuns : undefined,
+    carry: replay ? mergeRuns : undefined,
   });
   if (replayed) {
     // Once more, for what agents have written while the database was being replaced.
     using db = Connection.open(layout.database);
-    await applyLog(db, logFiles(layout.raw));
+    await replayLog(db, logFiles(layout.raw));
   }
   terminal.say(`restored ${path}: ${restored.runs} runs, schema v${restored.schema_version}`);
   if (restored.from_version !== restored.schema_version) {
@@ -101,8 +101,8 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
 
 /** Asks whether to go on, once it is plain that there is a backup; undefined where nobody can answer. */
 function ask(terminal: Terminal, { database }: Layout, path: string): boolean | undefined {
-  refuseLive(database, path);
-  const { runs } = examineBackup({ path });
+  assertNotLive(database, path);
+  const { runs } = inspectBackup({ path });
   return terminal.confirm(`Replace ${database} (a copy is kept) by ${path}, which has ${runs} runs?`);
 }
 
@@ -110,7 +110,7 @@ function ask(terminal: Terminal, { database }: Layout, path: string): boolean | 
 function keepPresent(terminal: Terminal, { database }: Layout, prepared: Connection): number {
   try {
     using present = Connection.openToRead(database);
-    return keepRuns(prepared, present);
+    return mergeRuns(prepared, present);
   } catch (error) {
     if (!hasCode(error, "damaged", "not_a_database", "no_storage")) throw error;
     terminal.warn(`marks of posting and runs that only the present database has cannot be read: ${error.message}`);

@@ -3,12 +3,12 @@
  * Gives back a damaged or lost database: from the log, and from all that can still be read of it.
  * @module
  */
-import { backupNamed, backupPath, examineBackup, newestBackup } from "../lib/backup/backup.ts";
+import { backupPath, inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
 import { checkHealth, type Health } from "../lib/recovery/health.ts";
 import type { Layout } from "../lib/layout.ts";
 import { SCHEMA_VERSION } from "../lib/records.ts";
-import { recoverDatabase, type Recovery, tidyUp } from "../lib/recovery/recover.ts";
+import { recoverDatabase, type Recovery, removeLeftovers } from "../lib/recovery/recover.ts";
 import { megabytes, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
 
 const COMMAND = {
@@ -38,7 +38,7 @@ if (import.meta.main) {
     const layout = terminal.locate({ reads: backupPath(flags["with-backup"]) });
     const checkOnly = flags["check-only"] === true;
     const health = checkOnly ? await checkHealth(layout, { compare: true }) : await look(terminal, layout);
-    tellHealth(terminal, layout, health);
+    printHealth(terminal, layout, health);
     if (checkOnly) {
       terminal.exitCode = health.healthy ? 0 : 1;
       return { ...health };
@@ -46,7 +46,7 @@ if (import.meta.main) {
     if (health.healthy && !flags["force"]) {
       const isComplete = !health.runs?.only_in_log && !health.runs?.older_in_database;
       terminal.say(`nothing ${isComplete ? "to do" : "is damaged"}; --force rebuilds it all the same`);
-      tidyUp(layout);
+      removeLeftovers(layout);
       return { recovered: false, ...health };
     }
     return await recover(terminal, layout);
@@ -66,7 +66,7 @@ async function look(terminal: Terminal, layout: Layout): Promise<Health> {
   }
 }
 
-function tellHealth(terminal: Terminal, { database }: Layout, health: Health): void {
+function printHealth(terminal: Terminal, { database }: Layout, health: Health): void {
   const { healthy, problems, schema_version: version, runs } = health;
   if (healthy) terminal.say(`${database} is healthy`);
   else {
@@ -92,8 +92,8 @@ function tellHealth(terminal: Terminal, { database }: Layout, health: Health): v
 async function recover(terminal: Terminal, layout: Layout): Promise<Result> {
   const { flags } = terminal;
   const named = flags["with-backup"];
-  const backup = named === undefined ? undefined : backupNamed(layout, String(named));
-  if (backup !== undefined) examineBackup({ path: backup });
+  const backup = named === undefined ? undefined : resolveBackup(layout, String(named));
+  if (backup !== undefined) inspectBackup({ path: backup });
   const recovery = await recoverDatabase(layout, {
     salvage: !flags["no-salvage"],
     backup,

@@ -2,24 +2,24 @@
  * Backups of the database: taken, kept, listed, restored.
  * @module
  */
-import { claimForSqlite, fill, giveToOwnerOf, removeIfThere, removePartial, syncFolder } from "../fs/atomic_file.ts";
+import { chownToOwnerOf, claimForSqlite, fill, removeIfExists, removePartial, syncFolder } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError, withHint } from "../errors.ts";
 import { folderOf, type Layout, partialOf, pathIn, sidecarsOf } from "../layout.ts";
-import { isGranted, sizeOf, statOf } from "../fs/locate.ts";
+import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import {
   type Current,
-  examineCurrent,
-  keepCurrent,
+  inspectCurrent,
+  installDatabase,
   NO_DATABASE,
-  putInPlace,
+  preserveCurrent,
   release,
   Watch,
   writeThrough,
 } from "../store/replace_database.ts";
 import { applySchema, emptyDatabase, inspect, newerSchema } from "../sqlite/migrate.ts";
-import { copiesIn, type DatabaseCopy, requireSound, takeSnapshot } from "../sqlite/snapshot.ts";
-import { Connection, noDatabase, type OnProgress, retryLocked } from "../sqlite/connection.ts";
+import { assertIntact, type DatabaseCopy, listCopies, takeSnapshot } from "../sqlite/snapshot.ts";
+import { Connection, noDatabase, type OnProgress, retryWhileLocked } from "../sqlite/connection.ts";
 
 /** The two kinds of backup, each with its own names and its own rule of what is kept. */
 export type BackupKind = "daily_backup" | "full_backup";
@@ -78,11 +78,11 @@ export async function takeBackup(layout: Layout, kind: BackupKind, onProgress?: 
  *
  * @throws {TelemetryError} as `takeBackup` does
  */
-export function examineSource({ database }: Layout): BackupContent {
+export function inspectSource({ database }: Layout): BackupContent {
   requireContent(database);
   using db = Connection.openToRead(database);
-  return retryLocked(() => {
-    requireSound(db, database);
+  return retryWhileLocked(() => {
+    assertIntact(db, database);
     return contentOf(db);
   });
 }
@@ -121,9 +121,9 @@ function runsIn({ path }: DatabaseCopy): number | "none" | "unread" {
   } catch (error) {
     runs = hasCode(error, ...NO_DATABASE) ? "none" : "unread";
   }
-  const isGone = statOf(path) === undefined;
+  const isGone = statIfExists(path) === undefined;
   const { wal, shm } = sidecarsOf(path);
-  if (isGone || sizeOf(wal) === 0) [wal, shm].forEach(removeIfThere);
+  if (isGone || sizeOf(wal) === 0) [wal, shm].forEach(removeIfExists);
   return isGone ? "none" : runs;
 }
 
@@ -132,11 +132,11 @@ function runsIn({ path }: DatabaseCopy): number | "none" | "unread" {
  *
  * @throws {TelemetryError} `damaged`, `not_a_database` … when it is no good, or could not be checked
  */
-export function examineBackup({ path }: Pick<DatabaseCopy, "path">): BackupContent {
+export function inspectBackup({ path }: Pick<DatabaseCopy, "path">): BackupContent {
   try {
     requireContent(path);
     using db = Connection.openToRead(path);
-    requireSound(db, path, "full");
+    assertIntact(db, path, "full");
     return contentOf(db);
   } catch (error) {
     throw hasCode(error, ...NO_DATABASE)
@@ -147,12 +147,12 @@ export function examineBackup({ path }: Pick<DatabaseCopy, "path">): BackupConte
 
 /** The backups of both kinds, newest first by the time in their names. */
 export function listBackups({ backups }: Layout): DatabaseCopy[] {
-  return copiesIn(backups, ["daily_backup", "full_backup"]);
+  return listCopies(backups, ["daily_backup", "full_backup"]);
 }
 
 /** The copies that were made before something was changed, and that no rule removes, newest first. */
 export function listOtherCopies({ backups, db }: Layout): DatabaseCopy[] {
-  return [...copiesIn(backups, ["before_v3"]), ...copiesIn(db, ["before_restore", "corrupted"])]
+  return [...listCopies(backups, ["before_v3"]), ...listCopies(db, ["before_restore", "corrupted"])]
     .sort((a, b) => b.time.getTime() - a.time.getTime());
 }
 
@@ -174,7 +174,7 @@ export function backupPath(named: string | boolean | undefined): string | undefi
  *
  * @throws {TelemetryError} `no_storage` when there is no backup yet
  */
-export function backupNamed(layout: Layout, named: string): string {
+export function resolveBackup(layout: Layout, named: string): string {
   if (named === "") throw new TelemetryError("usage", "a backup needs a name", { hint: "--list shows the backups" });
   if (named !== "latest") {
     // As --list shows it.
@@ -221,7 +221,7 @@ export interface Outdated {
  * @param now how many runs there are, and the path of the backup that was just taken; without one, one more is about
  * to be
  */
-export function findOutdated(
+export function findExpired(
   layout: Layout,
   kind: BackupKind,
   rule: KeepRule,
@@ -261,7 +261,7 @@ export function findOutdated(
 /** Whether a backup is sound, or could not be checked. */
 function isNotLost(backup: DatabaseCopy): boolean {
   try {
-    examineBackup(backup);
+    inspectBackup(backup);
     return true;
   } catch (error) {
     return !hasCode(error, ...NO_DATABASE);
@@ -294,7 +294,7 @@ export function removeBackups({ backups }: Layout, outdated: DatabaseCopy[]): vo
       if (error instanceof Deno.errors.NotFound) continue;
       throw fileError(error, `cannot remove ${path}`);
     }
-    for (const sidecar of Object.values(sidecarsOf(path))) removeIfThere(sidecar);
+    for (const sidecar of Object.values(sidecarsOf(path))) removeIfExists(sidecar);
   }
   if (outdated.length > 0) syncFolder(backups);
 }
@@ -331,9 +331,9 @@ export interface Restored extends BackupContent {
  */
 export async function restoreBackup(layout: Layout, path: string, options: RestoreOptions = {}): Promise<Restored> {
   const { database } = layout;
-  refuseLive(database, path);
-  const backup = examineBackup({ path });
-  const current = examineCurrent(database);
+  assertNotLive(database, path);
+  const backup = inspectBackup({ path });
+  const current = inspectCurrent(database);
   requireSameProduct(path, backup.schema_version, current);
   const partial = partialOf(database);
   const claim = claimForSqlite(partial, sizeOf(database) === undefined ? path : database);
@@ -343,13 +343,13 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
     // Before it is read for what is to be kept of it.
     if (current.state === "sound") watch?.open(false);
     const content = await prepare(path, partial, current, options.amend);
-    giveToOwnerOf(layout.base, partial);
-    const kept = await keepCurrent(layout, current, "before_restore");
+    chownToOwnerOf(layout.base, partial);
+    const kept = await preserveCurrent(layout, current, "before_restore");
     try {
       // What is damaged has been copied as files, which must not be open in SQLite then.
       watch?.open(true);
       watch?.carryOver(partial);
-      await putInPlace({ path: partial, claim }, database, current, {
+      await installDatabase({ path: partial, claim }, database, current, {
         onProgress: options.onProgress,
         onLocked: () => watch?.carryOver(partial),
         onRename: () => watch?.close(),
@@ -372,8 +372,8 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
  *
  * @throws {TelemetryError} `in_the_way`, `usage`
  */
-export function refuseLive(database: string, path: string): void {
-  const [live, backup] = [database, path].map(statOf);
+export function assertNotLive(database: string, path: string): void {
+  const [live, backup] = [database, path].map(statIfExists);
   if (backup?.isDirectory) {
     throw new TelemetryError("in_the_way", `${path} is a folder, not a backup`, { hint: "--list shows the backups" });
   }
@@ -422,7 +422,7 @@ async function prepare(
   if (version <= SCHEMA_VERSION && missing.length > 0) db.transaction(() => applySchema(db));
   if (amend && version <= SCHEMA_VERSION) await amend(db);
   db.get("PRAGMA journal_mode=WAL");
-  requireSound(db, path);
+  assertIntact(db, path);
   return contentOf(db);
 }
 
@@ -431,7 +431,7 @@ async function verify(database: string, content: BackupContent, kept: string | n
   let problem: unknown;
   try {
     using db = Connection.open(database);
-    requireSound(db, database);
+    assertIntact(db, database);
     if (contentOf(db).runs >= content.runs) return;
   } catch (error) {
     problem = error;

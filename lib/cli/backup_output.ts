@@ -4,16 +4,16 @@
  */
 import {
   type BackupKind,
-  examineBackup,
-  examineSource,
-  findOutdated,
+  findExpired,
+  inspectBackup,
+  inspectSource,
   type KeepRule,
   listBackups,
   listOtherCopies,
   removeBackups,
   takeBackup,
 } from "../backup/backup.ts";
-import { messageOf, TelemetryError } from "../errors.ts";
+import { errorMessage, TelemetryError } from "../errors.ts";
 import type { Layout } from "../layout.ts";
 import type { DatabaseCopy } from "../sqlite/snapshot.ts";
 import { megabytes, type Result, type Terminal } from "./command.ts";
@@ -22,7 +22,7 @@ import { megabytes, type Result, type Terminal } from "./command.ts";
 const PAGE_BYTES = 4096;
 
 /** Takes a backup, then removes those of its kind that the rule no longer wants; or only says what would go. */
-export async function takeAndKeep(
+export async function backupAndPrune(
   terminal: Terminal,
   layout: Layout,
   kind: BackupKind,
@@ -36,7 +36,7 @@ export async function takeAndKeep(
       terminal.warn(`the backup before this one had ${taken.runs_before} runs, this one has ${taken.runs}: see why`);
     }
   }
-  const { outdated, fullest, uncounted } = findOutdated(layout, kind, rule, taken ?? examineSource(layout));
+  const { outdated, fullest, uncounted } = findExpired(layout, kind, rule, taken ?? inspectSource(layout));
   for (const { name, why } of uncounted) terminal.warn(`${name} ${why}: it is left alone and not counted`);
   if (taken) removeBackups(layout, outdated);
   for (const { name } of outdated) terminal.say(`${dryRun ? "would remove" : "removed"} ${name}`);
@@ -46,7 +46,7 @@ export async function takeAndKeep(
 }
 
 /** Shows every backup with what is in it, and the copies that no rule removes. */
-export function listAsTable(terminal: Terminal, layout: Layout): Result {
+export function listBackupsAsTable(terminal: Terminal, layout: Layout): Result {
   const backups = listBackups(layout).map((backup) => ({ ...backup, ...examined(backup) }));
   const others = listOtherCopies(layout);
   terminal.say(row(["name", "size", "age", "schema", "runs", "check"]));
@@ -64,9 +64,9 @@ export function listAsTable(terminal: Terminal, layout: Layout): Result {
 
 function examined(backup: DatabaseCopy): { schema_version?: number; runs?: number; check: string; problem?: string } {
   try {
-    return { ...examineBackup(backup), check: "ok" };
+    return { ...inspectBackup(backup), check: "ok" };
   } catch (error) {
-    return { check: error instanceof TelemetryError ? error.code : "failed", problem: messageOf(error) };
+    return { check: error instanceof TelemetryError ? error.code : "failed", problem: errorMessage(error) };
   }
 }
 

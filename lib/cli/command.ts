@@ -5,19 +5,28 @@
  */
 import { parseArgs } from "node:util";
 import { writeAll } from "../fs/atomic_file.ts";
-import { fileError, messageOf, TelemetryError } from "../errors.ts";
+import { errorMessage, fileError, TelemetryError } from "../errors.ts";
 import {
   BASE_VARIABLES,
   candidateFolders,
   defaultFolders,
   folderOf,
-  homeOf,
+  homeFolderOf,
   type Layout,
   LAYOUT_VARIABLES,
   pathIn,
   STORE_VARIABLES,
 } from "../layout.ts";
-import { firstRefused, isFolder, isGranted, locate, othersWithData, readEnv, realPath, statOf } from "../fs/locate.ts";
+import {
+  firstNotGranted,
+  isFolder,
+  isGranted,
+  locate,
+  otherStoresWithData,
+  readEnv,
+  realPath,
+  statIfExists,
+} from "../fs/locate.ts";
 
 /** A flag of a script. */
 export interface Flag {
@@ -160,7 +169,7 @@ function parseFlags(command: Command): Terminal["flags"] {
     if (/^~/.test(String(base))) throw new Error(`--base ${base}: "~" was not replaced by the shell, say "$HOME"`);
     return values as Terminal["flags"];
   } catch (error) {
-    throw new TelemetryError("usage", messageOf(error), { hint: `see ${command.name} --help` });
+    throw new TelemetryError("usage", errorMessage(error), { hint: `see ${command.name} --help` });
   }
 }
 
@@ -172,7 +181,7 @@ function isFromSystem(error: unknown): boolean {
 /** Prints what went wrong and what to do about it; the exit code. */
 function reportFailure(command: Command, thrown: unknown, json: boolean): number {
   const foreseen = thrown instanceof TelemetryError;
-  const message = messageOf(thrown);
+  const message = errorMessage(thrown);
   const hint = foreseen ? hintOf(thrown) : "this is a defect of the toolkit: please report it with the lines below";
   print(Deno.stderr, `${paint(`${command.name}:`, 31)} ${message}`);
   if (hint) print(Deno.stderr, `  -> ${hint}`);
@@ -262,7 +271,7 @@ function locateForScript(base: string | undefined, use: Use, warn: Terminal["war
       folders: [...candidateFolders(platform, undefined), HOME_STORE],
     });
   }
-  const candidates = candidateFolders(platform, homeOf(readEnv, platform));
+  const candidates = candidateFolders(platform, homeFolderOf(readEnv, platform));
   const layout = locate(base, {
     env: readEnv,
     exists: (folder) => {
@@ -273,7 +282,7 @@ function locateForScript(base: string | undefined, use: Use, warn: Terminal["war
   requireAccess(layout, use, base === undefined);
   const moved = base === undefined ? undefined : readEnv("TELEMETRY_NDJSON_DIR");
   if (moved) warn(`TELEMETRY_NDJSON_DIR (${moved}) does not count beside --base: the log is in ${layout.raw}`);
-  for (const other of base ? [] : othersWithData(layout)) {
+  for (const other of base ? [] : otherStoresWithData(layout)) {
     warn(`using ${layout.base} (${layout.choice.source}), but ${other} holds data too: choose with --base DIR`);
   }
   return layout;
@@ -282,7 +291,7 @@ function locateForScript(base: string | undefined, use: Use, warn: Terminal["war
 /** Sees that there is a store: who has mistyped its folder must not get a new and empty one there. */
 function requireStore({ base, raw, db }: Layout): void {
   if (isFolder(raw) || isFolder(db)) return;
-  const stat = statOf(base);
+  const stat = statIfExists(base);
   if (stat !== undefined && !stat.isDirectory) {
     throw new TelemetryError("in_the_way", `${base} is a file, but a folder is needed there`, {
       hint: "name the folder of the store with --base DIR",
@@ -301,16 +310,16 @@ const HOME_STORE = Deno.build.os === "windows" ? "%USERPROFILE%\\.telemetry" : '
 function requireAccess({ choice, base, raw, db }: Layout, { reads, writes }: Use, byEnvironment: boolean): void {
   const platform = Deno.build.os;
   const folders = choice.source === "default"
-    ? [...defaultFolders(platform, homeOf(readEnv, platform)), ...choice.raw ? [choice.raw] : []]
+    ? [...defaultFolders(platform, homeFolderOf(readEnv, platform)), ...choice.raw ? [choice.raw] : []]
     : [base, db, raw];
   const written = writes === undefined ? [] : [folderOf(writes)];
   const read = reads === undefined ? [] : [folderOf(reads)];
-  const refused = firstRefused([...folders, ...written]) ??
+  const refused = firstNotGranted([...folders, ...written]) ??
     (reads === undefined || isGranted({ name: "read", path: reads }) ? undefined : read[0]);
   if (refused === undefined) return;
   const isOuter = (path: string) => !path.startsWith(pathIn(base, "x").slice(0, -1));
   const outer = choice.source === "default"
-    ? candidateFolders(platform, homeOf(readEnv, platform)).concat(choice.raw ?? [])
+    ? candidateFolders(platform, homeFolderOf(readEnv, platform)).concat(choice.raw ?? [])
     : folders.filter(isOuter);
   outer.push(...written.filter(isOuter));
   throw missingPermission(`Deno does not let this script use ${refused}`, {

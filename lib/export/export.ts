@@ -4,18 +4,18 @@
  */
 import { type Cell, CsvText, type Program, PROGRAMS } from "./csv.ts";
 import {
+  chownToOwnerOf,
   claimPartial,
+  ensureFolder,
   exists,
-  giveToOwnerOf,
-  makeFolder,
-  nameForGood,
-  removeAbandoned,
-  removeIfThere,
+  publish,
+  removeIfExists,
+  removeStalePartials,
 } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
-import { type Instant, instantOf, momentOf } from "../time.ts";
+import { type Instant, parseTimeFlag, parseTimestamp } from "../time.ts";
 import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
-import { isFolder, sizeOf, statOf } from "../fs/locate.ts";
+import { isFolder, sizeOf, statIfExists } from "../fs/locate.ts";
 import { logFiles, scanEvents } from "../log/read.ts";
 import { RUN_COLUMNS, RUN_STATUSES } from "../records.ts";
 import { columnsOf } from "../schema.ts";
@@ -155,9 +155,9 @@ export function readRequest(flags: Readonly<Record<string, string | boolean | un
   const request: ExportRequest = {
     table,
     columns: valueOf("columns") === undefined ? columns : chosenColumns(valueOf("columns")!, columns),
-    since: since === undefined ? undefined : momentOf("since", since, now),
-    until: until === undefined ? undefined : momentOf("until", until, now, "end"),
-    updatedSince: updatedSince === undefined ? undefined : momentOf("updated-since", updatedSince, now),
+    since: since === undefined ? undefined : parseTimeFlag("since", since, now),
+    until: until === undefined ? undefined : parseTimeFlag("until", until, now, "end"),
+    updatedSince: updatedSince === undefined ? undefined : parseTimeFlag("updated-since", updatedSince, now),
     // The name of an agent may itself have a comma.
     agents: agent === undefined ? undefined : new Set([agent, ...agent.split(",")]),
     statuses: status === undefined
@@ -292,7 +292,7 @@ class RowFilter {
 }
 
 function instantIn(cell: Cell): Instant | undefined {
-  return typeof cell === "string" ? instantOf(cell) : undefined;
+  return typeof cell === "string" ? parseTimestamp(cell) : undefined;
 }
 
 async function* databaseRows(
@@ -367,23 +367,23 @@ export async function exportToFile(
     limitRights(partial, request.table === "events" ? logFiles(layout.raw).at(-1) : layout.database);
     const exported = await exportTo(layout, request, file, partial, onProgress);
     file.syncSync();
-    if (path === undefined) giveToOwnerOf(layout.base, partial);
+    if (path === undefined) chownToOwnerOf(layout.base, partial);
     for (const good of paths) {
-      if (nameForGood(partial, good)) return { ...exported, path: good };
+      if (publish(partial, good)) return { ...exported, path: good };
     }
     throw isTaken(path!);
   } catch (error) {
-    removeIfThere(partial);
+    removeIfExists(partial);
     throw error;
   }
 }
 
 /** Takes rights away that the data's own file does not give: others may not be meant to read it. */
 function limitRights(partial: string, model: string | undefined): void {
-  const mode = model === undefined ? null : statOf(model)?.mode ?? null;
+  const mode = model === undefined ? null : statIfExists(model)?.mode ?? null;
   if (mode === null || Deno.build.os === "windows") return;
   // Its owner may do with it what they like, also where the database is protected.
-  Deno.chmodSync(partial, statOf(partial)!.mode! & (mode | 0o600) & 0o777);
+  Deno.chmodSync(partial, statIfExists(partial)!.mode! & (mode | 0o600) & 0o777);
 }
 
 /** A file that is being made, locked until it is closed, and the names to try for it. */
@@ -408,8 +408,8 @@ function isTaken(path: string): TelemetryError {
 function claimInExports(layout: Layout, { table }: ExportRequest): Claim {
   const { base, exports } = layout;
   const { kind } = TABLES[table];
-  makeFolder(base, exports);
-  removeAbandoned(exports, (name) => parseFileName(name)?.kind === kind);
+  ensureFolder(base, exports);
+  removeStalePartials(exports, (name) => parseFileName(name)?.kind === kind);
   for (const name of fileNames(kind, new Date())) {
     const partial = partialOf(pathIn(exports, name));
     try {

@@ -4,7 +4,7 @@
  */
 import { fileError, TelemetryError } from "../errors.ts";
 import { folderOf, partialOf, pathIn, sidecarsOf } from "../layout.ts";
-import { isGranted, statOf } from "./locate.ts";
+import { isGranted, statIfExists } from "./locate.ts";
 
 /**
  * Makes the names in a folder durable (`fsync` of the folder). Windows has no such thing and needs none.
@@ -45,7 +45,7 @@ export function syncFile(path: string, open?: Deno.FsFile): void {
  * @param path what was made
  * @param base whose owner it gets
  */
-export function giveToOwnerOf(base: string, path: string): void {
+export function chownToOwnerOf(base: string, path: string): void {
   try {
     const owner = Deno.statSync(base);
     const made = Deno.lstatSync(path);
@@ -60,7 +60,7 @@ export function giveToOwnerOf(base: string, path: string): void {
  * @returns whether it had to be made
  * @throws {TelemetryError} `in_the_way`, `permission`, `disk_full` …
  */
-export function makeFolder(base: string, folder: string): boolean {
+export function ensureFolder(base: string, folder: string): boolean {
   try {
     if (Deno.statSync(folder).isDirectory) return false;
   } catch (error) {
@@ -70,7 +70,7 @@ export function makeFolder(base: string, folder: string): boolean {
     } catch (failed) {
       throw fileError(failed, `cannot make the folder ${folder}`);
     }
-    if (folder !== base) giveToOwnerOf(base, folder);
+    if (folder !== base) chownToOwnerOf(base, folder);
     // The folder above {base} is the user's: it may not be ours to read.
     const above = folderOf(folder);
     if (isGranted({ name: "read", path: above })) syncFolder(above);
@@ -99,7 +99,7 @@ export function exists(path: string): boolean {
  * @returns false when the name is taken; the partial is then still there
  * @throws {TelemetryError} when the operating system refuses
  */
-export function nameForGood(partial: string, path: string): boolean {
+export function publish(partial: string, path: string): boolean {
   try {
     Deno.linkSync(partial, path);
     Deno.removeSync(partial);
@@ -127,8 +127,8 @@ export function fill(file: Deno.FsFile, bytes: Uint8Array): number {
   return filled;
 }
 
-/** How {@linkcode writeWhole} treats a file that is there already. */
-export interface WriteWholeOptions {
+/** How {@linkcode writeFileAtomic} treats a file that is there already. */
+export interface WriteFileOptions {
   /** Whether it may be replaced. */
   replace: boolean;
   /** Whether to wait, and block the thread, for another process that writes the same file. @default true */
@@ -145,7 +145,7 @@ export interface WriteWholeOptions {
  * @returns whether it was written: false when it is there and may not be replaced
  * @throws {TelemetryError} when the operating system refuses; what was there is still there
  */
-export function writeWhole(base: string, path: string, content: Uint8Array, options: WriteWholeOptions): boolean {
+export function writeFileAtomic(base: string, path: string, content: Uint8Array, options: WriteFileOptions): boolean {
   const partial = partialOf(path);
   // Also for those who may not write here: there is nothing to do.
   if (!options.replace && exists(path) && !exists(partial)) return false;
@@ -157,11 +157,11 @@ export function writeWhole(base: string, path: string, content: Uint8Array, opti
     }
     writeAll(file, content);
     file.syncSync();
-    giveToOwnerOf(base, partial);
-    if (!options.replace) return nameForGood(partial, path);
+    chownToOwnerOf(base, partial);
+    if (!options.replace) return publish(partial, path);
     Deno.renameSync(partial, path);
   } catch (error) {
-    removeIfThere(partial);
+    removeIfExists(partial);
     throw fileError(error, `cannot write ${path}`);
   }
   syncFolder(folderOf(path));
@@ -190,14 +190,14 @@ export function claimPartial(partial: string, wait: boolean = true): Deno.FsFile
       throw fileError(error, `cannot write ${partial}`);
     }
     // The lock may be on a file that its former owner has named or removed in the meantime.
-    const stat = file.tryLockSync(true) ? statIfAt(file, partial) : undefined;
+    const stat = file.tryLockSync(true) ? statIfSameFile(file, partial) : undefined;
     if (stat) {
       if ((stat.nlink ?? 1) === 1) {
         file.truncateSync(0);
         return file;
       }
       // Killed between giving it its name and taking this one away: it is a finished file, not to be written into.
-      removeIfThere(partial);
+      removeIfExists(partial);
     }
     file.close();
     if (performance.now() >= deadline) {
@@ -276,32 +276,32 @@ export class EarlySync implements AsyncDisposable {
  * @param folder where
  * @param isOurs whether a name, without `.partial`, is of the kind that may be removed
  */
-export function removeAbandoned(folder: string, isOurs: (name: string) => boolean): void {
+export function removeStalePartials(folder: string, isOurs: (name: string) => boolean): void {
   for (const { name } of Deno.readDirSync(folder)) {
     if (!name.endsWith(".partial") || !isOurs(name.slice(0, -".partial".length))) continue;
     const path = pathIn(folder, name);
     try {
       using file = Deno.openSync(path, { read: true, write: true });
-      if (!file.tryLockSync(true) || !statIfAt(file, path)) continue;
+      if (!file.tryLockSync(true) || !statIfSameFile(file, path)) continue;
       removePartial(path);
     } catch { /* another user's, or just named: not ours to remove */ }
   }
 }
 
 /** What an open file is, if it still is the one at a path; else undefined. */
-export function statIfAt(file: Deno.FsFile, path: string): Deno.FileInfo | undefined {
+export function statIfSameFile(file: Deno.FsFile, path: string): Deno.FileInfo | undefined {
   const open = file.statSync();
-  const there = statOf(path);
+  const there = statIfExists(path);
   return there?.ino === open.ino && there?.dev === open.dev ? open : undefined;
 }
 
 /** Removes a partial, with what SQLite keeps beside it. */
 export function removePartial(partial: string): void {
-  for (const path of [...Object.values(sidecarsOf(partial)), partial]) removeIfThere(path);
+  for (const path of [...Object.values(sidecarsOf(partial)), partial]) removeIfExists(path);
 }
 
 /** Removes a file that nobody needs. Where that fails, it stays. */
-export function removeIfThere(path: string): void {
+export function removeIfExists(path: string): void {
   try {
     Deno.removeSync(path);
   } catch { /* it was not there, or cannot be removed */ }

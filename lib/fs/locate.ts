@@ -4,7 +4,7 @@
  */
 import { isAbsolute, join, normalize } from "node:path";
 import { fileError, TelemetryError } from "../errors.ts";
-import { findBase, type Layout, layoutOf, parseFileName, type Surroundings } from "../layout.ts";
+import { type Layout, layoutOf, parseFileName, resolveBase, type Surroundings } from "../layout.ts";
 
 /**
  * The layout that this process means: `base` if given (it beats all, `TELEMETRY_NDJSON_DIR` included),
@@ -19,7 +19,7 @@ export function locate(
   look: Pick<Surroundings, "env" | "exists"> = { env: readEnv, exists: isFolder },
 ): Layout {
   if (base) return followed(layoutOf(isAbsolute(base) ? normalize(base) : join(Deno.cwd(), base)));
-  return followed(layoutOf(findBase({ ...look, platform: Deno.build.os, cwd: Deno.cwd() })));
+  return followed(layoutOf(resolveBase({ ...look, platform: Deno.build.os, cwd: Deno.cwd() })));
 }
 
 /** The same layout where the database is a link: SQLite keeps its sidecars beside the real file. */
@@ -58,7 +58,7 @@ export function isGranted(permission: Deno.PermissionDescriptor): boolean {
  * The first folder that Deno does not let us read and write, if any. Behind a link, Deno wants the real folder granted
  * as well as the link.
  */
-export function firstRefused(folders: string[]): string | undefined {
+export function firstNotGranted(folders: string[]): string | undefined {
   const refused = (path: string) => !isGranted({ name: "read", path }) || !isGranted({ name: "write", path });
   return folders.find(refused) ?? folders.map(realPath).find(refused);
 }
@@ -77,8 +77,8 @@ export function realPath(path: string): string {
  *
  * @throws {TelemetryError} `permission`
  */
-export function requireGranted(folders: string[]): void {
-  const refused = firstRefused(folders);
+export function assertGranted(folders: string[]): void {
+  const refused = firstNotGranted(folders);
   if (refused === undefined) return;
   throw new TelemetryError("permission", `Deno does not let this program use ${refused}`, {
     hint: `run it with --allow-read=${refused} --allow-write=${refused}`,
@@ -86,7 +86,7 @@ export function requireGranted(folders: string[]): void {
 }
 
 /** The other folders that could have been `{base}` and hold data: a database, or a log with something in it. */
-export function othersWithData(layout: Layout): string[] {
+export function otherStoresWithData(layout: Layout): string[] {
   const base = realPath(layout.base);
   return layout.choice.others.filter((other) => realPath(other) !== base && holdsData(layoutOf(other)));
 }
@@ -109,7 +109,7 @@ function holdsData({ base, raw, database }: Layout): boolean {
  *
  * @throws {TelemetryError} when it cannot be looked at
  */
-export function statOf(path: string): Deno.FileInfo | undefined {
+export function statIfExists(path: string): Deno.FileInfo | undefined {
   try {
     return Deno.statSync(path);
   } catch (error) {
@@ -120,5 +120,5 @@ export function statOf(path: string): Deno.FileInfo | undefined {
 
 /** The size of a file in bytes, or undefined when there is none. */
 export function sizeOf(path: string): number | undefined {
-  return statOf(path)?.size;
+  return statIfExists(path)?.size;
 }

@@ -2,10 +2,10 @@
  * The log of `raw/`: records are appended durably, one JSON object a line (contract, "NDJSON records").
  * @module
  */
-import { giveToOwnerOf, makeFolder, statIfAt, syncFolder, writeAll } from "../fs/atomic_file.ts";
+import { chownToOwnerOf, ensureFolder, statIfSameFile, syncFolder, writeAll } from "../fs/atomic_file.ts";
 import { fileError, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
-import { type LogRecord, MAX_LINE_BYTES, toJson, whyNoRecord } from "../records.ts";
+import { type LogRecord, MAX_LINE_BYTES, toJson, validateRecord } from "../records.ts";
 
 /** Bounds of an {@linkcode EventLog}. */
 export interface EventLogOptions {
@@ -161,7 +161,7 @@ export class EventLog {
   async #write(lines: string): Promise<void> {
     const { file, path, size, ino } = await this.#openLocked();
     using _closed = file;
-    if (size === 0) giveToOwnerOf(this.#base, path);
+    if (size === 0) chownToOwnerOf(this.#base, path);
     const isOurEnd = this.#end?.ino === ino && this.#end.size === size;
     const bytes = this.#encoder.encode(!isOurEnd && endsInHalfLine(file, size) ? `\n${lines}` : lines);
     if (Deno.build.os === "windows") file.seekSync(0, Deno.SeekMode.End);
@@ -209,7 +209,7 @@ export class EventLog {
       const file = this.#open(path);
       try {
         await this.#lock(file, deadline);
-        const stat = statIfAt(file, path);
+        const stat = statIfSameFile(file, path);
         if (stat && path === this.#pathNow()) return { file, path, size: stat.size, ino: stat.ino };
         if (performance.now() > deadline) throw lockedTooLong(this.#raw);
       } catch (error) {
@@ -230,7 +230,7 @@ export class EventLog {
       return Deno.openSync(path, options);
     } catch (error) {
       if (!(error instanceof Deno.errors.NotFound)) throw error;
-      if (makeFolder(this.#base, this.#raw)) this.#onFolderMade(this.#raw);
+      if (ensureFolder(this.#base, this.#raw)) this.#onFolderMade(this.#raw);
       return Deno.openSync(path, options);
     }
   }
@@ -267,7 +267,7 @@ export class EventLog {
 
 function lineOf(record: LogRecord): string {
   const line = toJson(record, "record") + "\n";
-  const reason = whyNoRecord(record);
+  const reason = validateRecord(record);
   if (reason !== undefined) {
     throw new TelemetryError("invalid_record", `readers of the log would not take this for a record: ${reason}`, {
       hint: "give it the fields that the contract requires",

@@ -2,10 +2,10 @@
  * Finds the records that are whole in a line that is not.
  * @module
  */
-import { type LogRecord, type NoRecordReason, whyNoRecord } from "../records.ts";
+import { type InvalidRecordReason, type LogRecord, validateRecord } from "../records.ts";
 
 /** Why a part of a broken line is no record. */
-export type BrokenReason = "not whole JSON" | "not UTF-8" | NoRecordReason;
+export type BrokenReason = "not whole JSON" | "not UTF-8" | InvalidRecordReason;
 
 /** What a power cut leaves. */
 export const NUL = 0x00;
@@ -139,7 +139,7 @@ export class BrokenLine {
     if (text === undefined) return "not UTF-8";
     const value = parsed(text);
     if (value === undefined) return "not whole JSON";
-    return whyNoRecord(value) ?? value as LogRecord;
+    return validateRecord(value) ?? value as LogRecord;
   }
 
   /** These bytes with `null` for each of Python's bare words. */

@@ -4,17 +4,17 @@
  * @module
  */
 import { BrokenLine, decoded, LENIENT, NEWLINE, NUL, parsed, trimmed } from "./broken_line.ts";
-import { fileError, messageOf } from "../errors.ts";
+import { errorMessage, fileError } from "../errors.ts";
 import { DAMAGED, gunzipped, readPatiently } from "./gzip.ts";
 import { pathIn } from "../layout.ts";
 import {
+  type InvalidRecordReason,
   type LogRecord,
   MAX_LINE_BYTES,
-  type NoRecordReason,
   REQUIRED_FIELDS,
   RUN_COLUMNS,
   RUN_STATUSES,
-  whyNoRecord,
+  validateRecord,
 } from "../records.ts";
 
 /** How much of a plain file is read at a time. */
@@ -34,8 +34,8 @@ export type RejectionReason =
   | "not whole JSON"
   /** As above, with bytes that are no UTF-8. */
   | "not UTF-8"
-  /** JSON, but not what `whyNoRecord` calls a record. */
-  | NoRecordReason;
+  /** JSON, but not what `validateRecord` calls a record. */
+  | InvalidRecordReason;
 
 /** A record, and where it stands. */
 export interface ScannedRecord {
@@ -304,7 +304,7 @@ class Lines {
   endUnreadable(error: unknown): Scanned[] {
     const found = this.end();
     const rejection = this.#rejection("cannot be read", new Uint8Array(0), this.#position);
-    found.push({ ...rejection, line: this.#position > 0 ? this.line : 0, text: messageOf(error) });
+    found.push({ ...rejection, line: this.#position > 0 ? this.line : 0, text: errorMessage(error) });
     return found;
   }
 
@@ -388,7 +388,7 @@ class Lines {
     if (start === end) return;
     const value = text === undefined ? undefined : parsed(text);
     if (value === undefined) return this.#salvage(bytes.subarray(start, end));
-    const reason = whyNoRecord(value);
+    const reason = validateRecord(value);
     if (reason === undefined) this.#accept(value as LogRecord);
     else this.#reject(reason, bytes.subarray(start, end), this.#position);
   }

@@ -2,16 +2,16 @@
  * Whether the database is sound, and what log and database say of each other, without changing either.
  * @module
  */
-import { hasCode, messageOf, TelemetryError } from "../errors.ts";
+import { errorMessage, hasCode, TelemetryError } from "../errors.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { NO_DATABASE } from "../store/replace_database.ts";
-import { lastStates, LOG_COLUMNS } from "../store/merge.ts";
+import { LOG_COLUMNS, readRunStates } from "../store/merge.ts";
 import { rowidOf } from "../sqlite/rows.ts";
 import { inspect, newerSchema } from "../sqlite/migrate.ts";
-import { Connection, retryLocked } from "../sqlite/connection.ts";
+import { Connection, retryWhileLocked } from "../sqlite/connection.ts";
 
 /** What {@linkcode checkHealth} found. */
 export interface Health {
@@ -83,7 +83,7 @@ export async function checkHealth(layout: Layout, options: HealthOptions = {}): 
   try {
     if (!options.mayUndo) refuseBrokenOff(database);
     using db = Connection.openToRead(database);
-    const problems = retryLocked(() => db.check("quick"));
+    const problems = retryWhileLocked(() => db.check("quick"));
     const { version, missing } = inspect(db);
     // Of a damaged one, a page may say any version: recovery looks closer.
     if (version > SCHEMA_VERSION && problems.length === 0) throw newerSchema(database, version);
@@ -92,7 +92,7 @@ export async function checkHealth(layout: Layout, options: HealthOptions = {}): 
     const runs = options.compare && problems.length === missing_tables.length ? await compareRuns(db, layout) : null;
     return { healthy: problems.length === 0, problems, missing_tables, schema_version: version, runs };
   } catch (error) {
-    if (hasCode(error, ...NO_DATABASE)) return lost(messageOf(error));
+    if (hasCode(error, ...NO_DATABASE)) return lost(errorMessage(error));
     if (!(error instanceof TelemetryError) || error.code === "newer_schema") throw error;
     throw new TelemetryError(error.code, `the database could not be checked: ${error.message}`, {
       hint: error.hint,
@@ -116,7 +116,7 @@ async function compareRuns(db: Connection, { raw }: Layout): Promise<RunComparis
   const [named, isOlder] = [new Rows(last), new Rows(last)];
   const inLogAlone = new Set<string>();
   const unreadable = new Set<string>();
-  for await (const { cells, rejections } of lastStates(logFiles(raw))) {
+  for await (const { cells, rejections } of readRunStates(logFiles(raw))) {
     for (const { rejected, file } of rejections) if (rejected === "cannot be read") unreadable.add(file);
     for (let at = 0; at < cells.length; at += LOG_COLUMNS.length) {
       const row = find.get(cells[at]!);

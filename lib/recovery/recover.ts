@@ -3,37 +3,37 @@
  * @module
  */
 import {
+  chownToOwnerOf,
   claimForSqlite,
+  ensureFolder,
   exists,
-  giveToOwnerOf,
-  makeFolder,
-  removeIfThere,
+  removeIfExists,
   removePartial,
   syncFile,
 } from "../fs/atomic_file.ts";
 import { hasCode, TelemetryError } from "../errors.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
-import { sizeOf, statOf } from "../fs/locate.ts";
+import { sizeOf, statIfExists } from "../fs/locate.ts";
 import { logFiles, type ScanProgress } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { RecoveryReport, removeHalfReports } from "./report.ts";
 import {
   type Current,
-  examineCurrent,
+  inspectCurrent,
+  installDatabase,
   isCopy,
-  keepCurrent,
-  putInPlace,
+  preserveCurrent,
   release,
   removeHalfCopies,
   Watch,
 } from "../store/replace_database.ts";
-import { applyLog, keepRuns, lastStates, LOG_COLUMNS, MARK, upsertOf } from "../store/merge.ts";
+import { LOG_COLUMNS, MARK_POSTED_SQL, mergeRuns, readRunStates, replayLog, upsertSql } from "../store/merge.ts";
 import { quotedName, rowidOf } from "../sqlite/rows.ts";
 import { Salvage } from "./salvage.ts";
-import { recoveryLayoutSql } from "../schema.ts";
+import { recoverySchemaSql } from "../schema.ts";
 import { applySchema, dropSlowIndexes, newerSchema } from "../sqlite/migrate.ts";
-import { copiesIn, requireSound } from "../sqlite/snapshot.ts";
-import { Connection, folderInTheWay, type OnProgress } from "../sqlite/connection.ts";
+import { assertIntact, listCopies } from "../sqlite/snapshot.ts";
+import { Connection, folderAtDatabasePath, type OnProgress } from "../sqlite/connection.ts";
 import { ThreadConnection } from "../sqlite/thread.ts";
 
 /** How {@linkcode recoverDatabase} goes about it. */
@@ -121,35 +121,35 @@ export function recoverDatabase(layout: Layout, options: RecoveryOptions): Promi
 export async function recoverDatabase(layout: Layout, options: RecoveryOptions = {}): Promise<Recovery | null> {
   const start = performance.now();
   const { base, db, database, recovering } = layout;
-  if (statOf(database)?.isDirectory) throw folderInTheWay(database);
-  makeFolder(base, db);
+  if (statIfExists(database)?.isDirectory) throw folderAtDatabasePath(database);
+  ensureFolder(base, db);
   const wasInterrupted = exists(recovering);
   const claim = claimForSqlite(recovering, sizeOf(database) === undefined ? recovering : database);
   try {
-    for (const sidecar of Object.values(sidecarsOf(recovering))) removeIfThere(sidecar);
+    for (const sidecar of Object.values(sidecarsOf(recovering))) removeIfExists(sidecar);
     if (options.isNeeded && !await options.isNeeded()) return null;
-    let current = examineCurrent(database);
+    let current = inspectCurrent(database);
     if (current.state === "sound" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
     using watch = new Watch(database, (prepared, present) =>
       withoutTriggers(prepared, () => {
-        keepRuns(prepared, present);
+        mergeRuns(prepared, present);
         new Salvage(prepared, database, () => {}).takeOthersFrom(present);
       }));
     // Before the copy is made, where that goes through SQLite; after it, where these files are read as they are.
     if (current.state === "sound") watch.open(false);
     // What a recovery that was killed has kept. It may have been half way through replacing it.
-    const previous = wasInterrupted && current.state !== "sound" ? copiesIn(db, ["corrupted"])[0]?.path : undefined;
+    const previous = wasInterrupted && current.state !== "sound" ? listCopies(db, ["corrupted"])[0]?.path : undefined;
     // Else each try that is killed would leave one more copy.
     const isKept = previous !== undefined && isCopy(previous, database);
     let kept: string | null;
     try {
-      kept = isKept ? previous : await keepCurrent(layout, current, "corrupted");
+      kept = isKept ? previous : await preserveCurrent(layout, current, "corrupted");
     } catch (error) {
       // Only a connection that may write sees a row that breaks a CHECK.
       if (current.state !== "sound" || !hasCode(error, "damaged")) throw error;
       current = { state: "damaged" };
       watch.close();
-      kept = await keepCurrent(layout, current, "corrupted");
+      kept = await preserveCurrent(layout, current, "corrupted");
     }
     watch.open(true);
     const report = new RecoveryReport(layout);
@@ -157,8 +157,8 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
     try {
       const rebuild = new Rebuild(layout, report);
       const built = await rebuild.build({ ...options, kept, previous, current, watch });
-      giveToOwnerOf(base, recovering);
-      await putInPlace({ path: recovering, claim }, database, current, {
+      chownToOwnerOf(base, recovering);
+      await installDatabase({ path: recovering, claim }, database, current, {
         onLocked: () => watch.carryOver(recovering),
         onRename: () => watch.close(),
       });
@@ -183,7 +183,7 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
  * Removes what recoveries that were killed have left, when there is nothing to recover any more. Left there, it would
  * have the next recovery take up what that one has kept, however long ago.
  */
-export function tidyUp({ recovering, db, reports }: Layout): void {
+export function removeLeftovers({ recovering, db, reports }: Layout): void {
   try {
     if (exists(recovering)) release(claimForSqlite(recovering, recovering, false), recovering);
     removeHalfCopies(db, "corrupted");
@@ -197,7 +197,7 @@ export function tidyUp({ recovering, db, reports }: Layout): void {
 /** Opens what is in place as agents do. What was written over a sound database has not been checked yet. */
 function seePlaced(database: string, isToBeChecked: boolean): void {
   using db = Connection.open(database);
-  if (isToBeChecked) requireSound(db, database);
+  if (isToBeChecked) assertIntact(db, database);
   // Closing it takes away the sidecars that a reader has left.
   else db.get("SELECT 1 FROM sqlite_schema");
 }
@@ -242,7 +242,7 @@ class Rebuild {
     db.transaction(() => applySchema(db));
     salvage.finish(db);
     from.watch.carryOver(db);
-    requireSound(db, recovering);
+    assertIntact(db, recovering);
     const count = (table: string) => Number(db.get(`SELECT count(*) AS rows FROM ${table}`)!["rows"]);
     const runs = count("agent_runs");
     const built = {
@@ -268,7 +268,7 @@ class Rebuild {
     if (current.state === "sound") {
       db.exec(`PRAGMA page_size=${current.pageSize}; PRAGMA encoding='${current.encoding}'`);
     }
-    db.exec(SCRAP_PRAGMAS + recoveryLayoutSql());
+    db.exec(SCRAP_PRAGMAS + recoverySchemaSql());
     applySchema(db);
     dropSlowIndexes(db);
     db.exec("DELETE FROM schema_migrations");
@@ -304,13 +304,13 @@ class Rebuild {
     await writer.exec(`${SCRAP_PRAGMAS} PRAGMA ignore_check_constraints=ON;`);
     if (salvaged > 0) await writer.exec(touched);
     await writer.exec("BEGIN");
-    const upsert = upsertOf(LOG_COLUMNS);
+    const upsert = upsertSql(LOG_COLUMNS);
     const inFlight: Promise<void>[] = [];
     let batches = 0;
-    for await (const { cells, posted, rejections } of lastStates(files, progress)) {
+    for await (const { cells, posted, rejections } of readRunStates(files, progress)) {
       for (const rejection of rejections) this.#report.rejectLine(rejection);
       const written = [writer.runAll(upsert, LOG_COLUMNS.length, cells)];
-      if (posted.length > 0) written.push(writer.runAll(MARK, 2, posted.flat()));
+      if (posted.length > 0) written.push(writer.runAll(MARK_POSTED_SQL, 2, posted.flat()));
       if (++batches % TRANSACTION_BATCHES === 0) written.push(writer.exec("COMMIT; BEGIN"));
       const all = Promise.all(written).then(() => {});
       // Seen when it is waited for.
@@ -333,7 +333,7 @@ class Rebuild {
       const grown = logFiles(raw).filter((file) => sizeOf(file) !== this.#sizes.get(file));
       if (grown.length === 0) return [];
       using db = Connection.open(database);
-      await applyLog(db, grown);
+      await replayLog(db, grown);
       return [];
     } catch (error) {
       if (!(error instanceof TelemetryError)) throw error;

@@ -3,16 +3,16 @@
  * @module
  */
 import {
+  chownToOwnerOf,
   claimPartial,
-  giveToOwnerOf,
-  makeFolder,
-  nameForGood,
-  removeAbandoned,
-  removeIfThere,
+  ensureFolder,
+  publish,
+  removeIfExists,
+  removeStalePartials,
   writeAll,
-  writeWhole,
+  writeFileAtomic,
 } from "../fs/atomic_file.ts";
-import { messageOf } from "../errors.ts";
+import { errorMessage } from "../errors.ts";
 import { fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
 import type { Rejection } from "../log/read.ts";
@@ -25,7 +25,7 @@ const SHOWN_CHARS = 64 * 1024;
 /** Removes what killed recoveries have left of their reports. */
 export function removeHalfReports(reports: string): void {
   const ours = ["recovery_report", "recovery_rejects"];
-  removeAbandoned(reports, (name) => ours.includes(parseFileName(name)?.kind ?? ""));
+  removeStalePartials(reports, (name) => ours.includes(parseFileName(name)?.kind ?? ""));
 }
 
 /** The files of one recovery in `reports/`. A report that cannot be written is no reason to have no database. */
@@ -45,10 +45,10 @@ export class RecoveryReport {
     const now = new Date();
     const rejects = fileNames("recovery_rejects", now);
     try {
-      makeFolder(base, reports);
+      ensureFolder(base, reports);
       removeHalfReports(reports);
     } catch (error) {
-      this.#failure = messageOf(error);
+      this.#failure = errorMessage(error);
     }
     for (const name of fileNames("recovery_report", now)) {
       this.#path = pathIn(reports, name);
@@ -82,7 +82,7 @@ export class RecoveryReport {
       this.#file ??= claimPartial(partialOf(this.#rejectedPath), false);
       writeAll(this.#file, new TextEncoder().encode(`${JSON.stringify(entry)}\n`));
     } catch (error) {
-      this.#failure = messageOf(error);
+      this.#failure = errorMessage(error);
     }
   }
 
@@ -94,9 +94,9 @@ export class RecoveryReport {
     const done: Recovery = { ...recovery, warnings, rejected, report: this.#path, rejected_file: this.#nameRejected() };
     try {
       const text = `${JSON.stringify(done, null, 2)}\n`;
-      writeWhole(this.#base, this.#path, new TextEncoder().encode(text), { replace: false });
+      writeFileAtomic(this.#base, this.#path, new TextEncoder().encode(text), { replace: false });
     } catch (error) {
-      this.#failure ??= messageOf(error);
+      this.#failure ??= errorMessage(error);
       done.report = null;
     }
     if (this.#failure === undefined) return done;
@@ -108,10 +108,10 @@ export class RecoveryReport {
     try {
       if (this.#file === undefined) return null;
       this.#file.syncSync();
-      giveToOwnerOf(this.#base, partial);
-      return nameForGood(partial, this.#rejectedPath) ? this.#rejectedPath : null;
+      chownToOwnerOf(this.#base, partial);
+      return publish(partial, this.#rejectedPath) ? this.#rejectedPath : null;
     } catch (error) {
-      this.#failure ??= messageOf(error);
+      this.#failure ??= errorMessage(error);
       return null;
     } finally {
       this.#file?.close();
@@ -122,6 +122,6 @@ export class RecoveryReport {
   abandon(): void {
     if (this.#file === undefined) return;
     this.#file.close();
-    removeIfThere(partialOf(this.#rejectedPath));
+    removeIfExists(partialOf(this.#rejectedPath));
   }
 }

@@ -3,15 +3,15 @@
  * the damage, and page by page where SQLite cannot go.
  * @module
  */
-import { hasCode, messageOf, TelemetryError } from "../errors.ts";
+import { errorMessage, hasCode, TelemetryError } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
-import { looksOverwritten, RUN_COLUMNS, RUN_STATUSES, SCHEMA_VERSION } from "../records.ts";
-import { MARK } from "../store/merge.ts";
+import { isOverwrittenId, RUN_COLUMNS, RUN_STATUSES, SCHEMA_VERSION } from "../records.ts";
+import { MARK_POSTED_SQL } from "../store/merge.ts";
 import { quotedName, type ReadRow, readRows, rowidOf } from "../sqlite/rows.ts";
 import { columnsOf, isOfContract, type TableName } from "../schema.ts";
-import { newerSchema, proveInsert } from "../sqlite/migrate.ts";
-import { Connection, retryLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
+import { assertAcceptsRuns, newerSchema } from "../sqlite/migrate.ts";
+import { Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
 import { PageFile } from "./page_reader.ts";
 
 /** The least that a database has: one page of the smallest size. */
@@ -107,7 +107,7 @@ export class Salvage {
     this.#db = db;
     this.#database = database;
     this.#onRejected = onRejected;
-    this.#mark = db.prepare(MARK);
+    this.#mark = db.prepare(MARK_POSTED_SQL);
   }
 
   /**
@@ -122,7 +122,7 @@ export class Salvage {
     const source: Source = { path, isSound: false, objects: [], columns: new Map(), withoutRowid: new Set() };
     this.#read(path, (db) => {
       this.#readSchema(db, source);
-      source.isSound = retryLocked(() => db.check("quick")).length === 0;
+      source.isSound = retryWhileLocked(() => db.check("quick")).length === 0;
     });
     // The WAL of another program shows that one's tables, and SQLite finds nothing wrong with them.
     if (!source.columns.has("agent_runs")) source.isSound = false;
@@ -169,7 +169,7 @@ export class Salvage {
    * @param db the new database, opened again
    */
   finish(db: Connection): void {
-    const mark = db.prepare(MARK);
+    const mark = db.prepare(MARK_POSTED_SQL);
     db.transaction(() => {
       for (const run_id of this.#marked) mark.run(null, run_id);
       for (const [table, seq] of this.#sequences) keepSequence(db, table, seq);
@@ -178,10 +178,10 @@ export class Salvage {
       try {
         db.transaction(() => {
           db.exec(sql);
-          proveInsert(db);
+          assertAcceptsRuns(db);
         });
       } catch (error) {
-        this.notBrought.push(`${name}: ${messageOf(error)}`);
+        this.notBrought.push(`${name}: ${errorMessage(error)}`);
       }
     }
   }
@@ -199,7 +199,7 @@ export class Salvage {
   }
 
   #readSchema(db: Connection, source: Source): void {
-    const rows = retryLocked(() => db.all("SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema"));
+    const rows = retryWhileLocked(() => db.all("SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema"));
     source.objects = rows.map(({ type, name, tbl_name, rootpage, sql }) =>
       schemaObject([type!, name!, tbl_name!, rootpage!, sql!])
     );
@@ -263,7 +263,7 @@ export class Salvage {
       if (columnsIn(this.#db, name).length === 0) this.#db.exec(sql);
       this.#added.add(name);
     } catch (error) {
-      this.#leave(`table ${name}`, messageOf(error));
+      this.#leave(`table ${name}`, errorMessage(error));
     }
   }
 
@@ -289,7 +289,7 @@ export class Salvage {
           this.#db.exec(add);
           this.#leave(`column ${table}.${name}`, `${byDefault.trim()} cannot be added to a table that is there`);
         } catch (error) {
-          this.#leave(`column ${table}.${name}`, messageOf(error));
+          this.#leave(`column ${table}.${name}`, errorMessage(error));
           continue;
         }
       }
@@ -313,9 +313,9 @@ export class Salvage {
       try {
         for (const rows of readRows(db, table, columns, { exact, onDamage: () => unread++ })) {
           for (const { rowid, cells } of rows) {
-            if (source.isSound && !isWhole && looksOverwritten(cells[id])) {
+            if (source.isSound && !isWhole && isOverwrittenId(cells[id])) {
               // The quick check does not see that an index says otherwise.
-              isWhole = retryLocked(() => db.check("full")).length === 0;
+              isWhole = retryWhileLocked(() => db.check("full")).length === 0;
               source.isSound = isWhole;
             }
             this.#take(source, table, columns, rowid, cells);
@@ -326,7 +326,7 @@ export class Salvage {
         if (!isUnreadable(error) && !hasCode(error, "io")) throw error;
         if (isOfContract(table) && source.isSound) throw error;
         if (!isOfContract(table)) {
-          this.#leave(`table ${table}`, `some or all of its rows cannot be read (${messageOf(error)})`);
+          this.#leave(`table ${table}`, `some or all of its rows cannot be read (${errorMessage(error)})`);
         }
       }
       if (unread > 0 && source.withoutRowid.has(table)) {
@@ -429,7 +429,7 @@ export class Salvage {
       if (table === "agent_runs" && (typeof value("run_id") !== "string" || value("run_id") === "")) {
         throw new TelemetryError("invalid_record", "run_id is missing");
       }
-      if (table === "agent_runs" && !source.isSound && looksOverwritten(value("run_id"))) {
+      if (table === "agent_runs" && !source.isSound && isOverwrittenId(value("run_id"))) {
         throw new TelemetryError("invalid_record", "run_id is damaged");
       }
       // A key is not to be taken from a row that has no number.
@@ -438,7 +438,7 @@ export class Salvage {
       statement.run(...cells, ...number.map(() => BigInt(rowid!)));
     } catch (error) {
       if (!hasCode(error, "invalid_record")) throw error;
-      return this.#reject(source, table, rowid, messageOf(error.cause ?? error), cells, origin);
+      return this.#reject(source, table, rowid, errorMessage(error.cause ?? error), cells, origin);
     }
     // What a transaction has changed is held in memory until it ends.
     if (++this.#taken % TRANSACTION_ROWS === 0) this.#db.exec("COMMIT; BEGIN");
@@ -472,7 +472,7 @@ export class Salvage {
       } catch (error) {
         if (isOfContract(table)) throw error;
         // It lacks a column that could not be added.
-        throw new TelemetryError("invalid_record", messageOf(error), { cause: error });
+        throw new TelemetryError("invalid_record", errorMessage(error), { cause: error });
       }
       this.#statements.set(key, statement);
     }

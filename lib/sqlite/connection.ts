@@ -5,9 +5,9 @@
  * @module
  */
 import { backup, DatabaseSync, type DatabaseSyncOptions, type SQLInputValue, type StatementSync } from "node:sqlite";
-import { type ErrorCode, hasCode, messageOf, TelemetryError } from "../errors.ts";
+import { type ErrorCode, errorMessage, hasCode, TelemetryError } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
-import { sizeOf, statOf } from "../fs/locate.ts";
+import { sizeOf, statIfExists } from "../fs/locate.ts";
 
 /** What can be bound to a parameter. Booleans and undefined cannot. */
 export type SqlValue = SQLInputValue;
@@ -85,12 +85,12 @@ export class Connection implements Disposable {
    * @throws {TelemetryError} as `open` does, and `no_storage` when there is no such file
    */
   static openToRead(path: string): Connection {
-    const stat = statOf(path);
+    const stat = statIfExists(path);
     if (stat === undefined) throw noDatabase(path);
-    if (stat.isDirectory) throw folderInTheWay(path);
+    if (stat.isDirectory) throw folderAtDatabasePath(path);
     let db: Connection | undefined;
     try {
-      db = retryLocked(() => Connection.open(path, { readOnly: isReadOnlyToRead(path) }));
+      db = retryWhileLocked(() => Connection.open(path, { readOnly: isReadOnlyToRead(path) }));
       db.get("SELECT count(*) FROM sqlite_schema");
     } catch (error) {
       if (hasCode(error, "permission") && (sizeOf(sidecarsOf(path).wal) ?? 0) === 0) {
@@ -104,14 +104,14 @@ export class Connection implements Disposable {
   }
 
   static #inMemory(path: string, refusal: TelemetryError): Connection {
-    const before = statOf(path);
+    const before = statIfExists(path);
     let bytes: Uint8Array<ArrayBuffer>;
     try {
       bytes = Deno.readFileSync(path);
     } catch {
       throw refusal;
     }
-    const after = statOf(path);
+    const after = statIfExists(path);
     if ((sizeOf(sidecarsOf(path).wal) ?? 0) > 0 || String(before?.mtime) !== String(after?.mtime)) throw refusal;
     // Header bytes 18 and 19: the file is not in WAL mode, which memory does not have (SQLite's file format).
     bytes.fill(1, 18, 20);
@@ -165,7 +165,7 @@ export class Connection implements Disposable {
    * @throws {TelemetryError} `locked` when another process has the lock for longer than the timeouts
    */
   transaction<T>(work: () => T): T {
-    retryLocked(() => this.run("BEGIN IMMEDIATE"));
+    retryWhileLocked(() => this.run("BEGIN IMMEDIATE"));
     try {
       const result = work();
       this.run("COMMIT");
@@ -231,7 +231,7 @@ export class Connection implements Disposable {
       const found = rows.map((row) => String(Object.values(row)[0]));
       return found.length === 1 && found[0] === "ok" ? [] : found;
     } catch (error) {
-      if (hasCode(error, "damaged")) return [messageOf(error.cause)];
+      if (hasCode(error, "damaged")) return [errorMessage(error.cause)];
       throw error;
     }
   }
@@ -265,7 +265,7 @@ export function noDatabase(path: string): TelemetryError {
 }
 
 /** The error for a folder that stands where the database belongs. */
-export function folderInTheWay(path: string): TelemetryError {
+export function folderAtDatabasePath(path: string): TelemetryError {
   return new TelemetryError("in_the_way", `${path} is a folder, but the database belongs there`, {
     hint: "move that folder away and run this again",
   });
@@ -317,7 +317,7 @@ export class Statement {
  *
  * @throws {TelemetryError} `locked` when the last try failed too; any other error at once
  */
-export function retryLocked<T>(write: () => T): T {
+export function retryWhileLocked<T>(write: () => T): T {
   for (const delayMs of LOCK_RETRY_DELAYS_MS) {
     try {
       return write();
@@ -386,7 +386,7 @@ const HINTS: Partial<Record<ErrorCode, string>> = {
 /** What the binding threw, told apart. */
 export function sqliteError(thrown: unknown, path: string): TelemetryError {
   if (thrown instanceof TelemetryError) return thrown;
-  const text = messageOf(thrown);
+  const text = errorMessage(thrown);
   const errcode = (thrown as { errcode?: unknown }).errcode;
   const code: ErrorCode = thrown instanceof Deno.errors.NotCapable
     ? "permission"

@@ -44,7 +44,7 @@ export function inspect(db: Connection): Inspection {
       },
     );
   }
-  const runColumns = columnsThere(db, "agent_runs");
+  const runColumns = columnNames(db, "agent_runs");
   if (runColumns.size === 0) {
     throw new TelemetryError("not_a_database", `${db.path} is not a telemetry database: it has no table agent_runs`, {
       hint: "see whether it belongs to another program; move it away and run this again",
@@ -79,7 +79,7 @@ function missingIn(db: Connection, names: Set<string>): string[] {
       missing.push(table);
       continue;
     }
-    const there = columnsThere(db, table);
+    const there = columnNames(db, table);
     missing.push(...Object.keys(columns).filter((column) => !there.has(column)).map((column) => `${table}.${column}`));
   }
   missing.push(...Object.keys(INDEXES).filter((index) => !names.has(index)));
@@ -93,7 +93,7 @@ function namesIn(db: Connection): Set<string> {
 }
 
 /** The names of the columns that a table has, in lower case, as SQLite compares them; none where there is no such table. */
-export function columnsThere(db: Connection, table: string): Set<string> {
+export function columnNames(db: Connection, table: string): Set<string> {
   const rows = db.all("SELECT lower(name) AS name FROM pragma_table_info(?)", table);
   return new Set(rows.map((row) => row["name"] as string));
 }
@@ -117,14 +117,14 @@ export function newerSchema(path: string, version: number): TelemetryError {
 export function applySchema(db: Connection): void {
   for (const table of TABLE_NAMES) {
     db.exec(tableSql(table));
-    const there = columnsThere(db, table);
+    const there = columnNames(db, table);
     for (const [column, declaration] of Object.entries(TABLES[table])) {
       if (!there.has(column)) addColumn(db, table, column, declaration);
     }
   }
   for (const index of Object.keys(INDEXES)) db.exec(indexSql(index));
   db.exec(MIGRATION_SQL);
-  proveInsert(db);
+  assertAcceptsRuns(db);
 }
 
 function addColumn(db: Connection, table: TableName, column: string, declaration: string): void {
@@ -141,7 +141,7 @@ function addColumn(db: Connection, table: TableName, column: string, declaration
  *
  * @throws {TelemetryError} `invalid_record` when they would
  */
-export function proveInsert(db: Connection): void {
+export function assertAcceptsRuns(db: Connection): void {
   const run: Partial<RunRecord> = { run_id: crypto.randomUUID(), agent_name: "setup", start_time: "" };
   db.exec("SAVEPOINT proof");
   const values = RUN_COLUMNS.map((column) => run[column] ?? null);

@@ -3,18 +3,18 @@
  * @module
  */
 import {
+  chownToOwnerOf,
   claimForSqlite,
   EarlySync,
-  giveToOwnerOf,
-  makeFolder,
-  nameForGood,
-  removeAbandoned,
+  ensureFolder,
+  publish,
   removePartial,
+  removeStalePartials,
   syncFile,
 } from "../fs/atomic_file.ts";
-import { fileError, messageOf, TelemetryError } from "../errors.ts";
+import { errorMessage, fileError, TelemetryError } from "../errors.ts";
 import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
-import { statOf } from "../fs/locate.ts";
+import { statIfExists } from "../fs/locate.ts";
 import { Connection, damagedDatabase, type OnProgress } from "./connection.ts";
 
 /** How {@linkcode takeSnapshot} goes about it. */
@@ -45,17 +45,17 @@ export async function takeSnapshot(
   kind: FileKind,
   options: SnapshotOptions = {},
 ): Promise<string> {
-  makeFolder(base, folder);
-  removeAbandoned(folder, (name) => parseFileName(name)?.kind === kind);
+  ensureFolder(base, folder);
+  removeStalePartials(folder, (name) => parseFileName(name)?.kind === kind);
   const names = fileNames(kind, new Date());
   const partial = partialOf(pathIn(folder, names.next().value));
   using claim = claimForSqlite(partial, database);
   try {
     await copySound(database, partial, options);
     syncFile(partial, claim);
-    giveToOwnerOf(base, partial);
+    chownToOwnerOf(base, partial);
     for (const name of fileNames(kind, new Date())) {
-      if (nameForGood(partial, pathIn(folder, name))) return pathIn(folder, name);
+      if (publish(partial, pathIn(folder, name))) return pathIn(folder, name);
     }
     throw new TelemetryError("io", `no name is left for a copy in ${folder}`);
   } catch (error) {
@@ -76,7 +76,7 @@ async function copySound(database: string, partial: string, options: SnapshotOpt
     });
   }
   using copy = Connection.open(partial);
-  requireSound(copy, database, options.depth);
+  assertIntact(copy, database, options.depth);
   try {
     options.examine?.(copy);
   } catch (error) {
@@ -94,10 +94,10 @@ async function copySound(database: string, partial: string, options: SnapshotOpt
  * @param database the file that the error names
  * @throws {TelemetryError} `damaged`
  */
-export function requireSound(db: Connection, database: string, depth: "quick" | "full" = "quick"): void {
+export function assertIntact(db: Connection, database: string, depth: "quick" | "full" = "quick"): void {
   const [problem] = db.check(depth);
   if (problem === undefined) return;
-  throw damagedDatabase(`${database} is damaged (${messageOf(problem)}): nothing was changed`);
+  throw damagedDatabase(`${database} is damaged (${errorMessage(problem)}): nothing was changed`);
 }
 
 /** A file that holds a copy of the database. */
@@ -119,14 +119,14 @@ export interface DatabaseCopy {
  *
  * @param kinds which ones
  */
-export function copiesIn(folder: string, kinds: FileKind[]): DatabaseCopy[] {
+export function listCopies(folder: string, kinds: FileKind[]): DatabaseCopy[] {
   const found: DatabaseCopy[] = [];
   try {
     for (const { name } of Deno.readDirSync(folder)) {
       const parsed = parseFileName(name);
       if (parsed === null || !kinds.includes(parsed.kind)) continue;
       const path = pathIn(folder, name);
-      const stat = statOf(path);
+      const stat = statIfExists(path);
       if (stat?.isFile) {
         found.push({ kind: parsed.kind, name, path, time: timeOf(name, parsed.time, stat), size: stat.size });
       }

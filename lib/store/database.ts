@@ -2,15 +2,15 @@
  * The database file of a `{base}`: made, or brought to schema v3, without ever risking what is in it.
  * @module
  */
-import { exists, makeFolder, removeIfThere, writeWhole } from "../fs/atomic_file.ts";
+import { ensureFolder, exists, removeIfExists, writeFileAtomic } from "../fs/atomic_file.ts";
 import { fileError, TelemetryError } from "../errors.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { schemaSql } from "../schema.ts";
 import { applySchema, emptyDatabase, inspect, type Inspection, newerSchema } from "../sqlite/migrate.ts";
-import { requireSound, takeSnapshot } from "../sqlite/snapshot.ts";
-import { Connection, folderInTheWay, retryLocked } from "../sqlite/connection.ts";
+import { assertIntact, takeSnapshot } from "../sqlite/snapshot.ts";
+import { Connection, folderAtDatabasePath, retryWhileLocked } from "../sqlite/connection.ts";
 
 /** What {@linkcode setUpDatabase} did. */
 export interface DatabaseSetup {
@@ -85,7 +85,7 @@ export function createDatabase({ base, db, database }: Layout, wait: boolean = t
   const image = memory.serialize();
   // Header bytes 18 and 19: the file is in WAL mode (SQLite's file format, "File format version numbers").
   image.fill(2, 18, 20);
-  return writeWhole(base, database, image, { replace: false, wait });
+  return writeFileAtomic(base, database, image, { replace: false, wait });
 }
 
 /** A new database beside another one's journal would be read with that one's pages in it. */
@@ -101,10 +101,10 @@ async function upgradeDatabase(layout: Layout): Promise<DatabaseSetup> {
   const before = look(database);
   if (before.version > SCHEMA_VERSION) throw newerSchema(database, before.version);
   // Not read-only: the last of these to close a WAL database leaves its sidecars behind.
-  using db = retryLocked(() => Connection.open(database));
+  using db = retryWhileLocked(() => Connection.open(database));
   let copy: string | undefined;
   if (before.missing.length > 0) copy = await upgradeUnderLock(db, layout);
-  else requireSound(db, database);
+  else assertIntact(db, database);
   if (!before.wal) switchToWal(db);
   const outcome = copy !== undefined || !before.wal ? "upgraded" : "unchanged";
   return { outcome, before, ...(copy === undefined ? {} : { copy }) };
@@ -117,18 +117,18 @@ function refuseWhatIsNoDatabase(database: string): void {
   } catch (error) {
     throw fileError(error, `cannot look at ${database}`);
   }
-  if (stat.isDirectory) throw folderInTheWay(database);
+  if (stat.isDirectory) throw folderAtDatabasePath(database);
   if (stat.size === 0) throw emptyDatabase(database);
 }
 
 function look(database: string): Inspection {
   using db = Connection.openToRead(database);
-  return retryLocked(() => inspect(db));
+  return retryWhileLocked(() => inspect(db));
 }
 
 /** Copies and upgrades while no other program can write. The copy's path, or undefined when another was quicker. */
 async function upgradeUnderLock(db: Connection, layout: Layout): Promise<string | undefined> {
-  retryLocked(() => db.run("BEGIN IMMEDIATE"));
+  retryWhileLocked(() => db.run("BEGIN IMMEDIATE"));
   let copy: string | undefined;
   try {
     if (inspect(db).missing.length === 0) {
@@ -143,7 +143,7 @@ async function upgradeUnderLock(db: Connection, layout: Layout): Promise<string 
     return copy;
   } catch (error) {
     db.rollback();
-    if (copy !== undefined && isUnchanged(db)) removeIfThere(copy);
+    if (copy !== undefined && isUnchanged(db)) removeIfExists(copy);
     throw error;
   }
 }
@@ -158,7 +158,7 @@ function isUnchanged(db: Connection): boolean {
 }
 
 function switchToWal(db: Connection): void {
-  const mode = retryLocked(() => db.get("PRAGMA journal_mode=WAL"))?.["journal_mode"];
+  const mode = retryWhileLocked(() => db.get("PRAGMA journal_mode=WAL"))?.["journal_mode"];
   if (mode === "wal") return;
   throw new TelemetryError("io", `${db.path} cannot be put into WAL mode: it stays in "${mode}"`, {
     hint: "keep {base} on a local disk: network folders cannot share a WAL",
@@ -171,6 +171,6 @@ function writeSchemaSql({ base, config, schemaSql: path }: Layout): void {
   try {
     if (Deno.readTextFileSync(path) === sql) return;
   } catch { /* not there yet, or not readable: writing will tell */ }
-  makeFolder(base, config);
-  writeWhole(base, path, new TextEncoder().encode(sql), { replace: true });
+  ensureFolder(base, config);
+  writeFileAtomic(base, path, new TextEncoder().encode(sql), { replace: true });
 }

@@ -2,10 +2,10 @@
  * The folders of `{base}`: making them, and proving that the log can be written.
  * @module
  */
-import { makeFolder, removeIfThere, writeWhole } from "../fs/atomic_file.ts";
-import { fileError, hasCode, messageOf, TelemetryError } from "../errors.ts";
-import { defaultFolders, homeOf, type Layout, layoutOf, pathIn } from "../layout.ts";
-import { readEnv, requireGranted } from "../fs/locate.ts";
+import { ensureFolder, removeIfExists, writeFileAtomic } from "../fs/atomic_file.ts";
+import { errorMessage, fileError, hasCode, TelemetryError } from "../errors.ts";
+import { defaultFolders, homeFolderOf, type Layout, layoutOf, pathIn } from "../layout.ts";
+import { assertGranted, readEnv } from "../fs/locate.ts";
 
 /** What {@linkcode createStorage} did. */
 export interface CreatedStorage {
@@ -38,13 +38,13 @@ export function createStorage(layout: Layout): CreatedStorage {
   if (choice.source !== "default") return { layout, created: makeFolders(layout), refused: [] };
   const refused: string[] = [];
   let first: unknown;
-  for (const folder of new Set([base, ...defaultFolders(Deno.build.os, homeOf(readEnv, Deno.build.os))])) {
+  for (const folder of new Set([base, ...defaultFolders(Deno.build.os, homeFolderOf(readEnv, Deno.build.os))])) {
     const chosen = layoutOf({ ...choice, base: folder });
     try {
       return { layout: chosen, created: makeFolders(chosen), refused };
     } catch (error) {
       first ??= error;
-      refused.push(messageOf(error));
+      refused.push(errorMessage(error));
     }
   }
   throw first;
@@ -52,13 +52,13 @@ export function createStorage(layout: Layout): CreatedStorage {
 
 function makeFolders(layout: Layout): string[] {
   const { base, raw, db, reports, exports, config, logs } = layout;
-  requireGranted([base, raw, db]);
-  const created = [base, raw, db, reports, exports, config, logs].filter((folder) => makeFolder(base, folder));
+  assertGranted([base, raw, db]);
+  const created = [base, raw, db, reports, exports, config, logs].filter((folder) => ensureFolder(base, folder));
   // Only now does it show whether one of them is behind a link.
-  requireGranted([base, raw, db]);
+  assertGranted([base, raw, db]);
   try {
     const readme = new TextEncoder().encode(README);
-    if (writeWhole(base, layout.readme, readme, { replace: false, wait: false })) created.push(layout.readme);
+    if (writeFileAtomic(base, layout.readme, readme, { replace: false, wait: false })) created.push(layout.readme);
   } catch (error) {
     // Another process is writing the very same text.
     if (!hasCode(error, "locked")) throw error;
@@ -81,7 +81,7 @@ export function proveWritable({ raw }: Layout): void {
   } catch (error) {
     throw fileError(error, `the log's folder ${raw} cannot be written`);
   } finally {
-    removeIfThere(proof);
+    removeIfExists(proof);
   }
   if (read !== text) throw new TelemetryError("io", `${raw} gave back other bytes than were written`);
 }

@@ -3,12 +3,12 @@
  * @module
  */
 import { hasCode, TelemetryError } from "../errors.ts";
-import { instantOf } from "../time.ts";
+import { parseTimestamp } from "../time.ts";
 import { type Rejection, type ScanProgress, scanRuns } from "../log/read.ts";
-import { type LogRecord, looksOverwritten, newRun, RUN_COLUMNS } from "../records.ts";
+import { isOverwrittenId, type LogRecord, newRun, RUN_COLUMNS } from "../records.ts";
 import { readRows, rowidOf } from "../sqlite/rows.ts";
 import { isInteger } from "../schema.ts";
-import { columnsThere } from "../sqlite/migrate.ts";
+import { columnNames } from "../sqlite/migrate.ts";
 import type { Connection, SqlValue } from "../sqlite/connection.ts";
 
 /** The columns that the log has something to say of: the contract's, and one that only older lines have. */
@@ -16,7 +16,7 @@ export const LOG_COLUMNS: readonly string[] = [...RUN_COLUMNS, "custom_metadata"
 /** How many runs whose end is yet to come are kept in mind; the rest is handed on as it is. */
 const MAX_HELD = 20_000;
 
-/** States of runs, as {@linkcode lastStates} yields them. */
+/** States of runs, as {@linkcode readRunStates} yields them. */
 export interface LogStates {
   /** The cells of one row after the other, each as long as `LOG_COLUMNS`. */
   cells: SqlValue[];
@@ -27,14 +27,17 @@ export interface LogStates {
 }
 
 /**
- * The states of runs in some logs, so that with {@linkcode upsertOf} the last one counts, but an ended state is not
+ * The states of runs in some logs, so that with {@linkcode upsertSql} the last one counts, but an ended state is not
  * taken back by a `running`. Most states that do not last are left out; a run may come more than once. Holds a bounded
  * number of runs, however many there are.
  *
  * @param files the logs, in order
  * @param progress is kept up to date
  */
-export async function* lastStates(files: Iterable<string>, progress?: ScanProgress): AsyncGenerator<LogStates, void> {
+export async function* readRunStates(
+  files: Iterable<string>,
+  progress?: ScanProgress,
+): AsyncGenerator<LogStates, void> {
   const states = new States();
   for await (const batch of scanRuns(files, progress)) {
     for (const found of batch) {
@@ -122,7 +125,7 @@ function pythonJson(value: unknown): string {
 function databaseTime(time: unknown): string | null {
   if (typeof time !== "string") return null;
   if (PLAIN_TIME.test(time)) return `${time.slice(0, 10)} ${time.slice(11, 19)}`;
-  const at = instantOf(time);
+  const at = parseTimestamp(time);
   return at === undefined ? null : new Date(at / 1000).toISOString().slice(0, 19).replace("T", " ");
 }
 
@@ -138,7 +141,7 @@ const NOT_ALWAYS: readonly string[] = ["insight_id", "product_family", "subdomai
  *
  * @param columns which ones the table has, of `LOG_COLUMNS`
  */
-export function upsertOf(columns: readonly string[]): string {
+export function upsertSql(columns: readonly string[]): string {
   const changed = columns.filter((column) => !["run_id", "api_posted", "api_posted_at"].includes(column)).map(
     (column) => {
       const [was, is] = [`agent_runs.${column}`, `excluded.${column}`];
@@ -161,10 +164,10 @@ export function upsertOf(columns: readonly string[]): string {
 const HAS_ENDED = "agent_runs.status='running' AND excluded.status<>'running'";
 
 /** The statement that marks a run as posted, unless it is: when, and which. */
-export const MARK = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
+export const MARK_POSTED_SQL = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
   "WHERE run_id=? AND coalesce(api_posted, 0)=0";
 
-/** What {@linkcode applyLog} did. */
+/** What {@linkcode replayLog} did. */
 export interface Applied {
   /** How many runs the database lacked, or had in an older state. */
   newer: number;
@@ -178,7 +181,7 @@ export interface Applied {
  * @param db the database
  * @param files the logs, in order
  */
-export async function applyLog(db: Connection, files: Iterable<string>): Promise<Applied> {
+export async function replayLog(db: Connection, files: Iterable<string>): Promise<Applied> {
   return await apply(db, files, (work) => db.transaction(work));
 }
 
@@ -186,7 +189,7 @@ export async function applyLog(db: Connection, files: Iterable<string>): Promise
  * How many runs the log has that a v3 database lacks, or has in an older state, and could take. What the table refuses
  * would be counted for ever, and only trying tells: nothing else can write to the database meanwhile.
  */
-export async function countNewer(db: Connection, files: Iterable<string>): Promise<Applied> {
+export async function countUnreplayed(db: Connection, files: Iterable<string>): Promise<Applied> {
   db.run("BEGIN IMMEDIATE");
   try {
     return await apply(db, files, (work) => work());
@@ -197,8 +200,8 @@ export async function countNewer(db: Connection, files: Iterable<string>): Promi
 
 async function apply(db: Connection, files: Iterable<string>, write: (work: () => void) => void): Promise<Applied> {
   const known = db.prepare("SELECT status FROM agent_runs WHERE run_id=?");
-  const upsert = db.prepare(upsertOf(RUN_COLUMNS));
-  const mark = db.prepare(MARK);
+  const upsert = db.prepare(upsertSql(RUN_COLUMNS));
+  const mark = db.prepare(MARK_POSTED_SQL);
   const done: Applied = { newer: 0, refused: 0 };
   const put = (row: SqlValue[]) => {
     const before = known.get(row[0]!);
@@ -210,7 +213,7 @@ async function apply(db: Connection, files: Iterable<string>, write: (work: () =
       done.refused++;
     }
   };
-  for await (const { cells, posted } of lastStates(files)) {
+  for await (const { cells, posted } of readRunStates(files)) {
     write(() => {
       for (let at = 0; at < cells.length; at += LOG_COLUMNS.length) put(cells.slice(at, at + RUN_COLUMNS.length));
       for (const values of posted) mark.run(...values);
@@ -229,21 +232,21 @@ const STATUS = LOG_COLUMNS.indexOf("status");
  * @param replaced of whatever version
  * @returns how many runs the table refuses
  */
-export function keepRuns(db: Connection, replaced: Connection): number {
-  const there = columnsThere(replaced, "agent_runs");
+export function mergeRuns(db: Connection, replaced: Connection): number {
+  const there = columnNames(replaced, "agent_runs");
   const columns = RUN_COLUMNS.filter((column) => there.has(column));
   const posted = columns.indexOf("api_posted");
   const insert = db.prepare(
     `INSERT INTO agent_runs (${columns}) VALUES (${columns.map(() => "?")}) ON CONFLICT(run_id) DO NOTHING`,
   );
-  const mark = db.prepare(MARK);
+  const mark = db.prepare(MARK_POSTED_SQL);
   let refused = 0;
   for (const rows of readRows(replaced, "agent_runs", columns)) {
     db.transaction(() => {
       for (const { cells } of rows) {
         // SQLite takes NULL for a key, and a BLOB; no run has such an id.
         if (typeof cells[0] !== "string") continue;
-        if (looksOverwritten(cells[0]) && !isInIndex(replaced, cells[0])) continue;
+        if (isOverwrittenId(cells[0]) && !isInIndex(replaced, cells[0])) continue;
         try {
           insert.run(...cells);
         } catch (error) {

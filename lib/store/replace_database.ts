@@ -4,13 +4,13 @@
  * @module
  */
 import {
+  chownToOwnerOf,
   exists,
   fill,
-  giveToOwnerOf,
-  nameForGood,
-  removeAbandoned,
-  removeIfThere,
+  publish,
+  removeIfExists,
   removePartial,
+  removeStalePartials,
   syncFile,
   syncFolder,
 } from "../fs/atomic_file.ts";
@@ -25,10 +25,10 @@ import {
   pathIn,
   sidecarsOf,
 } from "../layout.ts";
-import { sizeOf, statOf } from "../fs/locate.ts";
+import { sizeOf, statIfExists } from "../fs/locate.ts";
 import { inspect } from "../sqlite/migrate.ts";
 import { takeSnapshot } from "../sqlite/snapshot.ts";
-import { Connection, type OnProgress, retryLocked } from "../sqlite/connection.ts";
+import { Connection, type OnProgress, retryWhileLocked } from "../sqlite/connection.ts";
 
 /** What says of a file that it is no sound database, and not that it could not be looked at. */
 export const NO_DATABASE: readonly ErrorCode[] = ["damaged", "not_a_database", "empty_database", "no_storage"];
@@ -44,14 +44,14 @@ export type Current =
  *
  * @throws {TelemetryError} when it could not be checked, which is no reason to replace anything
  */
-export function examineCurrent(database: string): Current {
+export function inspectCurrent(database: string): Current {
   const size = sizeOf(database);
   // A WAL without its database may hold the last runs: it is kept like a damaged file.
   if (size === undefined) return { state: (sizeOf(sidecarsOf(database).wal) ?? 0) > 0 ? "damaged" : "none" };
   if (size === 0) return { state: "damaged" };
   try {
     using db = Connection.openToRead(database);
-    return retryLocked(() => {
+    return retryWhileLocked(() => {
       if (db.check("quick").length > 0) return { state: "damaged" };
       const pageSize = Number(db.get("PRAGMA page_size")!["page_size"]);
       const encoding = String(db.get("PRAGMA encoding")!["encoding"]);
@@ -70,7 +70,7 @@ export function examineCurrent(database: string): Current {
  * @param kind how the copy is named
  * @returns its path; null where there is nothing to keep
  */
-export async function keepCurrent(
+export async function preserveCurrent(
   layout: Layout,
   current: Current,
   kind: "before_restore" | "corrupted",
@@ -94,11 +94,11 @@ export async function keepCurrent(
 /** Removes what killed processes have left of copies: partials, and sidecars whose file was never named. */
 export function removeHalfCopies(folder: string, kind: FileKind): void {
   const ownerOf = (name: string) => name.replace(/-(wal|shm|journal)$/, "");
-  removeAbandoned(folder, (name) => parseFileName(ownerOf(name))?.kind === kind);
+  removeStalePartials(folder, (name) => parseFileName(ownerOf(name))?.kind === kind);
   for (const { name } of [...Deno.readDirSync(folder)]) {
     const owner = ownerOf(name);
     if (owner === name || parseFileName(owner)?.kind !== kind) continue;
-    if (!exists(pathIn(folder, owner))) removeIfThere(pathIn(folder, name));
+    if (!exists(pathIn(folder, owner))) removeIfExists(pathIn(folder, name));
   }
 }
 
@@ -114,12 +114,12 @@ function copyAsItIs(base: string, pairs: [from: string, to: string][]): void {
       if (sizeOf(from) === undefined) Deno.writeFileSync(partial, new Uint8Array(0));
       else Deno.copyFileSync(from, partial);
       syncFile(partial);
-      giveToOwnerOf(base, partial);
-      if (!nameForGood(partial, to)) throw new TelemetryError("io", `${to} has come into being meanwhile`);
+      chownToOwnerOf(base, partial);
+      if (!publish(partial, to)) throw new TelemetryError("io", `${to} has come into being meanwhile`);
       made.push(to);
     }
   } catch (error) {
-    for (const path of made) removeIfThere(path);
+    for (const path of made) removeIfExists(path);
     throw fileError(error, `cannot keep what is there now`);
   }
 }
@@ -155,7 +155,7 @@ export interface PlacingOptions {
  * @param options what to do meanwhile
  * @throws {TelemetryError} `locked`, `disk_full` …: then everything is as it was
  */
-export async function putInPlace(
+export async function installDatabase(
   prepared: Prepared,
   database: string,
   current: Current,
@@ -171,9 +171,9 @@ export async function putInPlace(
 function nameNew({ path, claim }: Prepared, database: string): void {
   syncFile(path);
   // With one of another database beside it, nobody makes a new one.
-  for (const sidecar of Object.values(sidecarsOf(database))) if (!exists(database)) removeIfThere(sidecar);
+  for (const sidecar of Object.values(sidecarsOf(database))) if (!exists(database)) removeIfExists(sidecar);
   if (Deno.build.os === "windows") claim.close();
-  if (nameForGood(path, database)) return closeOnce(claim);
+  if (publish(path, database)) return closeOnce(claim);
   if (sizeOf(database) === undefined) {
     throw new TelemetryError("in_the_way", `${database} is a link that leads nowhere`, {
       hint: "mend or remove that link, and run this again",
@@ -220,7 +220,7 @@ function isSound(database: string): boolean {
 /** Puts a new file in the place of one that SQLite cannot write. It must not find another one's sidecars there. */
 function replaceFile({ path, claim }: Prepared, database: string): void {
   syncFile(path);
-  for (const sidecar of Object.values(sidecarsOf(database))) removeIfThere(sidecar);
+  for (const sidecar of Object.values(sidecarsOf(database))) removeIfExists(sidecar);
   try {
     // Elsewhere only when it has its name: else whoever waits for the claim would empty it.
     if (Deno.build.os === "windows") claim.close();
@@ -235,9 +235,9 @@ function replaceFile({ path, claim }: Prepared, database: string): void {
 /** Replaces the content of a live database. A lock that another program holds would make SQLite wait without end. */
 export async function writeThrough(from: string, database: string, options: PlacingOptions = {}): Promise<void> {
   {
-    using live = retryLocked(() => Connection.open(database));
+    using live = retryWhileLocked(() => Connection.open(database));
     // Without WAL a reader is enough to stop a writer at its end.
-    retryLocked(() => live.run("BEGIN EXCLUSIVE"));
+    retryWhileLocked(() => live.run("BEGIN EXCLUSIVE"));
     live.rollback();
   }
   using source = Connection.open(from);
@@ -329,7 +329,7 @@ export class Watch implements Disposable {
 /** Size and time of a database and its WAL, as far as they tell of a later write: one of just now may have the same. */
 function stampOf(database: string): string {
   return [database, sidecarsOf(database).wal].map((path) => {
-    const { size, mtime } = statOf(path) ?? {};
+    const { size, mtime } = statIfExists(path) ?? {};
     // To look at it is enough to make an empty WAL.
     if (!size) return "";
     return mtime && Date.now() - mtime.getTime() < 1000 ? crypto.randomUUID() : `${size} ${mtime?.getTime()}`;

@@ -3,7 +3,7 @@
  * people keep secrets in the URL's path, query and user as well, so a URL is shown by its host alone.
  * @module
  */
-import { messageOf, TelemetryError } from "../errors.ts";
+import { errorMessage, TelemetryError } from "../errors.ts";
 import { readEnv } from "../fs/locate.ts";
 import { type RunRecord, toJson } from "../records.ts";
 
@@ -112,7 +112,7 @@ export class ApiClient {
     try {
       body = toJson(apiPayload(run), "run");
     } catch (error) {
-      return { posted: false, tries: 0, final: true, reason: messageOf(error) };
+      return { posted: false, tries: 0, final: true, reason: errorMessage(error) };
     }
     for (let tries = 0;;) {
       if (signal?.aborted) return { posted: false, tries, final: false, reason: "posting was stopped" };
@@ -300,7 +300,7 @@ async function discard(response: Response): Promise<void> {
  */
 function whatBroke(thrown: unknown): string {
   const cause = thrown instanceof Error ? thrown.cause : undefined;
-  const text = `${messageOf(thrown)} ${messageOf(cause)}`.replace(/\S*:\/\/\S*/g, "");
+  const text = `${errorMessage(thrown)} ${errorMessage(cause)}`.replace(/\S*:\/\/\S*/g, "");
   if (/dns error/.test(text)) return "cannot be found";
   if (/certificate/.test(text)) return "has a certificate that is not trusted";
   if (/refused/.test(text)) return "refused the connection";

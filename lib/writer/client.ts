@@ -4,10 +4,10 @@
  */
 import { type ApiClient, apiFromEnvironment } from "./api_client.ts";
 import { DatabaseWriter, type RunStats } from "./database_writer.ts";
-import { hasCode, messageOf, TelemetryError } from "../errors.ts";
+import { errorMessage, hasCode, TelemetryError } from "../errors.ts";
 import { EventLog } from "../log/append.ts";
-import { candidateFolders, homeOf, type Layout, STORE_VARIABLES } from "../layout.ts";
-import { isFolder, isGranted, locate, readEnv, requireGranted } from "../fs/locate.ts";
+import { candidateFolders, homeFolderOf, type Layout, STORE_VARIABLES } from "../layout.ts";
+import { assertGranted, isFolder, isGranted, locate, readEnv } from "../fs/locate.ts";
 import {
   type LogRecord,
   MAX_LINE_BYTES,
@@ -444,7 +444,7 @@ export class TelemetryClient implements AsyncDisposable {
     if (this.#base !== undefined) return found;
     const unread = STORE_VARIABLES.filter((variable) => !isGranted({ name: "env", variable }));
     if (hidden.length + unread.length === 0) return found;
-    const folders = candidateFolders(Deno.build.os, homeOf(readEnv, Deno.build.os));
+    const folders = candidateFolders(Deno.build.os, homeFolderOf(readEnv, Deno.build.os));
     const flags = [
       ...unread.length > 0 ? [`--allow-env=${unread}`] : [],
       ...hidden.length > 0 ? [`--allow-read=${folders}`, `--allow-write=${folders}`] : [],
@@ -474,7 +474,7 @@ export class TelemetryClient implements AsyncDisposable {
         this.#fail("storage", error);
       }
     }
-    requireGranted([layout.base, layout.raw, layout.db]);
+    assertGranted([layout.base, layout.raw, layout.db]);
     const log = new EventLog(layout, {
       onFolderMade: (folder) => this.#warn("storage:made", `${folder} was missing and has been made again`),
     });
@@ -681,7 +681,7 @@ export class TelemetryClient implements AsyncDisposable {
   }
 
   #fail(area: string, error: unknown): void {
-    if (!(error instanceof TelemetryError)) return this.#warn(`${area}:unexpected`, `${area}: ${messageOf(error)}`);
+    if (!(error instanceof TelemetryError)) return this.#warn(`${area}:unexpected`, `${area}: ${errorMessage(error)}`);
     this.#warn(`${area}:${error.code}`, error.hint ? `${error.message} (${error.hint})` : error.message);
   }
 

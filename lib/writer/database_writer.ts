@@ -3,14 +3,14 @@
  * @module
  */
 import { createDatabase } from "../store/database.ts";
-import { makeFolder } from "../fs/atomic_file.ts";
+import { ensureFolder } from "../fs/atomic_file.ts";
 import { TelemetryError } from "../errors.ts";
 import { type Layout } from "../layout.ts";
-import { statOf } from "../fs/locate.ts";
+import { statIfExists } from "../fs/locate.ts";
 import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
 import { blobAsText } from "../sqlite/rows.ts";
 import { inspect, newerSchema } from "../sqlite/migrate.ts";
-import { Connection, retryLocked, type Statement } from "../sqlite/connection.ts";
+import { Connection, retryWhileLocked, type Statement } from "../sqlite/connection.ts";
 
 /** Counts over all runs. */
 export interface RunStats {
@@ -177,12 +177,12 @@ export class DatabaseWriter implements Disposable {
 
   #write(sql: string, ...values: (string | number | null)[]): number {
     const write = () => this.#statement(sql).run(...values);
-    return this.#wait ? retryLocked(write) : write();
+    return this.#wait ? retryWhileLocked(write) : write();
   }
 
   #read(sql: string, ...values: (string | number | null)[]): ReturnType<Statement["all"]> {
     const read = () => this.#statement(sql).all(...values);
-    return this.#wait ? retryLocked(read) : read();
+    return this.#wait ? retryWhileLocked(read) : read();
   }
 
   #runs(sql: string, ...values: (string | number | null)[]): RunRecord[] {
@@ -201,13 +201,13 @@ export class DatabaseWriter implements Disposable {
 
   #connected(): OpenDatabase {
     const { database } = this.#layout;
-    let there = statOf(database);
+    let there = statIfExists(database);
     if (this.#open && there && there.ino === this.#open.ino && there.dev === this.#open.dev) return this.#open;
     this.close();
     if (there === undefined) {
-      makeFolder(this.#layout.base, this.#layout.db);
+      ensureFolder(this.#layout.base, this.#layout.db);
       createDatabase(this.#layout, this.#wait);
-      there = statOf(database);
+      there = statIfExists(database);
     }
     const db = Connection.open(database, { busyTimeoutMs: this.#wait ? 5000 : 0 });
     try {

@@ -88,11 +88,11 @@ testWith(
         // this test, since the place of a kill does not show beside what another one left.
         if (i % 4 === 0) await undisturbed();
         else if (i % 4 !== 1) {
-          for (const name of left.filter((name) => name.includes(".partial"))) removeIfThere(`${folder}/${name}`);
+          for (const name of left.filter((name) => name.includes(".partial"))) removeIfExists(`${folder}/${name}`);
         }
         // The disk is not to be filled by this test: what is proven may go, but for the newest of both kinds of name.
         for (const name of [...known.keys()].slice(0, -5)) {
-          for (const end of ["", "-wal", "-shm"]) removeIfThere(`${folder}/${name}${end}`);
+          for (const end of ["", "-wal", "-shm"]) removeIfExists(`${folder}/${name}${end}`);
           known.delete(name);
         }
       }
@@ -147,7 +147,7 @@ function identityOf(path: string): string {
   return [ino, size, mtime?.getTime()].join(" ");
 }
 
-function removeIfThere(path: string): void {
+function removeIfExists(path: string): void {
   try {
     Deno.removeSync(path);
   } catch (error) {

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { DatabaseSync, StatementSync } from "node:sqlite";
 import fc from "npm:fast-check@4.10.2";
-import { messageOf } from "../../lib/errors.ts";
+import { errorMessage } from "../../lib/errors.ts";
 import { checkHealth } from "../../lib/recovery/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { recoverDatabase } from "../../lib/recovery/recover.ts";
@@ -283,7 +283,7 @@ Deno.test(`damaged in ${CASES} ways: the log is in the database, nothing that ne
       try {
         problems = await problemsOf(base, one, i % 6 === 0 || ONLY !== undefined, marks);
       } catch (error) {
-        problems = [`thrown: ${messageOf(error)} ${ONLY === undefined ? "" : (error as Error).stack}`];
+        problems = [`thrown: ${errorMessage(error)} ${ONLY === undefined ? "" : (error as Error).stack}`];
       }
       const what = `TEST_CASE=${i}, ${one.kind}, ${one.plan.wal ? "WAL, " : ""}pages of ${one.plan.pageSize}`;
       failures.push(...problems.map((problem) => `${what}: ${problem}`));

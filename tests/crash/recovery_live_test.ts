@@ -207,7 +207,8 @@ async function undisturbed(original: string): Promise<string> {
   return contentOf(layoutOf(base).database);
 }
 
-const copiesIn = (db: string) => namesIn(db).filter((name) => /^telemetry\.corrupted\.\d{8}_\d{6}\.sqlite$/.test(name));
+const listCopies = (db: string) =>
+  namesIn(db).filter((name) => /^telemetry\.corrupted\.\d{8}_\d{6}\.sqlite$/.test(name));
 const strangeIn = (db: string) =>
   namesIn(db).filter((name) => !/^telemetry(\.corrupted\.\d{8}_\d{6})?\.sqlite(-wal|-shm)?$/.test(name));
 
@@ -234,7 +235,7 @@ testWith(["unix"], "two recoveries at once: it is recovered, and nothing is left
       assert.equal(contentOf(there.database), expected, `${state}, ${lagMs} ms`);
       assert.equal(integrityOf(there.database), "ok");
       assert.deepEqual(strangeIn(there.db), []);
-      assert.ok(copiesIn(there.db).length <= 2, copiesIn(there.db).join());
+      assert.ok(listCopies(there.db).length <= 2, listCopies(there.db).join());
     }
   }
   await t.step(codes.join(", "), () => {});
@@ -383,7 +384,7 @@ Deno.test("reports/ is a file: recovered, or refused with a word on what to do",
   const error = await recoverDatabase(layoutOf(base)).then(() => undefined, (error) => error);
   if (error === undefined) return;
   assert.ok(error instanceof TelemetryError && error.code === "in_the_way" && error.hint !== undefined, String(error));
-  assert.deepEqual([strangeIn(db), copiesIn(db)], [[], []]);
+  assert.deepEqual([strangeIn(db), listCopies(db)], [[], []]);
 });
 
 Deno.test("raw/ vanishes while it is read: the report names what could not be read, and no run of the database is lost", async () => {

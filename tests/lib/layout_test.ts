@@ -7,19 +7,19 @@ import {
   type FileKind,
   fileName,
   fileNames,
-  findBase,
   layoutOf,
   parseFileName,
   type Platform,
+  resolveBase,
 } from "../../lib/layout.ts";
-import { locate, othersWithData } from "../../lib/fs/locate.ts";
+import { locate, otherStoresWithData } from "../../lib/fs/locate.ts";
 import { run, TempFolder } from "../fixtures/mod.ts";
 
-/** What findBase decides in made-up surroundings. */
+/** What resolveBase decides in made-up surroundings. */
 function find(platform: Platform, env: Record<string, string>, existing: string[] = []): BaseChoice {
   const cwd = platform === "windows" ? "C:\\here" : "/here";
   const exists = (path: string) => existing.includes(path);
-  return findBase({ platform, cwd, exists, env: (name) => env[name] });
+  return resolveBase({ platform, cwd, exists, env: (name) => env[name] });
 }
 
 /** What decided, and for which folder. */
@@ -42,7 +42,7 @@ const WINDOWS_FOLDERS = [
 for (const platform of UNIX) {
   const HOME = "/home/me";
 
-  Deno.test(`findBase on ${platform}: each variable, in the contract's order`, () => {
+  Deno.test(`resolveBase on ${platform}: each variable, in the contract's order`, () => {
     const all = {
       HOME,
       TELEMETRY_DB_PATH: "/one/db/telemetry.sqlite",
@@ -57,13 +57,13 @@ for (const platform of UNIX) {
     assert.deepEqual(decided(platform, withoutBase, UNIX_FOLDERS), ["AGENT_METRICS_DIR", "/three"]);
   });
 
-  Deno.test(`findBase on ${platform}: the first folder that exists`, () => {
+  Deno.test(`resolveBase on ${platform}: the first folder that exists`, () => {
     for (const [i, folder] of UNIX_FOLDERS.entries()) {
       assert.deepEqual(decided(platform, { HOME }, UNIX_FOLDERS.slice(i)), ["found", folder]);
     }
   });
 
-  Deno.test(`findBase on ${platform}: nothing exists`, () => {
+  Deno.test(`resolveBase on ${platform}: nothing exists`, () => {
     assert.deepEqual(decided(platform, { HOME }), ["default", "/agent-metrics"]);
     assert.deepEqual(decided(platform, {}), ["default", "/agent-metrics"]);
     // Drive letters are for Windows alone: on Unix they would be folders of the working folder.
@@ -74,7 +74,7 @@ for (const platform of UNIX) {
     assert.deepEqual(candidateFolders(platform, HOME), UNIX_FOLDERS);
   });
 
-  Deno.test(`findBase on ${platform}: relative paths start from the working folder`, () => {
+  Deno.test(`resolveBase on ${platform}: relative paths start from the working folder`, () => {
     assert.deepEqual(decided(platform, { TELEMETRY_BASE_DIR: "store" }), ["TELEMETRY_BASE_DIR", "/here/store"]);
     assert.deepEqual(decided(platform, { AGENT_METRICS_DIR: "../store" }), ["AGENT_METRICS_DIR", "/store"]);
     const { base, database } = find(platform, { TELEMETRY_DB_PATH: "store/db/telemetry.sqlite" });
@@ -83,7 +83,7 @@ for (const platform of UNIX) {
   });
 }
 
-Deno.test("findBase on Windows: each variable, in the contract's order", () => {
+Deno.test("resolveBase on Windows: each variable, in the contract's order", () => {
   const all = {
     USERPROFILE: "C:\\Users\\me",
     TELEMETRY_DB_PATH: "E:\\one\\db\\telemetry.sqlite",
@@ -99,7 +99,7 @@ Deno.test("findBase on Windows: each variable, in the contract's order", () => {
   assert.equal(find("windows", { TELEMETRY_DB_PATH: "E:/x/db/t.sqlite" }).base.replaceAll("\\", "/"), "E:/x");
 });
 
-Deno.test("findBase on Windows: the first folder that exists, drive letters before the home folder", () => {
+Deno.test("resolveBase on Windows: the first folder that exists, drive letters before the home folder", () => {
   const USERPROFILE = "C:\\Users\\me";
   for (const [i, folder] of WINDOWS_FOLDERS.entries()) {
     assert.deepEqual(decided("windows", { USERPROFILE }, WINDOWS_FOLDERS.slice(i)), ["found", folder]);
@@ -111,12 +111,12 @@ Deno.test("findBase on Windows: the first folder that exists, drive letters befo
   assert.deepEqual(candidateFolders("windows", USERPROFILE), WINDOWS_FOLDERS);
 });
 
-Deno.test("findBase on Windows: relative paths start from the working folder", () => {
+Deno.test("resolveBase on Windows: relative paths start from the working folder", () => {
   assert.equal(find("windows", { TELEMETRY_BASE_DIR: "store" }).base, "C:\\here\\store");
   assert.equal(find("windows", { TELEMETRY_NDJSON_DIR: "..\\logs" }).raw, "C:\\logs");
 });
 
-Deno.test("findBase: an empty variable counts as unset", () => {
+Deno.test("resolveBase: an empty variable counts as unset", () => {
   const empty = { TELEMETRY_DB_PATH: "", TELEMETRY_BASE_DIR: "", AGENT_METRICS_DIR: "", TELEMETRY_NDJSON_DIR: "" };
   for (const platform of [...UNIX, "windows"] as const) {
     assert.deepEqual(find(platform, empty), find(platform, {}));
@@ -198,7 +198,7 @@ Deno.test("othersWithData: other candidates that hold a database or a log", () =
   const folder = (name: string) => join(temp.path, name);
   for (const path of ["used/raw", "other/raw", "other/db"]) Deno.mkdirSync(folder(path), { recursive: true });
   const env: Record<string, string> = { TELEMETRY_BASE_DIR: folder("used"), AGENT_METRICS_DIR: folder("other") };
-  const warned = () => othersWithData(locate(undefined, { env: (name) => env[name], exists: () => false }));
+  const warned = () => otherStoresWithData(locate(undefined, { env: (name) => env[name], exists: () => false }));
 
   assert.deepEqual(warned(), [], "empty folders are no data");
   Deno.writeTextFileSync(folder("other/db/telemetry.sqlite"), "");
@@ -226,7 +226,7 @@ Deno.test("othersWithData: the same folder by another name is no other", () => {
   }
   for (const name of names) {
     const env: Record<string, string> = { TELEMETRY_BASE_DIR: store, AGENT_METRICS_DIR: name };
-    assert.deepEqual(othersWithData(locate(undefined, { env: (key) => env[key], exists: () => false })), [], name);
+    assert.deepEqual(otherStoresWithData(locate(undefined, { env: (key) => env[key], exists: () => false })), [], name);
   }
 });
 

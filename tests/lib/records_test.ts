@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { TelemetryError } from "../../lib/errors.ts";
-import { newRun, RUN_COLUMNS, runId, toJson, whyNoRecord } from "../../lib/records.ts";
+import { newRun, RUN_COLUMNS, runId, toJson, validateRecord } from "../../lib/records.ts";
 import { timestamp } from "../../lib/time.ts";
 
 Deno.test("timestamp: UTC, always six digits, +00:00", () => {
@@ -123,7 +123,7 @@ Deno.test("whyNoRecord: what is one", () => {
     { ...EVENT, payload_json: '{"n": 1}', id: null },
     { ...EVENT, status: "an event has no status" },
   ];
-  for (const record of records) assert.equal(whyNoRecord({ record_type: "run", ...record }), undefined);
+  for (const record of records) assert.equal(validateRecord({ record_type: "run", ...record }), undefined);
 });
 
 Deno.test("whyNoRecord: what is none, and why", () => {
@@ -145,5 +145,5 @@ Deno.test("whyNoRecord: what is none, and why", () => {
     [{ ...EVENT, event_type: undefined }, "event_type is missing"],
     [{ ...EVENT, timestamp: 0 }, "timestamp is missing"],
   ];
-  for (const [value, why] of none) assert.equal(whyNoRecord(value), why, JSON.stringify(value));
+  for (const [value, why] of none) assert.equal(validateRecord(value), why, JSON.stringify(value));
 });

@@ -1,7 +1,7 @@
 /** The two backup scripts: what they take, keep, list and refuse, as processes on stores of every kind. */
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
-import { findOutdated, listBackups, removeBackups, takeBackup } from "../../lib/backup/backup.ts";
+import { findExpired, listBackups, removeBackups, takeBackup } from "../../lib/backup/backup.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { schemaSql } from "../../lib/schema.ts";
 import { wholeNumber } from "../../lib/cli/command.ts";
@@ -699,7 +699,7 @@ Deno.test("two that meet between taking and removing: the newest is left, and wh
     const first = await takeBackup(layout, kind);
     await nextSecond();
     const second = await takeBackup(layout, kind);
-    const outdated = [first, second].map((taken) => findOutdated(layout, kind, rule, taken).outdated);
+    const outdated = [first, second].map((taken) => findExpired(layout, kind, rule, taken).outdated);
     for (const gone of outdated) assert.ok(!gone.some(({ path }) => path === second.path), "the newest");
     for (const gone of outdated) removeBackups(layout, gone);
     assert.ok(names(backups).includes(second.path.slice(backups.length + 1)));

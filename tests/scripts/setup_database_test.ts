@@ -42,7 +42,7 @@ function sqlite(path: string, sql: string): void {
 }
 
 /** The copies that upgrades keep. */
-function copiesIn(base: string): string[] {
+function listCopies(base: string): string[] {
   const copies = Object.keys(treeOf(base)).filter((path) => path.startsWith("backups/"));
   for (const copy of copies) assert.match(copy, /^backups\/telemetry\.before_v3_\d{8}_\d{6}\.sqlite$/);
   return copies.map((copy) => `${base}/${copy}`);
@@ -128,7 +128,7 @@ async function assertUpgrade(
   assert.deepEqual([first.code, first.stderr], [0, ""]);
   const after = await readDatabase(file);
   assertNothingLost(before, after);
-  const [copy, ...more] = copiesIn(base);
+  const [copy, ...more] = listCopies(base);
   assert.ok(copy && more.length === 0, "one copy is kept");
   assert.ok(first.stdout.includes(copy), "the report names the copy");
   assert.ok(first.stdout.includes(`from schema v${version}`), first.stdout);
@@ -181,7 +181,7 @@ testWith(["python"], "a v3 that lacks an index, or WAL mode, gets it", async () 
   const content = await readDatabase(file);
   assert.equal(content.journal, "wal");
   assert.deepEqual(content.tables["agent_runs"]?.indexes["idx_runs_start"], ["start_time"]);
-  assert.equal(copiesIn(base).length, 1);
+  assert.equal(listCopies(base).length, 1);
 });
 
 testWith(["python"], "a copy never replaces one that has its name", async () => {
@@ -244,7 +244,7 @@ testWith(["unix"], "the copy of a database that others may not read is not for o
   Deno.chmodSync(file, 0o600);
   assert.equal((await runScript("setup_database", base)).code, 0);
   assert.equal(Deno.statSync(file).mode! & 0o777, 0o600);
-  assert.equal(Deno.statSync(copiesIn(base)[0]!).mode! & 0o077, 0);
+  assert.equal(Deno.statSync(listCopies(base)[0]!).mode! & 0o077, 0);
 });
 
 testWith(["python"], "a hot journal that a killed writer left is rolled back, then the database upgraded", async () => {
@@ -266,7 +266,7 @@ os.kill(os.getpid(), 9)`,
   const { code, stderr } = await runScript("setup_database", base);
   assert.deepEqual([code, stderr], [0, ""]);
   assertNothingLost(before, await readDatabase(file));
-  assert.deepEqual(await readDatabase(copiesIn(base)[0]!), before);
+  assert.deepEqual(await readDatabase(listCopies(base)[0]!), before);
 });
 
 testWith(["python"], "rows that a killed writer left in the WAL are upgraded, and in the copy", async () => {
@@ -285,7 +285,7 @@ os.kill(os.getpid(), 9)`,
   assert.ok(Deno.statSync(`${file}-wal`).size > 0, "there is a WAL with content");
   const { code, stderr } = await runScript("setup_database", base);
   assert.deepEqual([code, stderr], [0, ""]);
-  for (const path of [file, copiesIn(base)[0]!]) {
+  for (const path of [file, listCopies(base)[0]!]) {
     const rows = (await readDatabase(path)).tables["agent_runs"]?.rows ?? [];
     assert.deepEqual([rows.length, rows.at(-1)?.["run_id"]], [41, "in the WAL"], path);
   }
@@ -584,7 +584,7 @@ testWith(["nobody"], "another user's partial that cannot be cleared away is left
   assert.deepEqual([code, stderr], [0, ""]);
   assert.equal(Deno.readTextFileSync(partial), "half");
   Deno.removeSync(partial);
-  assert.equal(copiesIn(base).length, 1);
+  assert.equal(listCopies(base).length, 1);
 });
 
 testWith(
@@ -598,7 +598,7 @@ testWith(
       give(base);
       const { code, stderr } = await runScript("setup_database", base);
       assert.deepEqual([code, stderr], [0, ""]);
-      assert.equal(copiesIn(base).length, 1);
+      assert.equal(listCopies(base).length, 1);
       for (const path of Object.keys(treeOf(base))) {
         const { uid, gid } = Deno.lstatSync(`${base}/${path}`);
         assert.deepEqual([uid, gid], [NOBODY, NOBODY], path);
@@ -629,7 +629,7 @@ for (const journal of JOURNALS) {
           outcomes["refused"]!++;
           assert.equal(assertRefused(result).code, "disk_full", `${free} bytes free: ${result.stderr}`);
           // The upgrade is done, and its copy kept, when there was no room left for config/schema.sql alone.
-          const isDone = result.stderr.includes("schema.sql") && copiesIn(base).length === 1;
+          const isDone = result.stderr.includes("schema.sql") && listCopies(base).length === 1;
           if (!isDone) assertUnchanged(base, tree, `${free} bytes free: ${result.stderr}`, "may stay");
           disk.free();
           await setUpDatabase(layoutOf(base));
@@ -637,7 +637,7 @@ for (const journal of JOURNALS) {
           outcomes["upgraded"]!++;
         }
         assertNothingLost(before, await readDatabase(file));
-        assert.equal(copiesIn(base).length, 1);
+        assert.equal(listCopies(base).length, 1);
       }
       assert.ok(outcomes["refused"]! >= rounds(2, 4) && outcomes["upgraded"]! >= 1, JSON.stringify(outcomes));
     },
@@ -665,5 +665,5 @@ testWith(["mount", "python"], "db/ on a file system of its own: upgraded, and th
   const { code, stderr } = await runScript("setup_database", base);
   assert.deepEqual([code, stderr], [0, ""]);
   assertNothingLost(before, await readDatabase(file));
-  assert.deepEqual(await readDatabase(copiesIn(base)[0]!), before);
+  assert.deepEqual(await readDatabase(listCopies(base)[0]!), before);
 });

@@ -2,17 +2,17 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { logFiles, type Rejection } from "../../../lib/log/read.ts";
 import {
-  applyLog,
-  countNewer,
-  keepRuns,
-  lastStates,
+  countUnreplayed,
   LOG_COLUMNS,
-  MARK,
+  MARK_POSTED_SQL,
+  mergeRuns,
   readMarkedIds,
-  upsertOf,
+  readRunStates,
+  replayLog,
+  upsertSql,
 } from "../../../lib/store/merge.ts";
 import { readRows } from "../../../lib/sqlite/rows.ts";
-import { recoveryLayoutSql } from "../../../lib/schema.ts";
+import { recoverySchemaSql } from "../../../lib/schema.ts";
 import { applySchema } from "../../../lib/sqlite/migrate.ts";
 import { Connection } from "../../../lib/sqlite/connection.ts";
 import { makeOldDatabase, run, SAMPLE, TempFolder, testWith } from "../../fixtures/mod.ts";
@@ -45,13 +45,13 @@ interface Logged {
 /** What the log says of runs, as recovery brings it into its new database. */
 async function readLogs(files: string[]): Promise<Logged> {
   using db = Connection.open(":memory:");
-  db.exec(recoveryLayoutSql());
+  db.exec(recoverySchemaSql());
   applySchema(db);
-  const upsert = db.prepare(upsertOf(LOG_COLUMNS));
-  const mark = db.prepare(MARK);
+  const upsert = db.prepare(upsertSql(LOG_COLUMNS));
+  const mark = db.prepare(MARK_POSTED_SQL);
   const rejections: Rejection[] = [];
   let states = 0;
-  for await (const { cells, posted, rejections: rejected } of lastStates(files)) {
+  for await (const { cells, posted, rejections: rejected } of readRunStates(files)) {
     assert.equal(cells.length % LOG_COLUMNS.length, 0);
     for (let at = 0; at < cells.length; at += LOG_COLUMNS.length, states++) {
       upsert.run(...cells.slice(at, at + LOG_COLUMNS.length));
@@ -66,8 +66,8 @@ async function readLogs(files: string[]): Promise<Logged> {
 }
 
 const readLines = (...lines: string[]): Promise<Logged> => inLog(lines, readLogs);
-const applyLines = (db: Connection, ...lines: string[]) => inLog(lines, (files) => applyLog(db, files));
-const countLines = (db: Connection, ...lines: string[]) => inLog(lines, (files) => countNewer(db, files));
+const applyLines = (db: Connection, ...lines: string[]) => inLog(lines, (files) => replayLog(db, files));
+const countLines = (db: Connection, ...lines: string[]) => inLog(lines, (files) => countUnreplayed(db, files));
 
 async function readOne(...lines: string[]): Promise<Fields> {
   const { runs, rejections } = await readLines(...lines);
@@ -93,7 +93,7 @@ const insert = (id: string, fields: Record<string, string | number | null>) => {
   return `INSERT INTO agent_runs (${Object.keys(all)}) VALUES (${values});`;
 };
 
-// ------------------------------------------------------------------------------------------------ lastStates, upsertOf
+// ------------------------------------------------------------------------------------------------ readRunStates, upsertSql
 
 testWith(["sample"], "lastStates: the sample's runs, field by field", async () => {
   const { runs, rejections } = await readLogs(logFiles(`${SAMPLE}/base/raw`));
@@ -265,7 +265,7 @@ Deno.test({
   },
 });
 
-// ------------------------------------------------------------------------------------------------ countNewer, applyLog
+// ------------------------------------------------------------------------------------------------ countUnreplayed, replayLog
 
 Deno.test("countNewer: runs that are lacking, or have ended since; and nothing is changed", async () => {
   const lines = [
@@ -361,7 +361,7 @@ Deno.test("applyLog: what the table refuses is counted, and the others are writt
   assert.deepEqual(row(db, "fine", "hex(output_summary)"), ["610062"]);
 });
 
-Deno.test("applyLog, countNewer: any other error is thrown", async () => {
+Deno.test("applyLog, countUnreplayed: any other error is thrown", async () => {
   using db = Connection.open(":memory:");
   await assert.rejects(applyLines(db));
   await assert.rejects(countLines(db, line("x")));
@@ -381,9 +381,9 @@ Deno.test("keepRuns: all runs and marks of a database of any version, text with 
     old.exec("UPDATE agent_runs SET api_posted=NULL WHERE rowid % 12 = 0");
     assert.equal(readMarkedIds(old).length, 2_500);
     using db = Connection.open(":memory:");
-    db.exec(recoveryLayoutSql());
+    db.exec(recoverySchemaSql());
     applySchema(db);
-    assert.equal(keepRuns(db, old), 0);
+    assert.equal(mergeRuns(db, old), 0);
     assert.equal(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"], 3_000);
     const marked = db.all("SELECT api_posted_at, hex(output_summary) AS hex FROM agent_runs WHERE api_posted=1");
     assert.equal(marked.length, 2_500);
@@ -396,7 +396,7 @@ Deno.test("keepRuns: a BLOB in one run costs neither it nor the others", () => {
   using there = memory(insert("a", {}) + insert("b", {}) + insert("c", {}));
   there.exec("UPDATE agent_runs SET input_summary=x'00ff' WHERE run_id='b'");
   using db = memory();
-  keepRuns(db, there);
+  mergeRuns(db, there);
   assert.deepEqual(db.all("SELECT run_id, hex(input_summary) AS hex FROM agent_runs ORDER BY 1").map(Object.values), [
     ["a", ""],
     ["b", "00FF"],
@@ -414,7 +414,7 @@ Deno.test("keepRuns: a mark that is there stays, others come; a run is added, an
       insert(id, { api_posted: 1, api_posted_at: "later", product: "there" })
     ).join(""),
   );
-  assert.equal(keepRuns(db, there), 0);
+  assert.equal(mergeRuns(db, there), 0);
   assert.deepEqual(row(db, "marked", "api_posted", "api_posted_at", "product"), [1, "first", "kept"]);
   assert.deepEqual(row(db, "not", "api_posted", "api_posted_at", "product"), [1, "later", null]);
   assert.deepEqual(row(db, "null", "api_posted", "api_posted_at"), [1, "later"]);
@@ -426,7 +426,7 @@ Deno.test("keepRuns: what the table refuses is counted", () => {
   makeOldDatabase(`${temp.path}/old.sqlite`, "v2_recovered", 10);
   using old = Connection.open(`${temp.path}/old.sqlite`);
   using db = memory();
-  assert.equal(keepRuns(db, old), 2);
+  assert.equal(mergeRuns(db, old), 2);
   assert.equal(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"], 8);
 });
 
@@ -441,7 +441,7 @@ Deno.test("readMarkedIds: empty where there is no such index or table", () => {
 
 testWith(
   ["sample"],
-  "readMarkedIds, keepRuns: of the sample's damaged database all marks, and what runs can be read",
+  "readMarkedIds, mergeRuns: of the sample's damaged database all marks, and what runs can be read",
   () => {
     using temp = new TempFolder();
     const path = `${temp.path}/damaged.sqlite`;
@@ -452,7 +452,7 @@ testWith(
     const known = sound.all("SELECT run_id FROM agent_runs WHERE api_posted=1 ORDER BY 1").map((run) => run["run_id"]);
     assert.deepEqual(readMarkedIds(damaged).sort(), known);
     using db = memory();
-    keepRuns(db, damaged);
+    mergeRuns(db, damaged);
     // SQL around the damage reads 252 of 290 runs.
     assert.ok(Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]) >= 252);
     const marked = db.all("SELECT run_id FROM agent_runs WHERE api_posted=1").map((run) => run["run_id"]);
