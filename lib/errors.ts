@@ -1,22 +1,22 @@
-/** The one error class of the toolkit. @module */
+/** The error class of the toolkit, and its codes. @module */
 
 /**
- * What went wrong, for programs. Callers compare codes and never match message text.
+ * What went wrong. Compare this code, not the text of the message.
  *
- * - `usage`: a flag, argument or value that makes no sense.
- * - `permission`: Deno or the operating system refused access.
- * - `no_storage`: the folders of `{base}` are missing.
- * - `in_the_way`: a file stands where a folder is needed, or the other way round.
- * - `not_a_database`: the file is not SQLite, or not a telemetry database.
- * - `empty_database`: the file has no bytes or no tables.
- * - `newer_schema`: written by a later product (schema v4 and up).
- * - `older_schema`: an upgrade by `setup_database` is due before anything can be written.
- * - `damaged`: SQLite found the file malformed.
- * - `locked`: another process held a lock for longer than the timeouts.
- * - `disk_full`: no space left.
- * - `io`: any other failure of the operating system.
- * - `invalid_record`: the log or the database cannot carry this record.
- * - `queue_full`: too much is waiting to be written.
+ * - `usage`: a flag, argument or value is invalid.
+ * - `permission`: Deno or the operating system denied access.
+ * - `no_storage`: a folder or file of the store does not exist.
+ * - `in_the_way`: a file exists where a folder is needed, or the reverse.
+ * - `not_a_database`: the file is not a SQLite database, or has no telemetry tables.
+ * - `empty_database`: the file has no content or no tables.
+ * - `newer_schema`: a later product wrote the database (schema v4 or later).
+ * - `older_schema`: `setup_database` must upgrade the database before runs can be written.
+ * - `damaged`: SQLite reports that the file is malformed.
+ * - `locked`: another process held a lock for longer than the timeout.
+ * - `disk_full`: no space is left, or a quota is reached.
+ * - `io`: any other error of the operating system.
+ * - `invalid_record`: the log or the database cannot store this record.
+ * - `queue_full`: too many records wait to be written.
  * - `closed`: used after `close()`.
  * - `api`: the web API did not accept a run.
  */
@@ -38,16 +38,16 @@ export type ErrorCode =
   | "closed"
   | "api";
 
-/** Extras of a {@linkcode TelemetryError}. */
+/** Options of {@linkcode TelemetryError}. */
 export interface TelemetryErrorOptions {
-  /** One line that says what to do about it. */
+  /** One line that says what to do. */
   hint?: string | undefined;
-  /** The error underneath. */
+  /** The error that caused this one. */
   cause?: unknown;
 }
 
 /**
- * A failure that was foreseen: one line that says what (`message`), one that says what to do (`hint`).
+ * An expected failure. `message` says in one line what is wrong, `hint` what to do about it.
  *
  * @example
  * ```ts
@@ -58,20 +58,14 @@ export interface TelemetryErrorOptions {
  * ```
  */
 export class TelemetryError extends Error {
-  /** The class, for stack traces. */
+  /** Always `TelemetryError`. */
   override readonly name = "TelemetryError";
-  /** What went wrong, for programs. */
+  /** What went wrong. */
   readonly code: ErrorCode;
-  /** One line that says what to do, when there is something to do. */
+  /** What to do about it, if anything can be done. */
   readonly hint: string | undefined;
 
-  /**
-   * An error that says what, and what to do.
-   *
-   * @param code what went wrong, for programs
-   * @param message one line for people
-   * @param options hint and cause
-   */
+  /** Creates an error with a code, a message of one line and, optionally, a hint and a cause. */
   constructor(code: ErrorCode, message: string, options: TelemetryErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.code = code;
@@ -79,43 +73,34 @@ export class TelemetryError extends Error {
   }
 }
 
-/** Whether something that was thrown is a foreseen failure with one of these codes. */
+/** Whether a thrown value is a {@linkcode TelemetryError} with one of these codes. */
 export function hasCode(thrown: unknown, ...codes: ErrorCode[]): thrown is TelemetryError {
   return thrown instanceof TelemetryError && codes.includes(thrown.code);
 }
 
-/** The same failure with another word on what to do; what is no {@linkcode TelemetryError} stays as it is. */
+/** The same error with another hint. Any other thrown value is returned as it is. */
 export function withHint(thrown: unknown, hint: string): unknown {
   if (!(thrown instanceof TelemetryError)) return thrown;
   return new TelemetryError(thrown.code, thrown.message, { hint, cause: thrown.cause });
 }
 
-/** The message of anything that was thrown, on one line. */
+/** The message of a thrown value, on one line. */
 export function errorMessage(thrown: unknown): string {
   const text = thrown instanceof Error ? thrown.message || thrown.name : String(thrown);
   return text.replace(/\s*\n\s*/g, " ");
 }
 
-/**
- * What the operating system or Deno's permissions refused, as a {@linkcode TelemetryError}.
- *
- * @param thrown what a `Deno.*` file function threw
- * @param doing what was tried, as the start of a sentence: `cannot write /x/y`
- */
+/** Converts what a `Deno.*` file function threw. `doing` starts the message: `cannot write /x/y`. */
 export function fileError(thrown: unknown, doing: string): TelemetryError {
   if (thrown instanceof TelemetryError) return thrown;
-  const code = isDiskFull(thrown) ? "disk_full" : FILE_ERRORS[(thrown as { name?: string } | null)?.name ?? ""] ?? "io";
-  return new TelemetryError(code, `${doing}: ${errorMessage(thrown)}`, { cause: thrown, hint: FILE_HINTS[code] });
+  const { name = "", code: systemCode = "" } = (thrown ?? {}) as { name?: string; code?: string };
+  const code = SYSTEM_CODES[systemCode] ?? DENO_ERRORS[name] ?? "io";
+  return new TelemetryError(code, `${doing}: ${errorMessage(thrown)}`, { cause: thrown, hint: HINTS[code] });
 }
 
-/** Whether a `Deno.*` file function failed because the disk, or the user's quota, is full. */
-function isDiskFull(thrown: unknown): boolean {
-  const code = (thrown as { code?: unknown } | null)?.code;
-  return code === "ENOSPC" || code === "EDQUOT";
-}
+const SYSTEM_CODES: Record<string, ErrorCode> = { ENOSPC: "disk_full", EDQUOT: "disk_full" };
 
-/** The names of Deno's errors. */
-const FILE_ERRORS: Record<string, ErrorCode> = {
+const DENO_ERRORS: Record<string, ErrorCode> = {
   NotCapable: "permission",
   PermissionDenied: "permission",
   NotADirectory: "in_the_way",
@@ -123,10 +108,10 @@ const FILE_ERRORS: Record<string, ErrorCode> = {
   NotFound: "no_storage",
 };
 
-const FILE_HINTS: Partial<Record<ErrorCode, string>> = {
-  disk_full: "free some space on that disk and run it again",
-  in_the_way: "move what stands there out of the way and run it again",
-  permission: "run it as the user who owns that folder, or give that folder to this user",
-  no_storage: "see whether that path, or the link that it is, leads where it should",
-  io: "see whether the disk is full or failing, and run it again",
+const HINTS: Partial<Record<ErrorCode, string>> = {
+  disk_full: "free space on that disk, then run this again",
+  in_the_way: "move away what is at that path, then run this again",
+  permission: "run this as the owner of that folder, or change the owner of the folder",
+  no_storage: "check the path, and where it leads if it is a link",
+  io: "check the disk, then run this again",
 };

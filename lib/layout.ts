@@ -1,107 +1,92 @@
 /**
- * Where `{base}` is, its folders, and the name of every file in it.
- * The only module that builds a path or a file name. Pure: `fs/locate.ts` reads the environment.
+ * The layout of a store: where `{base}` is, its folders, and the name of every file in it. The only module that builds
+ * a path or a file name. It does not touch the disk: `fs/locate.ts` reads environment and folders.
  * @module
  */
-import { posix, sep, win32 } from "node:path";
+import { dirname, join, posix, sep, win32 } from "node:path";
 
-/** The operating systems that differ here: Windows, and the rest. */
+/** An operating system, as `Deno.build.os` names it. Only Windows differs here. */
 export type Platform = typeof Deno.build.os;
-const HERE: Platform = sep === "\\" ? "windows" : "linux";
 
-/** The environment variables that say where `{base}` is, in the contract's order. */
+/** The environment variables that name `{base}`, in order of precedence (contract, "Where `{base}` is"). */
 export const BASE_VARIABLES = ["TELEMETRY_DB_PATH", "TELEMETRY_BASE_DIR", "AGENT_METRICS_DIR"] as const;
-/** Those, and the one that says where `raw/` is. */
+/** The variables that name a part of the store. */
 export const STORE_VARIABLES = [...BASE_VARIABLES, "TELEMETRY_NDJSON_DIR"] as const;
-/** Every environment variable that {@linkcode locate} reads. */
+/** Every variable that decides where the store is. */
 export const LAYOUT_VARIABLES = [...STORE_VARIABLES, "HOME", "USERPROFILE"] as const;
 
-/** What {@linkcode resolveBase} looks at. */
+/** What {@linkcode resolveBase} depends on. */
 export interface Surroundings {
-  /** A variable's value; undefined when it is unset or may not be read. */
+  /** The value of a variable, or undefined when it is unset or cannot be read. */
   env(name: string): string | undefined;
-  /** The operating system. */
   platform: Platform;
   /** Whether a folder exists. */
   exists(path: string): boolean;
-  /** The working folder, which relative paths start from. */
+  /** The current working folder, for relative paths. */
   cwd: string;
 }
 
 /** Which `{base}` was chosen, and why. */
 export interface BaseChoice {
-  /** The folder. */
+  /** The base folder. */
   base: string;
-  /** The database file, where `TELEMETRY_DB_PATH` names it. */
+  /** The database file, when `TELEMETRY_DB_PATH` names it. */
   database?: string;
-  /** The log's folder, where `TELEMETRY_NDJSON_DIR` moves it. */
+  /** The log folder, when `TELEMETRY_NDJSON_DIR` names it. */
   raw?: string;
-  /** What decided: `--base`, a variable's name, `found` on disk, or `default` when nothing exists. */
+  /** What decided: `--base`, a variable, `found` (the first folder that exists), or `default` (none exists). */
   source: "--base" | "TELEMETRY_DB_PATH" | "TELEMETRY_BASE_DIR" | "AGENT_METRICS_DIR" | "found" | "default";
-  /** The folders that come after it in the contract's order, whether they exist or not. */
+  /** The other folders that the rules name, in order of precedence, whether they exist or not. */
   others: string[];
 }
 
-/** `{base}` and everything whose place in it is fixed. */
+/** The paths of a store (contract, "Directory Layout"). All are absolute when `base` is. */
 export interface Layout {
-  /** Which `{base}` was chosen, and why. */
+  /** Which base folder was chosen, and why. */
   choice: BaseChoice;
-  /** The folder that holds all others. */
+  /** The base folder. */
   base: string;
-  /** NDJSON event logs: the truth. */
+  /** The folder of the NDJSON logs. */
   raw: string;
-  /** The database's folder. */
+  /** The folder of the database. */
   db: string;
   /** The SQLite database. */
   database: string;
-  /** Where recovery builds a new database, beside the one that it will replace. */
+  /** Where a recovery builds the new database. */
   recovering: string;
-  /** Generated reports. */
+  /** The folder of generated reports. */
   reports: string;
-  /** CSV exports. */
+  /** The folder of CSV exports. */
   exports: string;
-  /** Config files. */
+  /** The folder of configuration files. */
   config: string;
   /** The schema as SQL, written by `setup_database`. */
   schemaSql: string;
-  /** System logs. */
+  /** The folder of system logs. */
   logs: string;
-  /** Backups; made by the scripts that fill it. */
+  /** The folder of backups. The backup scripts create it. */
   backups: string;
-  /** What `setup_storage` says of the folders. */
+  /** The description of the folders, written by `setup_storage`. */
   readme: string;
 }
 
-/**
- * The folders that are tried when nothing says where `{base}` is (contract, "Where `{base}` is", case 3).
- *
- * @param platform Windows has drive letters, the others have not
- * @param home the user's home folder, if known
- */
+/** The folders that are tried in order when no variable names `{base}` (contract, case 3). */
 export function candidateFolders(platform: Platform, home: string | undefined): string[] {
-  const candidates = ["/agent-metrics", "/opt/telemetry", "/data/telemetry"];
-  if (platform === "windows") candidates.push("D:/agent-metrics", "C:/agent-metrics");
-  if (home) candidates.push(homeFolder(home, platform));
-  return candidates;
+  const drives = platform === "windows" ? ["D:/agent-metrics", "C:/agent-metrics"] : [];
+  return ["/agent-metrics", "/opt/telemetry", "/data/telemetry", ...drives, ...homeStore(platform, home)];
 }
 
-/**
- * The folders that setup tries to make, one after the other, when no candidate exists (contract, case 4 and after).
- *
- * @param platform Windows has drive letters, the others have not
- * @param home the user's home folder, if known
- */
+/** The folders that setup tries to create in order when no candidate exists (contract, case 4). */
 export function defaultFolders(platform: Platform, home: string | undefined): string[] {
   const folders = platform === "windows" ? ["D:/agent-metrics", "C:/agent-metrics"] : ["/agent-metrics"];
-  if (home) folders.push(homeFolder(home, platform));
-  return folders;
+  return [...folders, ...homeStore(platform, home)];
 }
 
-function homeFolder(home: string, platform: Platform): string {
-  return pathsOf(platform).join(home, ".telemetry");
+function homeStore(platform: Platform, home: string | undefined): string[] {
+  return home ? [pathModule(platform).join(home, ".telemetry")] : [];
 }
 
-function pathsOf(platform: Platform): typeof posix {
+function pathModule(platform: Platform): typeof posix {
   return platform === "windows" ? win32 : posix;
 }
 
@@ -110,57 +95,52 @@ export function homeFolderOf(env: Surroundings["env"], platform: Platform): stri
   return env(platform === "windows" ? "USERPROFILE" : "HOME") || undefined;
 }
 
-/**
- * Which `{base}` the surroundings mean. Pure, so that every system can be tested on any other.
- *
- * @example
- * ```ts
- * import { resolveBase } from "./layout.ts";
- *
- * const choice = resolveBase({ env: () => undefined, platform: "linux", exists: (path) => path === "/opt/telemetry", cwd: "/" });
- * console.log(choice.base); // "/opt/telemetry"
- * ```
- */
+/** Resolves `{base}` from the environment (contract, "Where `{base}` is"). */
 export function resolveBase(surroundings: Surroundings): BaseChoice {
   const { env, platform, exists, cwd } = surroundings;
-  const paths = pathsOf(platform);
+  const paths = pathModule(platform);
   const absolute = (path: string) => paths.isAbsolute(path) ? path : paths.join(cwd, path);
   const raw = env("TELEMETRY_NDJSON_DIR");
-  const moved = raw ? { raw: absolute(raw) } : {};
 
-  const chosen: BaseChoice[] = [];
+  const named: BaseChoice[] = [];
   for (const source of BASE_VARIABLES) {
     const value = env(source);
     if (!value) continue;
     const path = absolute(value);
-    if (source === "TELEMETRY_DB_PATH") {
-      chosen.push({ base: paths.dirname(paths.dirname(path)), database: path, source, others: [] });
-    } else {
-      chosen.push({ base: path, source, others: [] });
-    }
+    if (source !== "TELEMETRY_DB_PATH") named.push({ base: path, source, others: [] });
+    else named.push({ base: paths.dirname(paths.dirname(path)), database: path, source, others: [] });
   }
   const home = homeFolderOf(env, platform);
   const candidates = candidateFolders(platform, home);
-  const first = chosen[0] ?? foundOrDefault(candidates, exists, defaultFolders(platform, home)[0]!);
-  const others = new Set([...chosen.map(({ base }) => base), ...candidates]);
-  others.delete(first.base);
-  return { ...first, ...moved, others: [...others] };
+  const chosen = named[0] ?? firstFolder(candidates, exists, defaultFolders(platform, home)[0]!);
+  const others = new Set([...named.map(({ base }) => base), ...candidates]);
+  others.delete(chosen.base);
+  return { ...chosen, ...raw ? { raw: absolute(raw) } : {}, others: [...others] };
 }
 
-function foundOrDefault(candidates: string[], exists: Surroundings["exists"], fallback: string): BaseChoice {
+function firstFolder(candidates: string[], exists: Surroundings["exists"], byDefault: string): BaseChoice {
   const found = candidates.find(exists);
-  return { base: found ?? fallback, source: found === undefined ? "default" : "found", others: [] };
+  return { base: found ?? byDefault, source: found === undefined ? "default" : "found", others: [] };
 }
 
 /**
- * Where everything is in a `{base}`.
+ * The paths of the store in a base folder. Does not look at the disk.
  *
- * @param choice from {@linkcode resolveBase}, or just a folder
- * @param platform how paths are joined
- * @default platform the system this runs on
+ * @param choice a base folder, or the result of resolving one
+ * @param platform whose path syntax to use; by default that of this system
+ *
+ * @example
+ * ```ts
+ * import { layoutOf } from "./layout.ts";
+ *
+ * console.log(layoutOf("/srv/telemetry").database); // "/srv/telemetry/db/telemetry.sqlite"
+ * ```
  */
-export function layoutOf(choice: BaseChoice | string, platform: Platform = HERE): Layout {
-  const { join, dirname } = pathsOf(platform);
+export function layoutOf(
+  choice: BaseChoice | string,
+  platform: Platform = sep === "\\" ? "windows" : "linux",
+): Layout {
+  const { join, dirname } = pathModule(platform);
   if (typeof choice === "string") choice = { base: choice, source: "--base", others: [] };
   const { base } = choice;
   const database = choice.database ?? join(base, "db", "telemetry.sqlite");
@@ -182,7 +162,7 @@ export function layoutOf(choice: BaseChoice | string, platform: Platform = HERE)
   };
 }
 
-/** What the files that the contract names are for. */
+/** The kinds of files that have a time in their names. */
 export type FileKind =
   | "log"
   | "daily_backup"
@@ -196,18 +176,8 @@ export type FileKind =
   | "events_export"
   | "commits_export";
 
-/** What a file name says. */
-export interface ParsedFileName {
-  /** What the file is for. */
-  kind: FileKind;
-  /** The time in the name: local, but for logs, whose day is UTC. */
-  time: Date;
-  /** Whether the name ends in `.gz` (logs only). */
-  gzipped: boolean;
-}
-
-/** The part before and after the time, for the names that are `{before}YYYYMMDD_HHMMSS{after}`. */
-const STAMPED: Record<Exclude<FileKind, "log" | "daily_backup">, [before: string, after: string]> = {
+/** What stands before and after the `YYYYMMDD_HHMMSS` of a name. */
+const STAMPED_NAMES: Record<Exclude<FileKind, "log" | "daily_backup">, [before: string, after: string]> = {
   full_backup: ["telemetry_backup_", ".sqlite"],
   before_restore: ["telemetry_before_restore_", ".sqlite"],
   before_v3: ["telemetry.before_v3_", ".sqlite"],
@@ -219,39 +189,21 @@ const STAMPED: Record<Exclude<FileKind, "log" | "daily_backup">, [before: string
   commits_export: ["commits_", ".csv"],
 };
 
-/**
- * The contract's name of a file. Times in names are local; a log's day is the UTC day.
- *
- * @param kind what the file is for; a `daily_backup` is named by its day alone, see {@linkcode fileNames}
- * @param at the time that goes into the name
- *
- * @example
- * ```ts
- * import { fileName } from "./layout.ts";
- *
- * console.log(fileName("log", new Date("2025-12-10T23:59:59Z"))); // "events_20251210.ndjson"
- * ```
- */
+/** The name of a file of this kind. Times in names are local; the day of a log is UTC. */
 export function fileName(kind: FileKind, at: Date): string {
   if (kind === "log") return `events_${at.toISOString().slice(0, 10).replaceAll("-", "")}.ndjson`;
+  // The first backup of a day has no time of day in its name (contract, "Backups").
   if (kind === "daily_backup") return `telemetry.backup.${localStamp(at).slice(0, 8)}.sqlite`;
-  const [before, after] = STAMPED[kind];
+  const [before, after] = STAMPED_NAMES[kind];
   return `${before}${localStamp(at)}${after}`;
 }
 
-/**
- * The names to try for a new file, one after the other, until one is free: the contract's, then those of the next
- * seconds. A day's first backup has the day alone in its name.
- *
- * @param kind what the file is for
- * @param at the time that goes into the name
- */
+/** The names to try for a new file, in order: its own, then those of the following seconds. */
 export function* fileNames(kind: FileKind, at: Date): Generator<string, never> {
   if (kind === "daily_backup") yield fileName(kind, at);
   for (let time = at.getTime();; time += 1000) {
-    yield kind === "daily_backup"
-      ? `telemetry.backup.${localStamp(new Date(time))}.sqlite`
-      : fileName(kind, new Date(time));
+    const second = new Date(time);
+    yield kind === "daily_backup" ? `telemetry.backup.${localStamp(second)}.sqlite` : fileName(kind, second);
   }
 }
 
@@ -262,54 +214,60 @@ function localStamp(at: Date): string {
   return `${day}_${two(at.getHours())}${two(at.getMinutes())}${two(at.getSeconds())}`;
 }
 
-/**
- * What a file name says, or null when the contract does not know it.
- *
- * @param name without the folder
- */
+/** The content of a file name. */
+export interface ParsedFileName {
+  kind: FileKind;
+  /** The time in the name. */
+  time: Date;
+  /** Whether the name ends in `.gz` (logs only). */
+  gzipped: boolean;
+}
+
+/** Parses a file name without its folder. Returns null when it is not a name of ours. */
 export function parseFileName(name: string): ParsedFileName | null {
-  const log = /^events_(\d{8})\.ndjson(\.gz)?$/.exec(name);
+  const log = /^events_(\d{4})(\d\d)(\d\d)\.ndjson(\.gz)?$/.exec(name);
   if (log) {
-    const [, day, gz] = log;
-    const time = new Date(`${day!.slice(0, 4)}-${day!.slice(4, 6)}-${day!.slice(6)}T00:00:00Z`);
-    const exists = !isNaN(time.getTime()) && fileName("log", time).includes(day!);
-    return exists ? { kind: "log", time, gzipped: gz !== undefined } : null;
+    const [, year, month, day, gz] = log;
+    const time = new Date(`${year}-${month}-${day}T00:00:00Z`);
+    const isDay = !isNaN(time.getTime()) && name.startsWith(fileName("log", time));
+    return isDay ? { kind: "log", time, gzipped: gz !== undefined } : null;
   }
   const daily = /^telemetry\.backup\.(\d{8})(_\d{6})?\.sqlite$/.exec(name);
-  if (daily) return parsed("daily_backup", `${daily[1]}${daily[2] ?? "_000000"}`);
-  for (const [kind, [before, after]] of Object.entries(STAMPED)) {
+  if (daily) return parseStamp("daily_backup", `${daily[1]}${daily[2] ?? "_000000"}`);
+  for (const [kind, [before, after]] of Object.entries(STAMPED_NAMES)) {
     if (!name.startsWith(before) || !name.endsWith(after)) continue;
     const stamp = name.slice(before.length, name.length - after.length);
-    if (/^\d{8}_\d{6}$/.test(stamp)) return parsed(kind as FileKind, stamp);
+    if (/^\d{8}_\d{6}$/.test(stamp)) return parseStamp(kind as FileKind, stamp);
   }
   return null;
 }
 
-/** A local time from `YYYYMMDD_HHMMSS`, or null when there is no such day. */
-function parsed(kind: FileKind, stamp: string): ParsedFileName | null {
+/** Parses `YYYYMMDD_HHMMSS` as local time. Returns null for a date that does not exist. */
+function parseStamp(kind: FileKind, stamp: string): ParsedFileName | null {
   const part = (from: number, to: number) => Number(stamp.slice(from, to));
-  const time = new Date(part(0, 4), part(4, 6) - 1, part(6, 8), part(9, 11), part(11, 13), part(13, 15));
-  const exists = time.getMonth() + 1 === part(4, 6) && time.getDate() === part(6, 8) && part(9, 11) < 24 &&
-    part(11, 13) < 60 && part(13, 15) < 60;
-  return exists ? { kind, time, gzipped: false } : null;
+  const [hours, minutes, seconds] = [part(9, 11), part(11, 13), part(13, 15)];
+  const time = new Date(part(0, 4), part(4, 6) - 1, part(6, 8), hours, minutes, seconds);
+  // `Date` turns February 30 into March 2. The hour may differ: in spring one hour of a day does not exist.
+  const isDay = time.getMonth() + 1 === part(4, 6) && time.getDate() === part(6, 8);
+  return isDay && hours < 24 && minutes < 60 && seconds < 60 ? { kind, time, gzipped: false } : null;
 }
 
-/** The files that SQLite keeps beside a database: they belong to it, and to no other. */
+/** The files that SQLite keeps beside a database. They belong to that database and to no other. */
 export function sidecarsOf(database: string): { wal: string; shm: string; journal: string } {
   return { wal: `${database}-wal`, shm: `${database}-shm`, journal: `${database}-journal` };
 }
 
-/** The path of a contract file in a folder of the layout. */
+/** The path of a file in a folder. */
 export function pathIn(folder: string, name: string): string {
-  return pathsOf(HERE).join(folder, name);
+  return join(folder, name);
 }
 
-/** The folder that a path is in. */
+/** The folder of a path. */
 export function folderOf(path: string): string {
-  return pathsOf(HERE).dirname(path);
+  return dirname(path);
 }
 
-/** Where a file is made before it gets its name: `NAME.partial`. */
+/** Where a file is written before it is published: `NAME.partial`. */
 export function partialOf(path: string): string {
   return `${path}.partial`;
 }

@@ -1,99 +1,98 @@
 /**
- * The two kinds of record a run leaves, as the contract names their fields; ids, times, and what makes a
- * record valid. Pure: nothing here touches a file.
+ * The two kinds of records in the log, run and event: their fields, ids and validation.
  * @module
  */
 import { TelemetryError } from "./errors.ts";
 
-/** What may start a run; the database's CHECK on `trigger_type` (contract, "SQLite, v3"). */
+/** The values that the database accepts as `trigger_type` (contract, "SQLite, v3"). */
 export const TRIGGER_TYPES = ["cli", "web", "scheduler", "mcp", "manual"] as const;
 /** What started a run. */
 export type TriggerType = (typeof TRIGGER_TYPES)[number];
 
-/** The states of a run; the database's CHECK on `status` (contract, "SQLite, v3"). */
+/** The values that the database accepts as `status` (contract, "SQLite, v3"). */
 export const RUN_STATUSES = ["running", "success", "failed", "partial"] as const;
-/** The state of a run. */
+/** The status of a run. */
 export type RunStatus = (typeof RUN_STATUSES)[number];
 
-/** The longest line of a log, in bytes without its newline: longer ones are neither written nor read. */
+/** The longest line of a log in bytes, without its newline. Longer lines are neither written nor read. */
 export const MAX_LINE_BYTES: number = 32 * 1024 * 1024;
 
-/** The schema version this toolkit writes into records and databases. */
+/** The schema version of the records and databases that this toolkit writes. */
 export const SCHEMA_VERSION = 3;
 
-/** A run: every column of `agent_runs`, by the contract's names. Times are ISO 8601 in UTC. */
+/** A run: the columns of `agent_runs`, by the contract's names. Times are ISO 8601 in UTC. */
 export interface RunRecord {
-  /** `{YYYYMMDD}T{HHMMSS}Z-{agent_name}-{8 hex}`. */
+  /** `{YYYYMMDD}T{HHMMSS}Z-{agent_name}-{8 hex digits}`. */
   run_id: string;
-  /** 3 for what this toolkit writes. */
+  /** 3 in records that this toolkit writes. */
   schema_version: number | null;
-  /** Who ran. */
+  /** The agent or job that ran. */
   agent_name: string;
-  /** Who answers for the agent. */
+  /** Who is responsible for the agent. */
   agent_owner: string | null;
-  /** What kind of work it was. */
+  /** The kind of work. */
   job_type: string | null;
-  /** What started it. Old logs also hold values that the database's CHECK refuses. */
+  /** What started the run, one of `TRIGGER_TYPES`. Old logs also have other values. */
   trigger_type: string | null;
-  /** When it started. */
+  /** When the run started. */
   start_time: string;
-  /** When it ended; null while it runs. */
+  /** When the run ended; null while it runs. */
   end_time: string | null;
-  /** Its state. */
+  /** The status of the run. */
   status: RunStatus | null;
-  /** Items found. */
+  /** How many items were found. */
   items_discovered: number | null;
-  /** Items done. */
+  /** How many items succeeded. */
   items_succeeded: number | null;
-  /** Items that failed. */
+  /** How many items failed. */
   items_failed: number | null;
-  /** Milliseconds from start to end. */
+  /** Duration in milliseconds. */
   duration_ms: number | null;
-  /** What went in, in words. */
+  /** Description of the input. */
   input_summary: string | null;
-  /** What came out, in words. */
+  /** Description of the result. */
   output_summary: string | null;
-  /** What went wrong, in words. */
+  /** Description of the failure. */
   error_summary: string | null;
-  /** Anything else that was measured, as JSON text. */
+  /** Other measurements, as JSON text. */
   metrics_json: string | null;
   /** The insight that the run belongs to. */
   insight_id: string | null;
-  /** Business: product. */
+  /** The product that the run is for. */
   product: string | null;
-  /** Business: platform. */
+  /** The platform that the run is for. */
   platform: string | null;
-  /** Business: product family. */
+  /** The product family that the run is for. */
   product_family: string | null;
-  /** Business: subdomain. */
+  /** The subdomain that the run is for. */
   subdomain: string | null;
-  /** Git: repository. */
+  /** The Git repository. */
   git_repo: string | null;
-  /** Git: branch. */
+  /** The Git branch. */
   git_branch: string | null;
-  /** Git: tag of the run. */
+  /** The Git tag of the run. */
   git_run_tag: string | null;
-  /** The machine it ran on. */
+  /** The host name of the machine. */
   host: string | null;
-  /** 1 once the web API has accepted it. */
+  /** 1 when the web API has accepted the run, else 0. */
   api_posted: number | null;
-  /** When the web API accepted it. */
+  /** When the web API accepted the run. */
   api_posted_at: string | null;
-  /** How often posting failed. */
+  /** How many attempts to post the run failed. */
   api_retry_count: number | null;
-  /** When the row was made; null in log lines. */
+  /** When the row was created; null in log lines. */
   created_at: string | null;
   /** When the row was last changed; null in log lines. */
   updated_at: string | null;
 }
 
-/** Something that happened in a run. Events live in the log alone (contract, `run_events`). */
+/** An event of a run. Events are stored in the log only (contract, `run_events`). */
 export interface RunEvent {
-  /** The run it belongs to. */
+  /** The run that the event belongs to. */
   run_id: string;
-  /** What happened. */
+  /** The kind of event. */
   event_type: string;
-  /** When, ISO 8601 in UTC. */
+  /** When it happened, ISO 8601 in UTC. */
   timestamp: string;
   /** Details, as JSON text. */
   payload_json: string | null;
@@ -101,13 +100,13 @@ export interface RunEvent {
   id: null;
 }
 
-/** A line of the log: a run or an event, told apart by `record_type`. */
+/** A line of the log: a run or an event. `record_type` says which. */
 export type LogRecord =
   | RunRecord & { record_type: "run" }
   | RunEvent & { record_type: "event" };
 
-/** A run of which nothing is known but its identity; fixes the contract's order of the columns. */
-const BLANK_RUN: RunRecord = {
+/** The defaults of the schema, in the contract's order of columns. */
+const DEFAULT_RUN: RunRecord = {
   run_id: "",
   schema_version: SCHEMA_VERSION,
   agent_name: "",
@@ -142,13 +141,13 @@ const BLANK_RUN: RunRecord = {
 };
 
 /** The 31 columns of `agent_runs`, in the contract's order. */
-export const RUN_COLUMNS: readonly (keyof RunRecord)[] = Object.keys(BLANK_RUN) as (keyof RunRecord)[];
+export const RUN_COLUMNS: readonly (keyof RunRecord)[] = Object.keys(DEFAULT_RUN) as (keyof RunRecord)[];
 
-/** What must be known to make a run. */
+/** The fields of a new run. Three are required. */
 export type NewRun = Pick<RunRecord, "run_id" | "agent_name" | "start_time"> & Partial<RunRecord>;
 
 /**
- * A whole run record from the fields that are known; the rest gets the defaults of the schema.
+ * A complete run record: the given fields, and the defaults of the schema for the others.
  *
  * @example
  * ```ts
@@ -161,26 +160,19 @@ export type NewRun = Pick<RunRecord, "run_id" | "agent_name" | "start_time"> & P
  * ```
  */
 export function newRun(known: NewRun): RunRecord {
-  return { ...BLANK_RUN, ...known };
+  return { ...DEFAULT_RUN, ...known };
 }
 
-/**
- * A new run id, `{YYYYMMDD}T{HHMMSS}Z-{agent_name}-{8 hex}`.
- *
- * @param agentName goes in as it is
- * @param at when the run started
- */
+/** A new run id: `{YYYYMMDD}T{HHMMSS}Z-{agent_name}-{8 hex digits}` (contract, "Ids and times"). */
 export function runId(agentName: string, at: Date = new Date()): string {
   const stamp = at.toISOString().replace(/[-:]|\.\d+/g, "");
   return `${stamp}-${agentName}-${crypto.randomUUID().slice(0, 8)}`;
 }
 
 /**
- * The JSON text of a value, or an error that names the field which JSON cannot carry.
+ * Converts a value to JSON text. `name` is the name of the value in the error.
  *
- * @param value what to write
- * @param name what to call the value itself in the error
- * @throws {TelemetryError} `invalid_record`: a cycle, a BigInt, a `toJSON` that throws, or nothing at all
+ * @throws {TelemetryError} `invalid_record`, which names the field that JSON cannot represent
  */
 export function toJson(value: unknown, name: string): string {
   let text: string | undefined;
@@ -193,12 +185,12 @@ export function toJson(value: unknown, name: string): string {
   if (text !== undefined) return text;
   const field = unserializable(value, name, new Set()) ?? name;
   throw new TelemetryError("invalid_record", `${field} cannot be written as JSON`, {
-    hint: "leave it out, or turn it into text first",
+    hint: "leave it out, or convert it to text first",
     cause,
   });
 }
 
-/** The path of the first part that JSON refuses. `parents` holds the objects on the way down. */
+/** The path of the first part that JSON cannot represent. `parents` are the objects that contain it. */
 function unserializable(value: unknown, path: string, parents: Set<object>): string | undefined {
   if (typeof value === "bigint") return path;
   if (typeof value !== "object" || value === null) return undefined;
@@ -219,20 +211,18 @@ function unserializable(value: unknown, path: string, parents: Set<object>): str
   }
 }
 
-/** What a record of each type cannot do without, as text (contract, "NDJSON records"). */
+/** The fields that a record must have, as text (contract, "NDJSON records"). */
 export const REQUIRED_FIELDS: Readonly<Record<LogRecord["record_type"], readonly string[]>> = {
   run: ["run_id", "agent_name", "start_time"],
   event: ["run_id", "event_type", "timestamp"],
 };
 
-/** Why a JSON value is no record. */
+/** Why a JSON value is not a record. */
 export type InvalidRecordReason = "not an object" | "unknown record_type" | "unknown status" | `${string} is missing`;
 
 /**
- * Why a parsed line of a log is no record, or undefined when it is one.
- * The rules are those of the v2 table that recovery fills: what it would refuse is refused here.
- *
- * @param value what `JSON.parse` made of the line
+ * Returns why a parsed line is not a record, or undefined when it is one. The rules are those of the v2 table that a
+ * recovery fills: what the table would refuse is refused here.
  */
 export function validateRecord(value: unknown): InvalidRecordReason | undefined {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return "not an object";
@@ -248,7 +238,7 @@ export function validateRecord(value: unknown): InvalidRecordReason | undefined 
   return undefined;
 }
 
-/** Whether an id has what no program puts into one: in a damaged file, something else was written over it. */
+/** Whether an id has characters that no program writes: in a damaged file, other data has overwritten it. */
 export function isOverwrittenId(id: unknown): boolean {
   // deno-lint-ignore no-control-regex
   return typeof id === "string" && /[\x00-\x1f\x7f\ufffd]/.test(id);

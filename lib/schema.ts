@@ -10,7 +10,7 @@ export type TableName = "agent_runs" | "run_events" | "commits" | "schema_migrat
 const NOW = "TEXT DEFAULT (datetime('now'))";
 const oneOf = (values: readonly string[]) => values.map((value) => `'${value}'`).join(",");
 
-/** The declaration of every column of `agent_runs`; their order is that of `RUN_COLUMNS`. */
+/** The declaration of each column of `agent_runs`. `RUN_COLUMNS` has their order. */
 const RUN_DECLARATIONS: Record<keyof RunRecord, string> = {
   run_id: "TEXT PRIMARY KEY",
   schema_version: `INTEGER DEFAULT ${SCHEMA_VERSION}`,
@@ -45,7 +45,7 @@ const RUN_DECLARATIONS: Record<keyof RunRecord, string> = {
   updated_at: NOW,
 };
 
-/** Every table with the declarations of its columns, in the contract's order. */
+/** The declarations of each table's columns, in the contract's order. */
 export const TABLES: Record<TableName, Record<string, string>> = {
   agent_runs: Object.fromEntries(RUN_COLUMNS.map((column) => [column, RUN_DECLARATIONS[column]])),
   run_events: {
@@ -78,10 +78,10 @@ export const TABLES: Record<TableName, Record<string, string>> = {
 
 export const TABLE_NAMES = Object.keys(TABLES) as TableName[];
 
-/** The columns of `agent_runs` that schema v2 does not have. */
+/** The columns of `agent_runs` that schema v2 lacks. */
 const ADDED_IN_V3: readonly string[] = ["product_family", "subdomain"];
 
-/** Every index with its table and column. */
+/** The table and the column of each index. */
 export const INDEXES: Record<string, [table: TableName, column: string]> = {
   idx_runs_agent: ["agent_runs", "agent_name"],
   idx_runs_status: ["agent_runs", "status"],
@@ -103,9 +103,8 @@ export function indexSql(name: string): string {
 }
 
 /**
- * The v2 layout that recovery fills (contract, "Databases in the field"): without a CHECK on `trigger_type`, since the
- * log holds runs of other triggers, and with `custom_metadata`, which old lines have. {@linkcode applySchema} makes a v3
- * of it.
+ * The table that a recovery fills, in the v2 layout (contract, "Databases in the field"). It has no CHECK on
+ * `trigger_type`, since logs have runs with other values, and it has `custom_metadata`, which old lines have.
  */
 export function recoverySchemaSql(): string {
   const columns = Object.entries(TABLES.agent_runs).filter(([name]) => !ADDED_IN_V3.includes(name)).map((
@@ -115,22 +114,22 @@ export function recoverySchemaSql(): string {
   return `CREATE TABLE agent_runs (\n${columns.join(",\n")}\n)`;
 }
 
-/** Whether the contract names a table or an index of this name. */
+/** Whether a table or an index belongs to the contract. */
 export function isOfContract(name: string): boolean {
   return Object.hasOwn(TABLES, name) || Object.hasOwn(INDEXES, name);
 }
 
-/** The columns of a contract table in schema v3, in order, with their declarations. */
+/** The declaration of each column of a table in schema v3, in order. */
 export function columnsOf(table: TableName): Readonly<Record<string, string>> {
   return TABLES[table];
 }
 
-/** Whether a column of a contract table is declared as INTEGER. */
+/** Whether a column is declared as INTEGER. */
 export function isInteger(table: TableName, column: string): boolean {
   return TABLES[table][column]?.startsWith("INTEGER") ?? false;
 }
 
-/** Which column of which table each index of the contract is for. */
+/** The table and the column of each index. */
 export function indexes(): Readonly<Record<string, readonly [table: TableName, column: string]>> {
   return INDEXES;
 }
@@ -139,7 +138,7 @@ export const MIGRATION_SQL = `INSERT OR IGNORE INTO schema_migrations (version, 
   `VALUES (${SCHEMA_VERSION}, 'Schema v${SCHEMA_VERSION}')`;
 
 /**
- * The whole schema as SQL that makes a database of the contract; safe to run on one that is there.
+ * The complete schema as SQL. It creates a database, and can be run again on an existing one.
  *
  * @example
  * ```ts

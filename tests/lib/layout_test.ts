@@ -15,14 +15,14 @@ import {
 import { locate, otherStoresWithData } from "../../lib/fs/locate.ts";
 import { run, TempFolder } from "../fixtures/mod.ts";
 
-/** What resolveBase decides in made-up surroundings. */
+/** Calls resolveBase with the given environment. */
 function find(platform: Platform, env: Record<string, string>, existing: string[] = []): BaseChoice {
   const cwd = platform === "windows" ? "C:\\here" : "/here";
   const exists = (path: string) => existing.includes(path);
   return resolveBase({ platform, cwd, exists, env: (name) => env[name] });
 }
 
-/** What decided, and for which folder. */
+/** The source and the folder. */
 function decided(...arguments_: Parameters<typeof find>): [string, string] {
   const { source, base } = find(...arguments_);
   return [source, base];
@@ -42,7 +42,7 @@ const WINDOWS_FOLDERS = [
 for (const platform of UNIX) {
   const HOME = "/home/me";
 
-  Deno.test(`resolveBase on ${platform}: each variable, in the contract's order`, () => {
+  Deno.test(`resolveBase on ${platform}: a variable wins over those after it in the contract`, () => {
     const all = {
       HOME,
       TELEMETRY_DB_PATH: "/one/db/telemetry.sqlite",
@@ -51,22 +51,22 @@ for (const platform of UNIX) {
     };
     const { TELEMETRY_DB_PATH: _1, ...withoutPath } = all;
     const { TELEMETRY_BASE_DIR: _2, ...withoutBase } = withoutPath;
-    // Variables beat folders that exist, whether theirs exists or not.
+    // A variable wins over existing folders, whether its own folder exists or not.
     assert.deepEqual(decided(platform, all, UNIX_FOLDERS), ["TELEMETRY_DB_PATH", "/one"]);
     assert.deepEqual(decided(platform, withoutPath, UNIX_FOLDERS), ["TELEMETRY_BASE_DIR", "/two"]);
     assert.deepEqual(decided(platform, withoutBase, UNIX_FOLDERS), ["AGENT_METRICS_DIR", "/three"]);
   });
 
-  Deno.test(`resolveBase on ${platform}: the first folder that exists`, () => {
+  Deno.test(`resolveBase on ${platform}: the first folder that exists is used`, () => {
     for (const [i, folder] of UNIX_FOLDERS.entries()) {
       assert.deepEqual(decided(platform, { HOME }, UNIX_FOLDERS.slice(i)), ["found", folder]);
     }
   });
 
-  Deno.test(`resolveBase on ${platform}: nothing exists`, () => {
+  Deno.test(`resolveBase on ${platform}: without any folder, the contract's default is used`, () => {
     assert.deepEqual(decided(platform, { HOME }), ["default", "/agent-metrics"]);
     assert.deepEqual(decided(platform, {}), ["default", "/agent-metrics"]);
-    // Drive letters are for Windows alone: on Unix they would be folders of the working folder.
+    // Only Windows has drive letters: on Unix they would be names in the working folder.
     assert.deepEqual(decided(platform, { HOME }, ["D:/agent-metrics", "C:/agent-metrics"]), [
       "default",
       "/agent-metrics",
@@ -74,7 +74,7 @@ for (const platform of UNIX) {
     assert.deepEqual(candidateFolders(platform, HOME), UNIX_FOLDERS);
   });
 
-  Deno.test(`resolveBase on ${platform}: relative paths start from the working folder`, () => {
+  Deno.test(`resolveBase on ${platform}: a relative path starts from the working folder`, () => {
     assert.deepEqual(decided(platform, { TELEMETRY_BASE_DIR: "store" }), ["TELEMETRY_BASE_DIR", "/here/store"]);
     assert.deepEqual(decided(platform, { AGENT_METRICS_DIR: "../store" }), ["AGENT_METRICS_DIR", "/store"]);
     const { base, database } = find(platform, { TELEMETRY_DB_PATH: "store/db/telemetry.sqlite" });
@@ -83,7 +83,7 @@ for (const platform of UNIX) {
   });
 }
 
-Deno.test("resolveBase on Windows: each variable, in the contract's order", () => {
+Deno.test("resolveBase on Windows: a variable wins over those after it in the contract", () => {
   const all = {
     USERPROFILE: "C:\\Users\\me",
     TELEMETRY_DB_PATH: "E:\\one\\db\\telemetry.sqlite",
@@ -99,19 +99,19 @@ Deno.test("resolveBase on Windows: each variable, in the contract's order", () =
   assert.equal(find("windows", { TELEMETRY_DB_PATH: "E:/x/db/t.sqlite" }).base.replaceAll("\\", "/"), "E:/x");
 });
 
-Deno.test("resolveBase on Windows: the first folder that exists, drive letters before the home folder", () => {
+Deno.test("resolveBase on Windows: drive letters come before the home folder", () => {
   const USERPROFILE = "C:\\Users\\me";
   for (const [i, folder] of WINDOWS_FOLDERS.entries()) {
     assert.deepEqual(decided("windows", { USERPROFILE }, WINDOWS_FOLDERS.slice(i)), ["found", folder]);
   }
   assert.deepEqual(decided("windows", { USERPROFILE }), ["default", "D:/agent-metrics"]);
   assert.deepEqual(decided("windows", {}), ["default", "D:/agent-metrics"]);
-  // The home folder of Windows is USERPROFILE; a HOME from some Unix shell is none.
+  // On Windows only USERPROFILE names the home folder. Unix shells there set HOME, too.
   assert.deepEqual(decided("windows", { HOME: "/home/me" }, ["/home/me/.telemetry"]), ["default", "D:/agent-metrics"]);
   assert.deepEqual(candidateFolders("windows", USERPROFILE), WINDOWS_FOLDERS);
 });
 
-Deno.test("resolveBase on Windows: relative paths start from the working folder", () => {
+Deno.test("resolveBase on Windows: a relative path starts from the working folder", () => {
   assert.equal(find("windows", { TELEMETRY_BASE_DIR: "store" }).base, "C:\\here\\store");
   assert.equal(find("windows", { TELEMETRY_NDJSON_DIR: "..\\logs" }).raw, "C:\\logs");
 });
@@ -123,14 +123,14 @@ Deno.test("resolveBase: an empty variable counts as unset", () => {
     assert.equal(find(platform, { ...empty, AGENT_METRICS_DIR: "/three" }).source, "AGENT_METRICS_DIR");
     assert.equal(find(platform, { ...empty, HOME: "", USERPROFILE: "" }).source, "default");
   }
-  // An empty home is no home: "/.telemetry" or "./.telemetry" would be somebody else's.
+  // An empty home counts as unset: "/.telemetry" would belong to nobody.
   assert.deepEqual(decided("linux", { HOME: "" }, ["/.telemetry", ".telemetry", "/here/.telemetry"]), [
     "default",
     "/agent-metrics",
   ]);
 });
 
-Deno.test("TELEMETRY_DB_PATH: the base is two folders up, and an unusual name stays", () => {
+Deno.test("TELEMETRY_DB_PATH: the base is two folders up, and the file keeps an unusual name", () => {
   const choice = find("linux", { TELEMETRY_DB_PATH: "/srv/store/data/agents.db", TELEMETRY_BASE_DIR: "/two" });
   assert.deepEqual([choice.base, choice.database], ["/srv/store", "/srv/store/data/agents.db"]);
   const layout = layoutOf(choice, "linux");
@@ -140,7 +140,7 @@ Deno.test("TELEMETRY_DB_PATH: the base is two folders up, and an unusual name st
   );
 });
 
-Deno.test("TELEMETRY_NDJSON_DIR moves raw/ and nothing else", () => {
+Deno.test("TELEMETRY_NDJSON_DIR moves only raw/", () => {
   for (const others of [{}, { TELEMETRY_BASE_DIR: "/two" }, { TELEMETRY_DB_PATH: "/one/db/t.sqlite" }]) {
     const still = layoutOf(find("linux", others), "linux");
     const moved = layoutOf(find("linux", { ...others, TELEMETRY_NDJSON_DIR: "/var/log/agents" }), "linux");
@@ -151,7 +151,7 @@ Deno.test("TELEMETRY_NDJSON_DIR moves raw/ and nothing else", () => {
   }
 });
 
-Deno.test("layoutOf: the contract's folders and files", () => {
+Deno.test("layoutOf returns the contract's folders and files", () => {
   const { choice: _, ...places } = layoutOf("/srv/telemetry", "linux");
   assert.deepEqual(places, {
     base: "/srv/telemetry",
@@ -170,7 +170,7 @@ Deno.test("layoutOf: the contract's folders and files", () => {
   assert.equal(layoutOf("D:/agent-metrics", "windows").database, "D:\\agent-metrics\\db\\telemetry.sqlite");
 });
 
-Deno.test("locate: --base beats every variable, TELEMETRY_NDJSON_DIR too, and may be relative", () => {
+Deno.test("locate: --base wins over every variable, TELEMETRY_NDJSON_DIR included, and may be relative", () => {
   using temp = new TempFolder();
   const env: Record<string, string> = {
     TELEMETRY_DB_PATH: "/one/db/telemetry.sqlite",
@@ -193,7 +193,7 @@ Deno.test("locate: --base beats every variable, TELEMETRY_NDJSON_DIR too, and ma
   }
 });
 
-Deno.test("othersWithData: other candidates that hold a database or a log", () => {
+Deno.test("otherStoresWithData lists the other candidates that contain a database or a log", () => {
   using temp = new TempFolder();
   const folder = (name: string) => join(temp.path, name);
   for (const path of ["used/raw", "other/raw", "other/db"]) Deno.mkdirSync(folder(path), { recursive: true });
@@ -214,7 +214,7 @@ Deno.test("othersWithData: other candidates that hold a database or a log", () =
   assert.deepEqual(warned(), [], "a folder that is not there holds nothing");
 });
 
-Deno.test("othersWithData: the same folder by another name is no other", () => {
+Deno.test("otherStoresWithData does not list the same folder under another name", () => {
   using temp = new TempFolder();
   Deno.mkdirSync(join(temp.path, "store", "db"), { recursive: true });
   Deno.writeTextFileSync(join(temp.path, "store", "db", "telemetry.sqlite"), "x");
@@ -240,7 +240,7 @@ const STAMPED: [FileKind, before: string, after: string][] = [
   ["commits_export", "commits_", ".csv"],
 ];
 
-Deno.test("fileName: the contract's names; local time, but for logs", () => {
+Deno.test("fileName uses local time, and UTC for logs", () => {
   const local = new Date(2025, 11, 10, 3, 4, 5);
   for (const [kind, before, after] of STAMPED) assert.equal(fileName(kind, local), `${before}20251210_030405${after}`);
   assert.equal(fileName("daily_backup", local), "telemetry.backup.20251210.sqlite");
@@ -248,7 +248,7 @@ Deno.test("fileName: the contract's names; local time, but for logs", () => {
   assert.equal(fileName("log", new Date("2025-12-10T23:59:59.999Z")), "events_20251210.ndjson");
 });
 
-Deno.test("fileNames: the names to try while the first are taken", () => {
+Deno.test("fileNames continues with the names of the following seconds", () => {
   const first = (kind: FileKind, count: number) => {
     const names = fileNames(kind, new Date(2025, 11, 31, 23, 59, 58));
     return Array.from({ length: count }, () => names.next().value);
@@ -265,14 +265,14 @@ Deno.test("fileNames: the names to try while the first are taken", () => {
   }
 });
 
-/** The name of a daily backup when the day's own is taken. */
+/** The name of the second daily backup of a day. */
 function withTime(at: Date): string {
   const names = fileNames("daily_backup", at);
   names.next();
   return names.next().value;
 }
 
-Deno.test("fileName and parseFileName: every name leads back to itself, at any time", () => {
+Deno.test("parseFileName reverses fileName at any time", () => {
   const dates = fc.date({ min: new Date(1970, 0, 2), max: new Date(9999, 11, 30), noInvalidDate: true });
   fc.assert(fc.property(dates, (at) => {
     const names: [FileKind, string][] = [
@@ -292,7 +292,7 @@ Deno.test("fileName and parseFileName: every name leads back to itself, at any t
   }));
 });
 
-Deno.test("parseFileName: the times in names", () => {
+Deno.test("parseFileName returns the time in a name", () => {
   const time = (name: string) => parseFileName(name)?.time.getTime();
   assert.equal(time("events_20240229.ndjson.gz"), Date.UTC(2024, 1, 29));
   assert.equal(time("telemetry.backup.20251210.sqlite"), new Date(2025, 11, 10).getTime());
@@ -300,7 +300,7 @@ Deno.test("parseFileName: the times in names", () => {
   assert.equal(time("telemetry_backup_20251210_000000.sqlite"), new Date(2025, 11, 10).getTime());
 });
 
-Deno.test("names in a zone with summer time: the hour that comes twice collides, and still parses", async () => {
+Deno.test("in a zone with daylight saving time, names of the repeated hour parse", async () => {
   const program = `
     import { fileName, parseFileName } from ${JSON.stringify(new URL("../../lib/layout.ts", import.meta.url).href)};
     const names = ["2025-10-26T00:30:00Z", "2025-10-26T01:30:00Z"].map((at) => fileName("full_backup", new Date(at)));
@@ -349,6 +349,6 @@ const NOT_OURS = [
   "telemetry.corrupted.20251210.sqlite",
 ];
 
-Deno.test("parseFileName: what is no name of the contract", () => {
+Deno.test("parseFileName returns null for other names", () => {
   for (const name of NOT_OURS) assert.equal(parseFileName(name), null, JSON.stringify(name));
 });

@@ -3,26 +3,26 @@ import { TelemetryError } from "../../lib/errors.ts";
 import { newRun, RUN_COLUMNS, runId, toJson, validateRecord } from "../../lib/records.ts";
 import { timestamp } from "../../lib/time.ts";
 
-Deno.test("timestamp: UTC, always six digits, +00:00", () => {
+Deno.test("timestamp is UTC with six digits and +00:00", () => {
   assert.equal(timestamp(new Date(0)), "1970-01-01T00:00:00.000000+00:00");
   assert.equal(timestamp(new Date("2025-12-10T12:05:30.123Z")), "2025-12-10T12:05:30.123000+00:00");
   assert.equal(timestamp(new Date("2025-12-10T23:30:00.000-05:00")), "2025-12-11T04:30:00.000000+00:00");
   assert.match(timestamp(), /^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00$/);
 });
 
-Deno.test("runId: UTC second, name as it is, eight hex digits", () => {
+Deno.test("runId consists of the UTC second, the unchanged name and eight hex digits", () => {
   const at = new Date("2025-12-10T12:05:30.999Z");
   assert.match(runId("indexer", at), /^20251210T120530Z-indexer-[0-9a-f]{8}$/);
   assert.match(runId("Agent Nr. 7 — 日本", at), /^20251210T120530Z-Agent Nr\. 7 — 日本-[0-9a-f]{8}$/);
   assert.match(runId("now"), /^20\d{6}T\d{6}Z-now-[0-9a-f]{8}$/);
 });
 
-Deno.test("runId: two of the same agent and second differ", () => {
+Deno.test("two run ids of the same agent and second differ", () => {
   const at = new Date();
   assert.equal(new Set(Array.from({ length: 1000 }, () => runId("a", at))).size, 1000);
 });
 
-Deno.test("newRun: every column in the contract's order, with the schema's defaults", () => {
+Deno.test("newRun returns every column in the contract's order, with the schema's defaults", () => {
   const run = newRun({ run_id: "id", agent_name: "a", start_time: "t", product_family: "words" });
   assert.deepEqual(Object.entries(run), [
     ["run_id", "id"],
@@ -60,12 +60,12 @@ Deno.test("newRun: every column in the contract's order, with the schema's defau
   assert.deepEqual(RUN_COLUMNS, Object.keys(run));
 });
 
-Deno.test("newRun: one run does not change the next", () => {
+Deno.test("newRun returns independent objects", () => {
   newRun({ run_id: "1", agent_name: "a", start_time: "t" }).items_failed = 7;
   assert.equal(newRun({ run_id: "2", agent_name: "a", start_time: "t" }).items_failed, 0);
 });
 
-Deno.test("toJson: what JSON can carry", () => {
+Deno.test("toJson converts what JSON can represent", () => {
   const shared = { n: 1 };
   assert.equal(
     toJson({ a: [1, "é", null, true], at: new Date(0) }, "x"),
@@ -97,7 +97,7 @@ const REFUSED: [what: string, value: unknown, field: string][] = [
 ];
 
 for (const [what, value, field] of REFUSED) {
-  Deno.test(`toJson: ${what} is refused, and the field named`, () => {
+  Deno.test(`toJson refuses ${what} and names the field`, () => {
     assert.throws(() => toJson(value, "metrics"), (error: unknown) => {
       assert.ok(error instanceof TelemetryError);
       assert.equal(error.code, "invalid_record");
@@ -111,14 +111,14 @@ for (const [what, value, field] of REFUSED) {
 const RUN = { record_type: "run", run_id: "r", agent_name: "a", start_time: "t" };
 const EVENT = { record_type: "event", run_id: "r", event_type: "e", timestamp: "t" };
 
-Deno.test("whyNoRecord: what is one", () => {
+Deno.test("validateRecord accepts records of every version", () => {
   const records = [
     RUN,
     EVENT,
     newRun({ ...RUN, run_id: "r" }),
     { ...RUN, status: null },
     { ...RUN, status: "partial", schema_version: 1, metrics: {}, custom_metadata: {} },
-    // The database's CHECK refuses these; the log is where such runs exist.
+    // The database's CHECK refuses these; such runs exist in logs only.
     { ...RUN, trigger_type: "detector" },
     { ...EVENT, payload_json: '{"n": 1}', id: null },
     { ...EVENT, status: "an event has no status" },
@@ -126,7 +126,7 @@ Deno.test("whyNoRecord: what is one", () => {
   for (const record of records) assert.equal(validateRecord({ record_type: "run", ...record }), undefined);
 });
 
-Deno.test("whyNoRecord: what is none, and why", () => {
+Deno.test("validateRecord returns why a value is not a record", () => {
   const none: [value: unknown, why: string][] = [
     [null, "not an object"],
     [undefined, "not an object"],

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { schemaSql } from "../../lib/schema.ts";
 import { type Column, python, readDatabase, run, runScript, TempFolder, testWith } from "../fixtures/mod.ts";
 
-// The contract, "SQLite, v3", written out: nothing here may come from lib/schema.ts.
+// The contract, "SQLite, v3", written out. Do not derive this from lib/schema.ts.
 const NOW = "datetime('now')";
 const AGENT_RUNS: Column[] = [
   ["run_id", "TEXT", 0, null, 1],
@@ -65,7 +65,7 @@ const SCHEMA_MIGRATIONS: Column[] = [
   ["description", "TEXT", 0, null, 0],
 ];
 
-/** Reads a database and holds it against the contract. */
+/** Compares a database with the contract. */
 async function assertContract(path: string): Promise<void> {
   const { journal, check, tables, sql } = await readDatabase(path);
   assert.deepEqual([journal, check], ["wal", "ok"]);
@@ -92,7 +92,7 @@ async function assertContract(path: string): Promise<void> {
   for (const name of ["agent_runs", "run_events", "commits"]) assert.deepEqual(tables[name]?.rows, []);
 }
 
-/** Inserts rows that the CHECKs and NOT NULLs accept and refuse; prints the defaults and what was refused. */
+/** Inserts valid and invalid rows. Prints the defaults, and which rows were refused. */
 const PROBE = `
 import json, sqlite3, sys
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -145,7 +145,7 @@ async function assertChecks(path: string): Promise<void> {
   assert.deepEqual([row.trigger_type, row.status, row.insight_id, row.product_family], [null, null, null, null]);
 }
 
-testWith(["python"], "a new database is the contract's, as Python reads it", async () => {
+testWith(["python"], "a new database has the contract's schema, read by Python", async () => {
   using temp = new TempFolder();
   Deno.mkdirSync(join(temp.path, "db"));
   const { code, stderr } = await runScript("setup_database", temp.path);
@@ -156,7 +156,7 @@ testWith(["python"], "a new database is the contract's, as Python reads it", asy
   assert.deepEqual([...Deno.readDirSync(join(temp.path, "db"))].map(({ name }) => name), ["telemetry.sqlite"]);
 });
 
-testWith(["python", "sqlite3"], "config/schema.sql makes the same database in the sqlite3 program", async () => {
+testWith(["python", "sqlite3"], "config/schema.sql creates the same database in the sqlite3 program", async () => {
   using temp = new TempFolder();
   Deno.mkdirSync(join(temp.path, "db"));
   const { code, stderr } = await runScript("setup_database", temp.path);
@@ -164,7 +164,7 @@ testWith(["python", "sqlite3"], "config/schema.sql makes the same database in th
   const sql = join(temp.path, "config", "schema.sql");
   assert.equal(Deno.readTextFileSync(sql), schemaSql());
   const path = join(temp.path, "by_sqlite3.sqlite");
-  // Twice: it is safe to run on a database that is there.
+  // Twice: the script can be run on an existing database.
   for (let i = 0; i < 2; i++) {
     const made = await run("sqlite3", ["-bail", path, `.read ${sql}`]);
     assert.deepEqual([made.code, made.stderr], [0, ""]);
