@@ -14,7 +14,8 @@ import {
 import { hasCode, TelemetryError } from "../errors.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { sizeOf, statIfExists } from "../fs/locate.ts";
-import { logFiles, type ScanProgress } from "../log/read.ts";
+import { logFiles } from "../log/read.ts";
+import { loadLog, SCRAP_PRAGMAS } from "./load_log.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { RecoveryReport, removeHalfReports } from "./report.ts";
 import {
@@ -27,14 +28,13 @@ import {
   removeHalfCopies,
   Watch,
 } from "../store/replace_database.ts";
-import { LOG_COLUMNS, MARK_POSTED_SQL, mergeRuns, readRunStates, replayLog, upsertSql } from "../store/merge.ts";
-import { quotedName, rowidOf } from "../sqlite/rows.ts";
+import { mergeRuns, replayLog } from "../store/merge.ts";
+import { quotedName } from "../sqlite/rows.ts";
 import { Salvage } from "./salvage.ts";
 import { recoverySchemaSql } from "../schema.ts";
 import { applySchema, dropSlowIndexes, newerSchema } from "../sqlite/migrate.ts";
 import { assertIntact, listCopies } from "../sqlite/snapshot.ts";
 import { Connection, folderAtDatabasePath, type OnProgress } from "../sqlite/connection.ts";
-import { ThreadConnection } from "../sqlite/thread.ts";
 
 /** How {@linkcode recoverDatabase} goes about it. */
 export interface RecoveryOptions {
@@ -83,15 +83,6 @@ export interface Recovery {
   /** Where what was rejected is written; null when nothing was. */
   rejected_file: string | null;
 }
-
-/** A smaller log is loaded in less time than a thread takes to start. */
-const SMALL_LOG_BYTES = 1024 * 1024;
-/** How many batches of rows may wait for the thread that writes them. */
-const MAX_IN_FLIGHT = 4;
-/** How many batches are written in one transaction: what it has changed is held in memory until it ends. */
-const TRANSACTION_BATCHES = 50;
-/** While a database is filled that is scrap until it is whole. */
-const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000;";
 
 /**
  * Rebuilds the database beside the present one and puts it in its place. What was there is kept as
@@ -219,7 +210,7 @@ class Rebuild {
   readonly #layout: Layout;
   readonly #report: RecoveryReport;
   /** How large each log was when it was read. */
-  readonly #sizes = new Map<string, number>();
+  #sizes = new Map<string, number>();
 
   constructor(layout: Layout, report: RecoveryReport) {
     this.#layout = layout;
@@ -229,9 +220,13 @@ class Rebuild {
   /** Builds it. */
   async build(from: Sources) {
     const { recovering } = this.#layout;
-    const { salvage, sources, salvaged, touched } = this.#salvage(from);
-    const progress: ScanProgress = { files: 0, lines: 0, bytes: 0 };
-    const inBoth = await this.#load(salvaged, touched, progress, from.onProgress);
+    const { salvage, sources, salvaged } = this.#salvage(from);
+    const { inBoth, sizes, ...progress } = await loadLog(
+      this.#layout,
+      (rejection) => this.#report.rejectLine(rejection),
+      from.onProgress,
+    );
+    this.#sizes = sizes;
     using db = Connection.open(recovering);
     db.exec(SCRAP_PRAGMAS);
     if (db.get("SELECT 1 FROM schema_migrations") === undefined) {
@@ -279,51 +274,7 @@ class Rebuild {
     // A later product's database is not replaced, whatever is wanted.
     if (!isWanted && kept !== null) salvage.takeFrom(kept, false);
     const salvaged = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
-    return { salvage, sources, salvaged, touched: noteTouched(db) };
-  }
-
-  /**
-   * Loads what the log says; what is large, on another thread.
-   *
-   * @returns how many runs were there already
-   */
-  async #load(
-    salvaged: number,
-    touched: string,
-    progress: ScanProgress,
-    onProgress: RecoveryOptions["onProgress"],
-  ): Promise<number> {
-    const files = logFiles(this.#layout.raw);
-    for (const file of files) this.#sizes.set(file, sizeOf(file) ?? 0);
-    const total = [...this.#sizes.values()].reduce((sum, size) => sum + size, 0);
-    const { recovering } = this.#layout;
-    await using writer = total < SMALL_LOG_BYTES
-      ? Connection.open(recovering)
-      : await ThreadConnection.open(recovering);
-    // The log's records have been checked as the table would: that halves the time.
-    await writer.exec(`${SCRAP_PRAGMAS} PRAGMA ignore_check_constraints=ON;`);
-    if (salvaged > 0) await writer.exec(touched);
-    await writer.exec("BEGIN");
-    const upsert = upsertSql(LOG_COLUMNS);
-    const inFlight: Promise<void>[] = [];
-    let batches = 0;
-    for await (const { cells, posted, rejections } of readRunStates(files, progress)) {
-      for (const rejection of rejections) this.#report.rejectLine(rejection);
-      const written = [writer.runAll(upsert, LOG_COLUMNS.length, cells)];
-      if (posted.length > 0) written.push(writer.runAll(MARK_POSTED_SQL, 2, posted.flat()));
-      if (++batches % TRANSACTION_BATCHES === 0) written.push(writer.exec("COMMIT; BEGIN"));
-      const all = Promise.all(written).then(() => {});
-      // Seen when it is waited for.
-      all.catch(() => {});
-      inFlight.push(all);
-      if (inFlight.length > MAX_IN_FLIGHT) await inFlight.shift();
-      onProgress?.(Math.min(progress.bytes, total - 1), total);
-    }
-    await Promise.all(inFlight);
-    onProgress?.(total, total);
-    await writer.exec("COMMIT");
-    if (salvaged === 0) return 0;
-    return Number((await writer.all("SELECT count(*) AS runs FROM touched"))[0]!["runs"]);
+    return { salvage, sources, salvaged };
   }
 
   /** Adds what agents have written to the log meanwhile. What fails here is in the log, and only warned of. */
@@ -354,17 +305,4 @@ function withoutTriggers(db: Connection, work: () => void): void {
   } finally {
     for (const { sql } of triggers) db.exec(String(sql));
   }
-}
-
-/** Notes which of the runs that are there are in the log too, states that change nothing included. */
-function noteTouched(db: Connection): string {
-  const rowid = rowidOf(db, "agent_runs");
-  return `
-    PRAGMA temp_store=MEMORY;
-    CREATE TEMP TABLE touched (run INTEGER PRIMARY KEY);
-    CREATE TEMP TABLE before AS SELECT max(${rowid}) AS last FROM agent_runs;
-    CREATE TEMP TRIGGER touch BEFORE INSERT ON agent_runs BEGIN
-      INSERT OR IGNORE INTO touched
-        SELECT ${rowid} FROM agent_runs WHERE run_id=new.run_id AND ${rowid}<=(SELECT last FROM before);
-    END;`;
 }
