@@ -7,7 +7,7 @@
  */
 import type { Cell } from "./csv.ts";
 import { hasCode } from "../errors.ts";
-import { blobAsText, rowidOf } from "../sqlite/rows.ts";
+import { blobAsText, isInexact, rowidOf } from "../sqlite/rows.ts";
 import { Connection, damagedDatabase, isReadOnlyToRead, type Row } from "../sqlite/connection.ts";
 import { ThreadConnection } from "../sqlite/thread.ts";
 
@@ -219,10 +219,6 @@ const parseWithSource = JSON.parse as (
   text: string,
   revive: (key: string, value: unknown, context: { source?: string }) => unknown,
 ) => Cell[][];
-
-function isInexact(value: unknown): boolean {
-  return typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value);
-}
 
 function numberIn(rows: Row[]): number {
   return Number(Object.values(rows[0]!)[0]);
