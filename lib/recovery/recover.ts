@@ -272,7 +272,7 @@ class Rebuild {
     const sources: Recovery["sources"] = [];
     for (const path of paths) if (path) sources.push({ path, sound: salvage.takeFrom(path) });
     // A later product's database is not replaced, whatever is wanted.
-    if (!isWanted && kept !== null) salvage.takeFrom(kept, false);
+    if (!isWanted && kept !== null) salvage.takeSchemaFrom(kept);
     const salvaged = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
     return { salvage, sources, salvaged };
   }

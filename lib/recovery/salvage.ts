@@ -1,107 +1,88 @@
 /**
- * Takes everything that can still be read out of a damaged database, a copy of one or a backup: through SQLite around
- * the damage, and page by page where SQLite cannot go.
+ * Copies everything readable from damaged databases, their copies and backups into a new database: through SQLite, and
+ * from single pages where SQLite fails.
  * @module
  */
-import { errorMessage, hasCode, TelemetryError } from "../errors.ts";
+import { errorMessage, hasCode } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
-import { isOverwrittenId, RUN_COLUMNS, RUN_STATUSES, SCHEMA_VERSION } from "../records.ts";
-import { MARK_POSTED_SQL } from "../store/merge.ts";
-import { quotedName, type ReadRow, readRows, rowidOf } from "../sqlite/rows.ts";
-import { columnsOf, isOfContract, type TableName } from "../schema.ts";
-import { assertAcceptsRuns, newerSchema } from "../sqlite/migrate.ts";
+import { isOverwrittenId, RUN_COLUMNS, SCHEMA_VERSION } from "../records.ts";
+import { isInIndex, MARK_POSTED_SQL } from "../store/merge.ts";
+import { quotedName, readRows, rowidOf } from "../sqlite/rows.ts";
+import { isOfContract } from "../schema.ts";
+import { newerSchema } from "../sqlite/migrate.ts";
 import { Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
-import { PageFile } from "./page_reader.ts";
+import { type IsRow, PageFile } from "./page_reader.ts";
+import {
+  type Column,
+  declarationOf,
+  declareTables,
+  readColumns,
+  readSchema,
+  readSchemaFromPages,
+  type Row,
+  RowShapes,
+  type SchemaObject,
+} from "./source_schema.ts";
 
-/** The least that a database has: one page of the smallest size. */
-const SMALLEST_DATABASE = 512;
-/** How many rows are written at a time. */
+/** The smallest database: one page of the smallest size. */
+const MIN_DATABASE_BYTES = 512;
+/** SQLite keeps the changes of a transaction in memory. */
 const TRANSACTION_ROWS = 20_000;
-
-/** How the tables are named that a virtual table of SQLite's own makes for itself (FTS3 to FTS5, R*Tree). */
-const SHADOW = /_(content|data|idx|docsize|config|segments|segdir|stat|node|parent|rowid)$/;
 
 /** A row that was found and is not in the new database. */
 export interface RejectedRow {
   /** The file that it was found in. */
   file: string;
-  /** The table, as far as it is known. */
+  /** Null where it is unknown. */
   table: string | null;
-  /** Its number in the table, or null. */
   rowid: number | null;
-  /** The page that it is in, where no more is known of it. */
+  /** Set where the row itself cannot be read. */
   page: number | null;
-  /** Why. */
   rejected: string;
-  /** Its cells. */
   cells: SqlValue[];
 }
 
-/** A column as SQLite describes it. */
-interface Column {
-  name: string;
-  type: string;
-  notNull: boolean;
-  defaultValue: string | null;
-  /** Whether the row number stands for it. */
-  isRowid: boolean;
-  /** Whether it is computed, and if so whether its value is stored. */
-  generated: "no" | "virtual" | "stored";
-}
-
-/** Something that a schema names. */
-interface SchemaObject {
-  type: string;
-  name: string;
-  table: string;
-  root: number;
-  sql: string | null;
-}
-
-/** What must be known of a column to find its cell in a row. */
-type StoredColumn = Pick<Column, "name" | "isRowid" | "generated">;
-
-/** What is known of a source: its tables with their columns, and everything that people have added. */
+/** A database to copy from. */
 interface Source {
   path: string;
-  /** Whether SQLite finds nothing wrong with it. */
-  isSound: boolean;
+  /** Whether SQLite finds no damage, so that every error is an error of ours. */
+  isIntact: boolean;
   objects: SchemaObject[];
-  columns: Map<string, Column[]>;
-  /** The tables that have no row numbers. */
-  withoutRowid: Set<string>;
+  /** The columns of each table that is copied. */
+  tables: Map<string, Column[]>;
 }
 
 /**
- * Fills a new database from others. The sources come weakest first: what a later one has of a row replaces what an
- * earlier one had, but neither an ended state nor a mark of posting is taken back.
+ * How a row was read. A row from a `page` can be garbage or an old version, so that a refusal is not final until SQLite
+ * has read the table. A `guess` only resembles rows of its table, and replaces none.
+ */
+type Origin = "sqlite" | "page" | "guess";
+
+/**
+ * Fills a new database from several sources, the least trusted first: a row of a later source replaces the same row of
+ * an earlier one. A run that ended never becomes `running` again, and an `api_posted` marker is never removed.
+ *
+ * What is not a run, an event or a commit is copied whole or not at all: `notBrought` names what cannot work.
  */
 export class Salvage {
-  /** What could not be brought over, in words. */
+  /** User-defined objects that were not copied, each with the reason. */
   readonly notBrought: string[] = [];
   readonly #db: Connection;
   readonly #database: string;
   readonly #onRejected: (row: RejectedRow) => void;
-  /** The rows of a source that its pages gave and that were refused: SQLite may yet give them. */
-  readonly #doubtful = new Map<string, RejectedRow>();
-  readonly #statements = new Map<string, Statement>();
+  readonly #inserts = new Map<string, { statement: Statement; hasRowid: boolean }>();
   readonly #mark: Statement;
-  readonly #rowids = new Map<string, string[]>();
-  /** The tables of people that the new database has by now. */
-  readonly #added = new Set<string>();
-  /** What is made when all rows are there: indexes, triggers and views of people. */
-  readonly #later = new Map<string, string>();
-  #taken = 0;
-  /** Runs that are marked as posted, and that no source has. */
-  readonly #marked = new Set<string>();
-  /** The numbers that AUTOINCREMENT must not give again. */
-  readonly #sequences = new Map<string, SqlValue>();
+  /** Refused rows from pages, which SQLite may still read better. */
+  readonly #refused = new Map<string, RejectedRow>();
+  /** User-defined indexes, triggers and views, which are created when all rows are there. */
+  readonly #deferred = new Map<string, SchemaObject>();
+  #written = 0;
 
   /**
    * @param db the new database, with the contract's tables
-   * @param database the one that it will replace, for errors
-   * @param onRejected is told of every row that the new database refuses, and of every one that makes no sense
+   * @param database the path that it will have, for messages
+   * @param onRejected called for each row that is damaged, or that the new database refuses
    */
   constructor(db: Connection, database: string, onRejected: (row: RejectedRow) => void) {
     this.#db = db;
@@ -111,587 +92,310 @@ export class Salvage {
   }
 
   /**
-   * Takes what is in a file and its WAL. Nobody may have it open.
+   * Copies a database file with its WAL. No other program may have it open.
    *
-   * @param path the file
-   * @param rows whether to take its rows, or only to see whose it is
-   * @returns whether SQLite found nothing wrong with it
-   * @throws {TelemetryError} `newer_schema`: it is a later product's
+   * @returns whether SQLite found it intact
+   * @throws {TelemetryError} `newer_schema` for the database of a later product
    */
-  takeFrom(path: string, rows: boolean = true): boolean {
-    const source: Source = { path, isSound: false, objects: [], columns: new Map(), withoutRowid: new Set() };
-    this.#read(path, (db) => {
-      this.#readSchema(db, source);
-      source.isSound = retryWhileLocked(() => db.check("quick")).length === 0;
-    });
-    // The WAL of another program shows that one's tables, and SQLite finds nothing wrong with them.
-    if (!source.columns.has("agent_runs")) source.isSound = false;
-    {
+  takeFrom(path: string): boolean {
+    // 1. Read the schema, and create the tables and columns that users added.
+    const source = this.takeSchemaFrom(path);
+    // 2. Copy what pages hold. It may be outdated, so this comes before SQLite's answer.
+    if (!source.isIntact) {
       using file = PageFile.open(path);
-      if (!source.columns.has("agent_runs")) this.#seekSchema(file, source);
-      // What pages hold may be old, so that SQLite has the last word.
-      if (rows && !source.isSound) this.#transaction(() => this.#takePages(file, source));
+      this.#transaction(() => this.#takePages(file, source));
     }
-    if (!rows) return source.isSound;
-    this.#read(path, (db) => this.#transaction(() => this.#takeRows(db, source)));
-    for (const row of this.#doubtful.values()) this.#onRejected(row);
-    this.#doubtful.clear();
-    return source.isSound;
-  }
-
-  /** Does something with a file through SQLite, as far as it can be read like that. The file is not changed. */
-  #read(path: string, work: (db: Connection) => void): void {
-    // SQLite takes that for a new database, and removes its WAL.
-    if ((sizeOf(path) ?? 0) < SMALLEST_DATABASE) return;
-    const { wal, journal } = sidecarsOf(path);
-    // What its WAL or journal holds is not put into it.
-    const readOnly = [wal, journal].some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
-    try {
-      using db = readOnly ? Connection.open(path, { readOnly }) : Connection.openToRead(path);
-      work(db);
-    } catch (error) {
-      if (!isUnreadable(error)) throw error;
-    }
-  }
-
-  /** Takes what an open database has beside its runs; it may be live. */
-  takeOthersFrom(db: Connection): void {
-    const source: Source = { path: db.path, isSound: true, objects: [], columns: new Map(), withoutRowid: new Set() };
-    this.#readSchema(db, source);
-    source.columns.delete("agent_runs");
-    this.#transaction(() => this.#takeRows(db, source));
+    // 3. Copy what SQLite reads.
+    readThroughSqlite(path, (db) => this.#transaction(() => this.#takeTables(db, source)));
+    // 4. Report the rows that neither way gave.
+    for (const row of this.#refused.values()) this.#onRejected(row);
+    this.#refused.clear();
+    return source.isIntact;
   }
 
   /**
-   * Makes what people had added, once all rows are there. What cannot be made, or would make the inserts of agents fail,
-   * is named in `notBrought`.
+   * Creates the user-defined tables and columns of a database file, without their rows.
    *
-   * @param db the new database, opened again
+   * @throws {TelemetryError} `newer_schema` for the database of a later product
    */
-  finish(db: Connection): void {
-    const mark = db.prepare(MARK_POSTED_SQL);
-    db.transaction(() => {
-      for (const run_id of this.#marked) mark.run(null, run_id);
-      for (const [table, seq] of this.#sequences) keepSequence(db, table, seq);
+  takeSchemaFrom(path: string): Source {
+    const source: Source = { path, isIntact: false, objects: [], tables: new Map() };
+    let version = SCHEMA_VERSION + 1;
+    readThroughSqlite(path, (db) => {
+      source.objects = readSchema(db);
+      version = versionOf(db);
+      source.isIntact = retryWhileLocked(() => db.check("quick")).length === 0;
     });
-    for (const [name, sql] of this.#later) {
+    if (!source.objects.some(({ name }) => name === "agent_runs")) {
+      // The WAL of another program hides the tables, and SQLite finds no damage.
+      source.isIntact = false;
+      using file = PageFile.open(path);
+      source.objects = readSchemaFromPages(file);
+    }
+    this.#createTables(source, version);
+    // SQLite cannot read a table with a collation that it does not have; pages can be read all the same.
+    source.isIntact &&= source.tables.has("agent_runs");
+    return source;
+  }
+
+  /** Copies all but the runs of an open database, which other programs may be writing to. */
+  takeOthersFrom(db: Connection): void {
+    const source: Source = { path: db.path, isIntact: true, objects: readSchema(db), tables: new Map() };
+    this.#createTables(source, versionOf(db));
+    source.tables.delete("agent_runs");
+    this.#transaction(() => this.#takeTables(db, source));
+  }
+
+  /** Creates the user-defined indexes, triggers and views that work in the new database, which is open again as `db`. */
+  finish(db: Connection): void {
+    for (const object of this.#deferred.values()) {
       try {
         db.transaction(() => {
-          db.exec(sql);
-          assertAcceptsRuns(db);
+          db.run(object.sql!);
+          assertUsable(db, object);
         });
       } catch (error) {
-        this.notBrought.push(`${name}: ${errorMessage(error)}`);
+        this.#leaveOut(`${object.type} ${object.name}`, errorMessage(error));
       }
     }
   }
 
-  /** In large transactions: the new database is scrap until it is whole. */
+  #leaveOut(object: string, reason: string): void {
+    const line = `${object}: ${reason}`;
+    if (!this.notBrought.includes(line)) this.notBrought.push(line);
+  }
+
+  /** Commits even when `work` fails: rows that were copied before stay. */
   #transaction(work: () => void): void {
-    this.#taken = 0;
     this.#db.run("BEGIN");
     try {
       work();
     } finally {
-      // What was taken before a source broke off stays.
       this.#db.run("COMMIT");
     }
   }
 
-  #readSchema(db: Connection, source: Source): void {
-    const rows = retryWhileLocked(() => db.all("SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema"));
-    source.objects = rows.map(({ type, name, tbl_name, rootpage, sql }) =>
-      schemaObject([type!, name!, tbl_name!, rootpage!, sql!])
-    );
-    this.#learnSchema(source, () => {
-      try {
-        return Number(db.get("SELECT max(version) AS version FROM schema_migrations")!["version"]);
-      } catch {
-        return SCHEMA_VERSION + 1;
-      }
-    });
-  }
-
-  /**
-   * Learns the columns of every table by having SQLite make it in memory, and makes room for what people added.
-   *
-   * @param version tells the schema version, where that can be told
-   */
-  #learnSchema(source: Source, version: () => number): void {
-    const virtual = source.objects.filter(({ sql }) => /^CREATE VIRTUAL/i.test(sql ?? "")).map(({ name }) => name);
-    for (const { type, name, table, sql } of source.objects) {
-      if (name.startsWith("sqlite_") || sql === null) continue;
-      const owner = virtual.find((virtualTable) =>
-        name === virtualTable || SHADOW.test(name) && name.replace(SHADOW, "") === virtualTable
-      );
-      if (owner !== undefined && !isOfContract(name)) {
-        this.#leave(`table ${name}`, `it is of the virtual table ${owner}, which is to be made anew`);
-      } else if (type === "table") {
-        const declared = declaredBy(sql, name);
-        if (declared === undefined) {
-          this.#leave(`table ${name}`, "its declaration cannot be read");
-          continue;
-        }
-        source.columns.set(
-          name,
-          declared.columns.map((column) => ({ ...column, name: plainName(name, column.name) })),
-        );
-        if (!declared.hasRowid) source.withoutRowid.add(name);
-      } else if (!isOfContract(name) && !virtual.includes(table)) {
-        this.#later.set(`${type} ${name}`, sql);
+  #createTables(source: Source, version: number): void {
+    const { tables, unusual } = declareTables(source.objects);
+    // Only this column proves a later product: a damaged page can hold any version.
+    if (tables.get("agent_runs")?.some(({ name }) => name === "event_id")) throw newerSchema(this.#database, version);
+    for (const [object, reason] of unusual) this.#leaveOut(object, reason);
+    for (const object of source.objects) {
+      const { type, name, sql } = object;
+      const columns = tables.get(name);
+      if (type === "table" && columns !== undefined && this.#createTable(name, columns, sql!)) {
+        source.tables.set(name, columns);
+      } else if (type !== "table" && sql !== null && !isOfContract(name)) {
+        this.#deferred.set(`${type} ${name}`, object);
       }
     }
-    // That is what tells: a damaged page may say any version.
-    if (source.columns.get("agent_runs")?.some(({ name }) => name === "event_id")) {
-      throw newerSchema(this.#database, version());
-    }
-    for (const [table, columns] of source.columns) {
-      const { sql } = source.objects.find(({ type, name }) => type === "table" && name === table)!;
-      if (!isOfContract(table)) this.#addTable(table, sql!);
-      if (isOfContract(table) || this.#added.has(table)) this.#addColumns(table, columns, sql!);
-    }
   }
 
-  #leave(what: string, why: string): void {
-    const line = `${what}: ${why}`;
-    if (!this.notBrought.includes(line)) this.notBrought.push(line);
-  }
-
-  #addTable(name: string, sql: string): void {
-    if (this.#added.has(name)) return;
+  /** Whether the new database has the table afterwards. */
+  #createTable(name: string, columns: Column[], sql: string): boolean {
+    const present = () => new Set(readColumns(this.#db, name).map((column) => column.name.toLowerCase()));
     try {
-      if (columnsIn(this.#db, name).length === 0) this.#db.exec(sql);
-      this.#added.add(name);
+      if (present().size === 0) this.#db.run(sql);
     } catch (error) {
-      this.#leave(`table ${name}`, errorMessage(error));
+      this.#leaveOut(`table ${name}`, errorMessage(error));
+      return false;
     }
+    for (const column of columns.filter((column) => !present().has(column.name.toLowerCase()))) {
+      this.#addColumn(name, column, sql);
+    }
+    return true;
   }
 
-  /** Adds the columns that people have put into a contract table. */
-  #addColumns(table: string, columns: Column[], sql: string): void {
-    const there = new Set(columnsIn(this.#db, table).map(({ name }) => name.toLowerCase()));
-    for (const { name, type, notNull, defaultValue, generated } of columns) {
-      if (there.has(name.toLowerCase())) continue;
-      if (generated !== "no") {
-        this.#leave(`column ${table}.${name}`, "it is computed; add it again");
-        continue;
-      }
-      const byDefault = defaultValue === null ? "" : ` DEFAULT (${defaultValue})`;
-      // Without a default, every run of the log would be refused.
-      const isRequired = notNull && defaultValue !== null;
-      // People's declarations may have any text there, as long as it is quoted.
-      const declared = /^[\w ]*(\([\d, ]+\))?$/.test(type) ? type : quotedName(type);
-      const add = `ALTER TABLE ${quotedName(table)} ADD COLUMN ${quotedName(name)} ${declared}`;
+  #addColumn(table: string, declared: Column, sql: string): void {
+    const { name, type, notNull, defaultValue } = declared;
+    const column = `column ${table}.${name}`;
+    // A type can be any text if it is quoted.
+    const declaredType = /^[\w ]*(\([\d, ]+\))?$/.test(type) ? type : quotedName(type);
+    const plain = `ALTER TABLE ${quotedName(table)} ADD COLUMN ${quotedName(name)} ${declaredType}`;
+    // NOT NULL without a default would refuse every run of the log.
+    const constraints = defaultValue === null ? "" : `${notNull ? " NOT NULL" : ""} DEFAULT (${defaultValue})`;
+    try {
       try {
-        this.#db.exec(`${add}${isRequired ? " NOT NULL" : ""}${byDefault}`);
-      } catch {
-        try {
-          this.#db.exec(add);
-          this.#leave(`column ${table}.${name}`, `${byDefault.trim()} cannot be added to a table that is there`);
-        } catch (error) {
-          this.#leave(`column ${table}.${name}`, errorMessage(error));
-          continue;
-        }
+        this.#db.run(plain + constraints);
+      } catch (error) {
+        // A table with rows takes only constants as defaults.
+        this.#db.run(plain);
+        this.#leaveOut(column, `it was added without its default (${errorMessage(error)})`);
       }
-      const declaration = new RegExp(`\\W${RegExp.escape(name)}\\W[^,]*`, "i").exec(sql)?.[0] ?? "";
-      const rule = /\b(COLLATE|CHECK|UNIQUE|REFERENCES)\b/i.exec(declaration)?.[0] ??
-        (notNull && !isRequired ? "NOT NULL" : undefined);
-      if (rule !== undefined) this.#leave(`column ${table}.${name}`, `it is there, but without its ${rule}`);
+    } catch (error) {
+      declared.isCopied = false;
+      return this.#leaveOut(column, errorMessage(error));
     }
+    const declaration = new RegExp(`\\W${RegExp.escape(name)}\\W[^,]*`, "i").exec(sql)?.[0] ?? "";
+    const lost = /\b(COLLATE|CHECK|UNIQUE|REFERENCES)\b/i.exec(declaration)?.[0] ??
+      (notNull && defaultValue === null ? "NOT NULL" : undefined);
+    if (lost !== undefined) this.#leaveOut(column, `it was added without its ${lost}`);
   }
 
-  /** Takes what SQLite can read. */
-  #takeRows(db: Connection, source: Source): void {
-    for (const [table, all] of source.columns) {
-      if (!isOfContract(table) && !this.#added.has(table)) continue;
-      const columns = all.filter(({ generated }) => generated === "no").map(({ name }) => name);
-      // What people have declared does not always say the type of a cell.
+  #takeTables(db: Connection, source: Source): void {
+    for (const [table, declared] of source.tables) {
+      const columns = declared.filter(({ isCopied }) => isCopied).map(({ name }) => name);
+      // The declaration of a user-defined column does not determine the types of its cells.
       const exact = columns.some((name) => declarationOf(table, name) === undefined);
       const id = table === "agent_runs" ? columns.indexOf("run_id") : -1;
-      let isWhole = false;
-      let unread = 0;
       try {
-        for (const rows of readRows(db, table, columns, { exact, onDamage: () => unread++ })) {
+        for (const rows of readRows(db, table, columns, { exact })) {
           for (const { rowid, cells } of rows) {
-            if (source.isSound && !isWhole && isOverwrittenId(cells[id])) {
-              // The quick check does not see that an index says otherwise.
-              isWhole = retryWhileLocked(() => db.check("full")).length === 0;
-              source.isSound = isWhole;
-            }
-            this.#take(source, table, columns, rowid, cells);
+            const row: Row = { table, columns, rowid, cells };
+            // The quick check does not compare the table with its indexes.
+            const isDamaged = isOverwrittenId(cells[id]) && !isInIndex(db, cells[id] as string);
+            if (isDamaged) this.#reject(source, row, "run_id is damaged", "sqlite");
+            else this.#take(source, row, "sqlite");
           }
         }
       } catch (error) {
-        // What is laid over it may hide the table.
-        if (!isUnreadable(error) && !hasCode(error, "io")) throw error;
-        if (isOfContract(table) && source.isSound) throw error;
-        if (!isOfContract(table)) {
-          this.#leave(`table ${table}`, `some or all of its rows cannot be read (${errorMessage(error)})`);
-        }
+        // The WAL of another database can hide the table.
+        if (!isUnreadable(error) && !hasCode(error, "io") || isOfContract(table) && source.isIntact) throw error;
+        if (!isOfContract(table)) this.#leaveOut(`table ${table}`, `some rows cannot be read (${errorMessage(error)})`);
       }
-      if (unread > 0 && source.withoutRowid.has(table)) {
-        this.#leave(`table ${table}`, "its rows cannot be read: it has no row numbers");
-      }
-    }
-    if (!source.objects.some(({ name }) => name === "sqlite_sequence")) return;
-    try {
-      for (const { name, seq } of db.all("SELECT name, seq FROM sqlite_sequence")) {
-        this.#sequences.set(String(name), seq!);
-      }
-    } catch (error) {
-      if (!isUnreadable(error) && (source.isSound || !hasCode(error, "io"))) throw error;
     }
   }
 
-  /** Takes what is in the pages. */
   #takePages(file: PageFile, source: Source): void {
-    const roots = new Map(
-      source.objects.filter(({ type, root }) => type === "table" && root > 0).map(({ name, root }) => [name, root]),
-    );
-    const layouts = new Layouts(source.columns);
-    if (source.columns.size === 0) {
-      this.#leave("tables of your own", "the list of tables is lost; if there were any, their rows are in the copy");
+    const { path, objects, tables } = source;
+    const roots = objects.filter(({ type, root }) => type === "table" && root > 0)
+      .map(({ name, root }) => [name, root] as const);
+    const isSchemaLost = objects.length === 0;
+    if (isSchemaLost) {
+      this.#leaveOut(
+        "user-defined tables",
+        "the schema is lost; if there were any, their rows are in the kept database",
+      );
     }
-    for (const found of file.rows(roots, (table, cells) => layouts.find(table, cells) !== undefined)) {
+    const shapes = new RowShapes(tables);
+    const isRow: IsRow = (table, cells) => shapes.identify(table, 0, cells) !== undefined;
+    for (const found of file.rows(new Map(roots), isRow)) {
       if ("broken" in found) {
-        const place = { file: source.path, table: null, rowid: null, page: found.page };
-        this.#onRejected({ ...place, rejected: found.broken, cells: [] });
+        const { page, broken: rejected } = found;
+        this.#onRejected({ file: path, table: null, rowid: null, page, rejected, cells: [] });
         continue;
       }
       const { table, rowid, cells } = found;
-      const layout = layouts.find(table, cells);
-      if (layout !== undefined) {
-        const { names, values } = layout.fit(rowid, cells);
-        this.#take(source, layout.table, names, rowid, values, layout.table === table ? "page" : "guess");
-      } else if (table !== undefined && source.columns.has(table)) {
-        this.#reject(source, table, rowid, "its cells do not fit the table", cells, "page");
-      } else if (source.columns.size === 0) {
-        const place = { file: source.path, table: null, rowid, page: null };
-        this.#onRejected({ ...place, rejected: "nothing says which table it is of", cells });
+      const row = shapes.identify(table, rowid, cells);
+      if (
+        row !== undefined && isOverwrittenId(row.cells[row.columns.indexOf("run_id")]) && row.table === "agent_runs"
+      ) {
+        this.#reject(source, row, "run_id is damaged", "page");
+      } else if (row !== undefined) {
+        this.#take(source, row, row.table === table ? "page" : "guess");
+      } else if (table !== undefined && tables.has(table)) {
+        this.#reject(source, { table, columns: [], rowid, cells }, "its cells do not fit the table", "page");
+      } else if (isSchemaLost) {
+        this.#onRejected({ file: path, table: null, rowid, page: null, rejected: "its table is unknown", cells });
       }
     }
-    this.#takeMarks(file, source);
-    for (const table of source.withoutRowid) {
-      this.#leave(`table ${table}`, "some of its rows may be lost: it has no row numbers");
-    }
   }
 
-  /** The marks of posting, by the indexes: they may be whole where the table is not. */
-  #takeMarks(file: PageFile, { objects }: Source): void {
-    const rootOf = (index: string) => objects.find(({ type, name }) => type === "index" && name === index)?.root;
-    const [byId, byMark] = [rootOf("sqlite_autoindex_agent_runs_1"), rootOf("idx_runs_api_posted")];
-    if (byId === undefined || byMark === undefined) return;
-    const posted = new Set<number>();
-    for (const [api_posted, rowid] of file.indexEntries(byMark)) {
-      if (Number(api_posted) === 1) posted.add(Number(rowid));
-    }
-    const known = this.#db.prepare("SELECT 1 FROM agent_runs WHERE run_id=?");
-    for (const [run_id, rowid] of file.indexEntries(byId)) {
-      if (typeof run_id !== "string" || !posted.has(Number(rowid))) continue;
-      if (this.#mark.run(null, run_id) === 0 && known.get(run_id) === undefined) this.#marked.add(run_id);
-    }
-  }
-
-  /** Looks for the schema in the pages. What a table of people holds may look the same: only page 1 leads to it. */
-  #seekSchema(file: PageFile, source: Source): void {
-    const isSchema = (cells: SqlValue[]) =>
-      cells.length === 5 && ["table", "index", "view", "trigger"].includes(cells[0] as string) &&
-      typeof cells[1] === "string" && typeof cells[2] === "string" && typeof cells[3] === "bigint" &&
-      (cells[4] === null || typeof cells[4] === "string" && /^CREATE /i.test(cells[4]));
-    const found = new Map<string, SchemaObject>();
-    for (const row of file.rows(new Map([["sqlite_schema", 1]]), (_, cells) => isSchema(cells), false)) {
-      if ("broken" in row || !isSchema(row.cells)) continue;
-      const object = schemaObject(row.cells);
-      found.set(`${object.type} ${object.name}`, object);
-    }
-    source.objects = [...found.values()];
-    source.columns.clear();
-    source.withoutRowid.clear();
-    this.#learnSchema(source, () => SCHEMA_VERSION + 1);
-  }
-
-  /** @param origin a `guess` only looks like a row of that table: it replaces none */
-  #take(
-    source: Source,
-    table: string,
-    columns: string[],
-    rowid: ReadRow["rowid"],
-    cells: SqlValue[],
-    origin: "sql" | "page" | "guess" = "sql",
-  ): void {
-    if (this.#doubtful.size > 0) this.#doubtful.delete(`${table} ${rowid}`);
+  #take(source: Source, row: Row, origin: Origin): void {
+    const { table, columns, rowid, cells } = row;
+    if (this.#refused.size > 0) this.#refused.delete(`${table} ${rowid}`);
     const value = (name: string) => cells[columns.indexOf(name)];
+    if (table === "schema_migrations" && Number(value("version")) > SCHEMA_VERSION) {
+      if (source.isIntact) throw newerSchema(this.#database, Number(value("version")));
+      return this.#reject(source, row, "there is no such version", origin);
+    }
+    if (table === "agent_runs" && (typeof value("run_id") !== "string" || value("run_id") === "")) {
+      return this.#reject(source, row, "run_id is missing", origin);
+    }
     try {
-      if (table === "schema_migrations" && Number(value("version")) > SCHEMA_VERSION) {
-        if (source.isSound) throw newerSchema(this.#database, Number(value("version")));
-        throw new TelemetryError("invalid_record", "there is no such version");
-      }
-      if (table === "agent_runs" && (typeof value("run_id") !== "string" || value("run_id") === "")) {
-        throw new TelemetryError("invalid_record", "run_id is missing");
-      }
-      if (table === "agent_runs" && !source.isSound && isOverwrittenId(value("run_id"))) {
-        throw new TelemetryError("invalid_record", "run_id is damaged");
-      }
-      // A key is not to be taken from a row that has no number.
-      const number = rowid === undefined ? [] : this.#rowidOf(table);
-      const statement = this.#statementFor(table, columns, number, origin);
-      statement.run(...cells, ...number.map(() => BigInt(rowid!)));
+      const { statement, hasRowid } = this.#insertFor(row, origin);
+      statement.run(...cells, ...hasRowid ? [BigInt(rowid!)] : []);
     } catch (error) {
       if (!hasCode(error, "invalid_record")) throw error;
-      return this.#reject(source, table, rowid, errorMessage(error.cause ?? error), cells, origin);
+      return this.#reject(source, row, errorMessage(error.cause ?? error), origin);
     }
-    // What a transaction has changed is held in memory until it ends.
-    if (++this.#taken % TRANSACTION_ROWS === 0) this.#db.exec("COMMIT; BEGIN");
-    if (table !== "agent_runs" || Number(value("api_posted")) !== 1) return;
-    this.#mark.run(value("api_posted_at") ?? null, value("run_id")!);
+    if (++this.#written % TRANSACTION_ROWS === 0) this.#db.exec("COMMIT; BEGIN");
+    if (table === "agent_runs" && Number(value("api_posted")) === 1) {
+      this.#mark.run(value("api_posted_at") ?? null, value("run_id")!);
+    }
   }
 
-  /**
-   * What the new database calls the row numbers of a table of people, whose rows may have nothing else to be told apart
-   * by. Nothing where the table has none, and for the contract's tables, which have keys.
-   */
-  #rowidOf(table: string): string[] {
-    let names = this.#rowids.get(table);
-    if (names === undefined) {
-      const name = isOfContract(table) ? undefined : rowidOf(this.#db, table);
-      names = name === undefined ? [] : [name];
-      this.#rowids.set(table, names);
+  /** The statement for a row. Rows of user-defined tables keep their numbers, since they may have no other key. */
+  #insertFor({ table, columns, rowid }: Row, origin: Origin): { statement: Statement; hasRowid: boolean } {
+    const key = `${table} ${columns} ${origin === "guess"} ${rowid === undefined}`;
+    let insert = this.#inserts.get(key);
+    if (insert === undefined) {
+      const number = isOfContract(table) || rowid === undefined ? undefined : rowidOf(this.#db, table);
+      const names = [...columns.map(quotedName), ...number === undefined ? [] : [number]];
+      const into = `INTO ${quotedName(table)} (${names}) VALUES (${names.map(() => "?")})`;
+      const sql = table === "agent_runs"
+        ? `INSERT ${into} ${onRunConflict(columns)}`
+        : `INSERT OR ${origin === "guess" ? "IGNORE" : "REPLACE"} ${into}`;
+      insert = { statement: this.#db.prepare(sql), hasRowid: number !== undefined };
+      this.#inserts.set(key, insert);
     }
-    return names;
+    return insert;
   }
 
-  #statementFor(table: string, columns: string[], number: string[], origin: "sql" | "page" | "guess"): Statement {
-    const conflict = origin === "guess" ? "IGNORE" : "REPLACE";
-    const key = `${table} ${columns} ${number} ${conflict}`;
-    let statement = this.#statements.get(key);
-    if (statement === undefined) {
-      const names = [...columns.map(quotedName), ...number];
-      const insert = `INSERT OR ${conflict} INTO ${quotedName(table)} (${names}) VALUES (${names.map(() => "?")})`;
-      try {
-        statement = this.#db.prepare(table === "agent_runs" ? mergeOf(names) : insert);
-      } catch (error) {
-        if (isOfContract(table)) throw error;
-        // It lacks a column that could not be added.
-        throw new TelemetryError("invalid_record", errorMessage(error), { cause: error });
-      }
-      this.#statements.set(key, statement);
+  #reject({ path }: Source, { table, rowid, cells }: Row, rejected: string, origin: Origin): void {
+    const number = rowid === undefined ? null : Number(rowid);
+    const row: RejectedRow = { file: path, table, rowid: number, page: null, rejected, cells };
+    if (origin !== "sqlite") this.#refused.set(`${table} ${rowid}`, row);
+    else {
+      this.#refused.delete(`${table} ${rowid}`);
+      this.#onRejected(row);
     }
-    return statement;
-  }
-
-  #reject(
-    { path: file }: Source,
-    table: string,
-    rowid: ReadRow["rowid"],
-    rejected: string,
-    cells: SqlValue[],
-    origin: "sql" | "page" | "guess",
-  ): void {
-    const row = { file, table, rowid: rowid === undefined ? null : Number(rowid), page: null, rejected, cells };
-    if (origin === "sql") this.#onRejected(row);
-    else this.#doubtful.set(`${table} ${rowid}`, row);
   }
 }
 
-/** Has a table go on counting where it was, also when its last rows were deleted. */
-function keepSequence(db: Connection, table: string, seq: SqlValue): void {
-  if (db.run("UPDATE sqlite_sequence SET seq=max(seq, ?) WHERE name=?", seq, table) > 0) return;
-  db.run("INSERT INTO sqlite_sequence (name, seq) SELECT name, ? FROM sqlite_schema WHERE name=?", seq, table);
+/** Calls `work` with a database file as far as SQLite can read it. The file is not changed. */
+function readThroughSqlite(path: string, work: (db: Connection) => void): void {
+  // SQLite takes an empty file for a new database, and deletes its WAL.
+  if ((sizeOf(path) ?? 0) < MIN_DATABASE_BYTES) return;
+  const { wal, journal } = sidecarsOf(path);
+  // A writing connection would put what its WAL or journal holds into the file.
+  const readOnly = [wal, journal].some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
+  try {
+    using db = readOnly ? Connection.open(path, { readOnly }) : Connection.openToRead(path);
+    work(db);
+  } catch (error) {
+    if (!isUnreadable(error)) throw error;
+  }
 }
 
-/** Whether an error says that there is no more to be had through SQLite. */
 function isUnreadable(error: unknown): boolean {
   return hasCode(error, "damaged", "not_a_database", "empty_database", "no_storage", "permission");
 }
 
-/**
- * The statement that brings a run over from another database.
- *
- * @param columns their names as SQL takes them
- */
-function mergeOf(columns: string[]): string {
-  const changed = columns.filter((column) => !['"run_id"', '"api_posted"'].includes(column)).map((column) => {
-    const [was, is] = [`agent_runs.${column}`, `excluded.${column}`];
-    if (column === '"api_retry_count"') return `${column}=coalesce(max(${was}, ${is}), ${was}, ${is})`;
-    // Null says something too: only a mark is not taken back.
-    return column === '"api_posted_at"' ? `${column}=coalesce(${is}, ${was})` : `${column}=${is}`;
+/** The version in `schema_migrations`, for the message about a later product. */
+function versionOf(db: Connection): number {
+  try {
+    return Number(db.get("SELECT max(version) AS version FROM schema_migrations")?.["version"] ?? SCHEMA_VERSION + 1);
+  } catch {
+    return SCHEMA_VERSION + 1;
+  }
+}
+
+/** Replaces a run by a later copy of it. NULL replaces values, too, but no marker (see MARK_POSTED_SQL). */
+function onRunConflict(columns: string[]): string {
+  const changes = columns.filter((name) => !["run_id", "api_posted"].includes(name)).map((name) => {
+    const column = quotedName(name);
+    const [old, copy] = [`agent_runs.${column}`, `excluded.${column}`];
+    if (name === "api_retry_count") return `${column}=coalesce(max(${old}, ${copy}), ${old}, ${copy})`;
+    return name === "api_posted_at" ? `${column}=coalesce(${copy}, ${old})` : `${column}=${copy}`;
   });
-  return `INSERT INTO agent_runs (${columns}) VALUES (${columns.map(() => "?")})
-    ON CONFLICT(run_id) DO UPDATE SET ${changed.join(", ") || "run_id=run_id"}
+  return `ON CONFLICT(run_id) DO UPDATE SET ${changes.join(", ") || "run_id=run_id"}
     WHERE coalesce(excluded.status, '')<>'running' OR coalesce(agent_runs.status, 'running')='running'`;
 }
 
-/** What a table has that somebody declared; undefined when SQLite does not take the declaration. */
-function declaredBy(sql: string, table: string): { columns: Column[]; hasRowid: boolean } | undefined {
-  using memory = Connection.open(":memory:");
-  try {
-    memory.exec(sql);
-    return { columns: columnsIn(memory, table), hasRowid: rowidOf(memory, table) !== undefined };
-  } catch {
-    return undefined;
+/** Proves that a new object works and that agents can still write runs. Changes nothing. */
+function assertUsable(db: Connection, { type, name, table }: SchemaObject): void {
+  // Preparing a statement compiles the triggers that it fires, and so finds tables that do not exist.
+  if (type === "view") db.prepare(`SELECT * FROM ${quotedName(name)}`);
+  if (type === "trigger" && db.get("SELECT 1 FROM sqlite_schema WHERE type='table' AND name=?", table) !== undefined) {
+    const columns = readColumns(db, table).map((column) => quotedName(column.name));
+    db.prepare(`INSERT INTO ${quotedName(table)} DEFAULT VALUES`);
+    db.prepare(`UPDATE ${quotedName(table)} SET ${columns.map((column) => `${column}=${column}`)}`);
+    db.prepare(`DELETE FROM ${quotedName(table)}`);
   }
+  // A trigger can refuse rows.
+  db.exec("SAVEPOINT proof");
+  db.run("INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES ('proof', 'recovery', '')");
+  db.run(`UPDATE agent_runs SET ${RUN_COLUMNS.map((column) => `${column}=${column}`)} WHERE run_id='proof'`);
+  db.exec("ROLLBACK TO proof; RELEASE proof");
 }
-
-function columnsIn(db: Connection, table: string): Column[] {
-  const rows = db.all(`PRAGMA table_xinfo(${quotedName(table)})`);
-  const keys = rows.filter(({ pk }) => Number(pk) > 0);
-  return rows.map(({ name, type, notnull, dflt_value, pk, hidden }) => ({
-    name: String(name),
-    type: String(type),
-    notNull: Number(notnull) === 1,
-    defaultValue: dflt_value as string | null,
-    isRowid: keys.length === 1 && Number(pk) === 1 && String(type).toUpperCase() === "INTEGER",
-    generated: hidden === 2 ? "virtual" : hidden === 3 ? "stored" : "no",
-  }));
-}
-
-/** How the rows of one table may look, in one order of its columns. */
-class RowLayout {
-  readonly table: string;
-  readonly #columns: StoredColumn[];
-  /** What each cell must be; nothing is known of tables that are not the contract's. */
-  readonly #rules: ((cell: SqlValue) => boolean)[];
-  /** A row has at least so many cells; columns that were added later are missing at its end. */
-  readonly #least: number;
-  readonly #created: number;
-
-  constructor(table: string, columns: StoredColumn[]) {
-    this.table = table;
-    this.#columns = columns.filter(({ generated }) => generated !== "virtual");
-    const names = this.#columns.map(({ name }) => name);
-    this.#created = names.indexOf("created_at");
-    const isRequired = (name: string) => /NOT NULL|TEXT PRIMARY KEY/.test(declarationOf(table, name) ?? "");
-    this.#least = Math.max(1, names.findLastIndex(isRequired) + 1);
-    this.#rules = this.#columns.map(({ name, isRowid }) => {
-      const declaration = declarationOf(table, name);
-      if (declaration === undefined) return () => true;
-      if (isRowid) return (cell) => cell === null;
-      if (isRequired(name)) return (cell) => isText(cell) && cell.length > 0;
-      const rule = ruleOf(name, declaration);
-      return (cell) => cell === null || rule(cell);
-    });
-  }
-
-  /** Whether these may be cells of such a row. */
-  fits(cells: SqlValue[]): boolean {
-    return cells.length >= this.#least && cells.length <= this.#columns.length &&
-      cells.every((cell, i) => this.#rules[i]!(cell));
-  }
-
-  /** Whether the time stands where it should: all else of an order of columns is text, or nothing. */
-  isDated(cells: SqlValue[]): boolean {
-    return this.#created < 0 || typeof cells[this.#created] === "string";
-  }
-
-  /** Whether cells of which nothing else is known are such a row: others may be text as well. */
-  isCertain(cells: SqlValue[]): boolean {
-    if (this.table === "agent_runs") return true;
-    const when = this.table === "commits" ? this.#created : 3;
-    return cells.length === this.#columns.length && /^\d{4}-\d\d-\d\d/.test(String(cells[when]));
-  }
-
-  /** The cells of a row by the names of their columns. */
-  fit(rowid: number, cells: SqlValue[]): { names: string[]; values: SqlValue[] } {
-    const names: string[] = [];
-    const values: SqlValue[] = [];
-    cells.forEach((cell, i) => {
-      const { name, isRowid, generated } = this.#columns[i]!;
-      if (generated !== "no") return;
-      names.push(name);
-      values.push(isRowid ? rowid : cell);
-    });
-    return { names, values };
-  }
-}
-
-/**
- * What the cell of a contract column must be, when it is there. A page has no checksum: garbage is told by its types.
- */
-function ruleOf(column: string, declaration: string): (cell: SqlValue) => boolean {
-  if (column === "status") return (cell) => (RUN_STATUSES as readonly unknown[]).includes(cell);
-  if (column === "api_posted") return (cell) => cell === 0n || cell === 1n;
-  if (declaration.includes("datetime")) return (cell) => isText(cell) && /^\d{4}-\d\d/.test(cell);
-  if (declaration.startsWith("INTEGER")) return (cell) => typeof cell === "bigint";
-  return isText;
-}
-
-function isText(cell: SqlValue): cell is string {
-  return typeof cell === "string";
-}
-
-/** How the contract declares a column; undefined where it knows of none. */
-function declarationOf(table: string, column: string): string | undefined {
-  if (!isOfContract(table)) return undefined;
-  const columns = columnsOf(table as TableName);
-  // Not what every object has, such as `constructor`: people may call a column so.
-  return column === "custom_metadata" ? "TEXT" : Object.hasOwn(columns, column) ? columns[column] : undefined;
-}
-
-/** The name of a column; SQLite minds no capitals, and the contract's have none. */
-function plainName(table: string, column: string): string {
-  const plain = column.toLowerCase();
-  return declarationOf(table, plain) === undefined ? column : plain;
-}
-
-/** An object of the schema from a row of it. SQLite minds no capitals in names, and the contract's have none. */
-function schemaObject([type, name, table, root, sql]: SqlValue[]): SchemaObject {
-  const plain = (name: SqlValue) =>
-    isOfContract(String(name).toLowerCase()) ? String(name).toLowerCase() : String(name);
-  return {
-    type: String(type),
-    name: plain(name!),
-    table: plain(table!),
-    root: Number(root),
-    sql: sql as string | null,
-  };
-}
-
-/** The layouts that rows of one file may have. */
-class Layouts {
-  readonly #known = new Map<string, RowLayout>();
-  /** Those that a row may have which no page above leads to. Migrations are too short to be told from other rows. */
-  readonly #guessed: RowLayout[];
-
-  constructor(tables: Map<string, Column[]>) {
-    for (const [table, columns] of tables) this.#known.set(table, new RowLayout(table, columns));
-    this.#guessed = (["agent_runs", "commits", "run_events"] as const).flatMap((table) =>
-      this.#known.get(table) ?? GUESSES.filter((layout) => layout.table === table)
-    );
-  }
-
-  /**
-   * The layout of a row: that of its table; where nothing says which that is, or a WAL may be another database's, of the
-   * contract's table that it looks like.
-   */
-  find(table: string | undefined, cells: SqlValue[]): RowLayout | undefined {
-    const known = table === undefined ? undefined : this.#known.get(table);
-    if (known?.fits(cells)) return known;
-    if (table !== undefined && !isOfContract(table)) return undefined;
-    const fitting = this.#guessed.filter((layout) => layout.fits(cells) && layout.isCertain(cells));
-    return fitting.find((layout) => layout.isDated(cells)) ?? fitting[0];
-  }
-}
-
-/** The layouts in the field (contract, "Databases in the field"), for files whose schema is gone. */
-const GUESSES: RowLayout[] = (() => {
-  const layoutOf = (table: TableName, names: string[]) =>
-    new RowLayout(
-      table,
-      names.map((name) => {
-        const isRowid = declarationOf(table, name)!.startsWith("INTEGER PRIMARY KEY");
-        return { name, isRowid, generated: "no" as const };
-      }),
-    );
-  const without = (...names: string[]) => RUN_COLUMNS.filter((column) => !names.includes(column)) as string[];
-  const later = ["product_family", "subdomain"];
-  const v2 = without(...later);
-  const recovered = v2.toSpliced(v2.indexOf("created_at"), 0, "custom_metadata");
-  const orders = [[...RUN_COLUMNS], [...v2, ...later], [...recovered, ...later]];
-  const v1 = without("insight_id", ...later);
-  orders.push([...v1, "insight_id", ...later]);
-  const others: TableName[] = ["commits", "run_events"];
-  return [
-    ...orders.map((order) => layoutOf("agent_runs", order)),
-    ...others.map((table) => layoutOf(table, Object.keys(columnsOf(table)))),
-  ];
-})();

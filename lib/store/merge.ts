@@ -264,7 +264,7 @@ export function mergeRuns(db: Connection, replaced: Connection): number {
 }
 
 /** Whether the index of the ids has one, too. */
-function isInIndex(db: Connection, id: string): boolean {
+export function isInIndex(db: Connection, id: string): boolean {
   try {
     return db.get(`SELECT 1 FROM agent_runs INDEXED BY sqlite_autoindex_agent_runs_1 WHERE run_id=?`, id) !== undefined;
   } catch (error) {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import fc from "npm:fast-check@4.10.2";
-import { type BrokenRow, type FoundRow, type LooksLikeRow, PageFile } from "../../../lib/recovery/page_reader.ts";
+import { type BrokenRow, type FoundRow, type IsRow, PageFile } from "../../../lib/recovery/page_reader.ts";
 import type { SqlValue } from "../../../lib/sqlite/connection.ts";
 import { callsOf, rounds, TempFolder, testWith } from "../../fixtures/mod.ts";
 
@@ -11,19 +11,19 @@ function sqlite(path: string, sql: string): void {
   db.close();
 }
 
-const never: LooksLikeRow = () => false;
+const never: IsRow = () => false;
 
-function pagesOf(path: string, roots: Record<string, number> = {}, looks = never): (FoundRow | BrokenRow)[] {
+function pagesOf(path: string, roots: Record<string, number> = {}, isRow = never): (FoundRow | BrokenRow)[] {
   using file = PageFile.open(path);
-  return [...file.rows(new Map(Object.entries(roots)), looks)];
+  return [...file.rows(new Map(Object.entries(roots)), isRow)];
 }
 
 /** How often bytes of a file are looked at. */
 const looksOf = (work: () => void) =>
   callsOf(Object.getPrototypeOf(Uint8Array.prototype) as Uint8Array, "subarray", work);
 
-function rowsOf(path: string, roots: Record<string, number> = {}, looks = never): FoundRow[] {
-  return pagesOf(path, roots, looks).filter((found) => "cells" in found);
+function rowsOf(path: string, roots: Record<string, number> = {}, isRow = never): FoundRow[] {
+  return pagesOf(path, roots, isRow).filter((found) => "cells" in found);
 }
 
 function rootsOf(path: string): Record<string, number> {
@@ -255,8 +255,8 @@ Deno.test("pages: a leaf that does not say any more where its rows are is search
     damaged.set(header, 4096);
     damaged.fill(0x55, 4096 + 8, 4096 + 20);
     Deno.writeFileSync(path, damaged);
-    const looks: LooksLikeRow = (_, cells) => cells.length === 2 && typeof cells[0] === "string" && cells[0].length > 2;
-    const rows = rowsOf(path, { t: 2 }, looks).filter(({ cells }) => cells.length === 2);
+    const isRow: IsRow = (_, cells) => cells.length === 2 && typeof cells[0] === "string" && cells[0].length > 2;
+    const rows = rowsOf(path, { t: 2 }, isRow).filter(({ cells }) => cells.length === 2);
     assert.deepEqual(rows.map(({ cells }) => cells).sort(), [["one", 1n], ["three", 3n], ["two", 2n]], header.join());
     assert.deepEqual(new Set(rows.map(({ table }) => table)), new Set(["t"]));
   }
