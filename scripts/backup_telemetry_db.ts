@@ -8,7 +8,7 @@ import { backupAndPrune, listBackupsAsTable } from "../lib/cli/backup_output.ts"
 import { hasCode, TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
 import { logFiles } from "../lib/log/read.ts";
-import { countUnreplayed, mergeRuns, replayLog } from "../lib/store/merge.ts";
+import { mergeRuns, replayLog } from "../lib/store/merge.ts";
 import { Connection } from "../lib/sqlite/connection.ts";
 import { type Result, runCommand, type Terminal, wholeNumber } from "../lib/cli/command.ts";
 
@@ -64,7 +64,7 @@ async function restore(terminal: Terminal, layout: Layout, path: string): Promis
     amend: async (prepared) => {
       const logs = logFiles(layout.raw);
       if (!replay) {
-        ({ newer, refused } = await countUnreplayed(prepared, logs));
+        ({ newer, refused } = await replayLog(prepared, logs, { dryRun: true }));
         return;
       }
       ({ newer, refused } = await replayLog(prepared, logs));

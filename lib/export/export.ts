@@ -16,7 +16,7 @@ import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { type Instant, parseTimeFlag, parseTimestamp } from "../time.ts";
 import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
 import { isFolder, sizeOf, statIfExists } from "../fs/locate.ts";
-import { logFiles, scanEvents } from "../log/read.ts";
+import { logFiles, readLogs } from "../log/read.ts";
 import { RUN_COLUMNS, RUN_STATUSES } from "../records.ts";
 import { columnsOf } from "../schema.ts";
 import { inspect } from "../sqlite/migrate.ts";
@@ -305,9 +305,6 @@ async function* databaseRows(
   yield* tableRows(db, { ...definition, columns });
 }
 
-/** How much of a log is read at a time: less than else, because all of it becomes values at once. */
-const CHUNK_BYTES = 256 * 1024;
-
 /** The events of all logs, in the order in which they stand there. */
 async function* logRows({ raw }: Layout, columns: string[], exported: Exported): AsyncGenerator<Batch, void> {
   if (!isFolder(raw)) {
@@ -319,7 +316,7 @@ async function* logRows({ raw }: Layout, columns: string[], exported: Exported):
   const total = files.reduce((sum, { size }) => sum + size, 0);
   let before = 0;
   for (const { path, size } of files) {
-    for await (const batch of scanEvents([path], CHUNK_BYTES)) {
+    for await (const batch of readLogs([path], { only: "event" })) {
       const rows: Cell[][] = [];
       for (const found of batch) {
         if ("record" in found) {

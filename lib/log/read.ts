@@ -1,45 +1,38 @@
 /**
- * Reads the event log as it is really found: half lines, glued lines, runs of NUL bytes, damaged gzip.
- * Nothing that is found there throws; what is no record comes back as a {@linkcode Rejection}.
+ * Reads the logs in `raw/` as they are found: with half lines, glued records, runs of NUL bytes and damaged gzip.
+ * No content of a log throws. What is not a record is returned as a {@linkcode Rejection}.
  * @module
  */
-import { BrokenLine, decoded, LENIENT, NEWLINE, NUL, parsed, trimmed } from "./broken_line.ts";
 import { errorMessage, fileError } from "../errors.ts";
-import { DAMAGED, gunzipped, readPatiently } from "./gzip.ts";
 import { pathIn } from "../layout.ts";
-import {
-  type InvalidRecordReason,
-  type LogRecord,
-  MAX_LINE_BYTES,
-  REQUIRED_FIELDS,
-  RUN_COLUMNS,
-  RUN_STATUSES,
-  validateRecord,
-} from "../records.ts";
+import { type InvalidRecordReason, type LogRecord, MAX_LINE_BYTES, validateRecord } from "../records.ts";
+import { decodeUtf8, LENIENT, NEWLINE, NUL, parseJson, splitBrokenLine, trim } from "./broken_line.ts";
 
-/** How much of a plain file is read at a time. */
-const CHUNK_BYTES = 1024 * 1024;
-/** How much of what was rejected is shown. */
+/** How much of a file is read at a time. Text of 1 MiB would cost a page fault for each page, and outlive its use. */
+const CHUNK_BYTES = 64 * 1024;
+/** How much gzip is inflated at a time. Where gzip is damaged, the content of this much before it is lost. */
+const GZIP_BYTES = 1024;
+/** How much of a rejected part is returned. */
 const SHOWN_BYTES = 64 * 1024;
 
-/** Why something in a log is no record. */
+/** Why a part of a log is not a record. */
 export type RejectionReason =
-  /** The file cannot be opened, or not be read any further. */
+  /** The file cannot be opened, or not read any further. */
   | "cannot be read"
-  /** No more comes out of this part of the file. */
+  /** The rest of the file cannot be inflated. */
   | "gzip is cut short or damaged"
-  /** Longer than {@linkcode MAX_LINE_BYTES}. */
+  /** The line is longer than {@linkcode MAX_LINE_BYTES}. */
   | "line is too long"
   /** Half a line, or anything else that is not JSON. */
   | "not whole JSON"
-  /** As above, with bytes that are no UTF-8. */
+  /** As above, with bytes that are not UTF-8. */
   | "not UTF-8"
-  /** JSON, but not what `validateRecord` calls a record. */
+  /** JSON that is not a record. */
   | InvalidRecordReason;
 
-/** A record, and where it stands. */
+/** A record of a log, with its place. */
 export interface ScannedRecord {
-  /** Exactly as it was parsed: older records lack fields, or have some more. */
+  /** The record as it was parsed. Older records lack fields, or have others. */
   record: LogRecord;
   /** The path of the file, as it was given. */
   file: string;
@@ -49,41 +42,59 @@ export interface ScannedRecord {
   offset: number;
 }
 
-/** Something that is no record, and where it stands. What lies between two records is one rejection. */
+/** A part of a log that is not a record, with its place. What lies between two records is one rejection. */
 export interface Rejection {
-  /** Why. */
+  /** Why it is not a record. */
   rejected: RejectionReason;
   /** The path of the file, as it was given. */
   file: string;
-  /** The line, counted from 1; 0 where the file could not even be opened. */
+  /** The line, counted from 1; 0 when the file could not be opened. */
   line: number;
-  /** Where the rejected bytes start (not their line), in bytes of the uncompressed file. */
+  /** Where the rejected bytes start, in bytes of the uncompressed file. */
   offset: number;
   /** How many bytes are rejected. */
   length: number;
-  /** The first 64 KiB of them, leniently decoded. Of what cannot be read: the message of the error. */
+  /** The first 64 KiB of them as text; for a file that cannot be read, the message of the error. */
   text: string;
-}
-
-/** How far {@linkcode scanRuns} is. */
-export interface ScanProgress {
-  /** Files that were begun. */
-  files: number;
-  /** Lines that were read. */
-  lines: number;
-  /** Bytes that were read, of gzipped files those inflated. */
-  bytes: number;
 }
 
 /** What {@linkcode scan} yields. */
 export type Scanned = ScannedRecord | Rejection;
 
+/** The start of a run, not parsed. Most starts are replaced by the end of their run, and never need to be parsed. */
+export interface StartLine {
+  /** The id of the run. */
+  start: string;
+  bytes: Uint8Array;
+  file: string;
+  line: number;
+  offset: number;
+}
+
+/** How far a read has come. */
+export interface ReadProgress {
+  files: number;
+  lines: number;
+  /** Uncompressed. */
+  bytes: number;
+}
+
+/** Options of {@linkcode readLogs}. */
+export interface ReadOptions {
+  /** Skips lines of the other type without parsing them, and does not parse starts of runs. @default both types */
+  only?: LogRecord["record_type"];
+  /** Updated during the read. */
+  progress?: ReadProgress;
+  /** @default 65_536 */
+  chunkBytes?: number;
+}
+
 /**
- * The paths of all logs in a folder, oldest day first and, where a day is there twice, the gzipped one first.
- * A missing folder has no logs.
+ * The paths of all logs in a folder, oldest day first. A gzipped file comes before a plain one of the same day. A missing
+ * folder has no logs.
  *
  * @param raw the folder
- * @throws {TelemetryError} `permission`, `in_the_way` or `io`: the folder cannot be listed
+ * @throws {TelemetryError} `permission`, `in_the_way` or `io` when the folder cannot be listed
  *
  * @example
  * ```ts
@@ -104,12 +115,12 @@ export function logFiles(raw: string): string[] {
     if (error instanceof Deno.errors.NotFound) return [];
     throw fileError(error, `cannot list ${raw}`);
   }
-  // The longer of two paths with one stem is the gzipped one.
+  // The longer of two paths with the same stem is the gzipped one.
   stems.sort(([a, path], [b, other]) => a < b ? -1 : a > b ? 1 : other.length - path.length);
   return stems.map(([, path]) => path);
 }
 
-/** Whether a path is a file. What cannot be looked at counts, so that the scan says why. */
+/** Whether a path is a file. A path that cannot be examined counts, so that the read reports it. */
 function mayBeFile(path: string): boolean {
   try {
     return Deno.statSync(path).isFile;
@@ -119,10 +130,10 @@ function mayBeFile(path: string): boolean {
 }
 
 /**
- * Everything that is in these logs, in order: every record that is whole, and what else is there as rejections.
- * Blank lines, runs of NUL bytes and BOMs are neither. A bare `NaN` or `Infinity` becomes null.
+ * Yields the content of logs in order: every complete record, and everything else as rejections. Blank lines, runs of NUL
+ * bytes and BOMs are neither. Python's `NaN` and `Infinity` become null.
  *
- * @param files paths; those that end in `.gz` are read as gzip
+ * @param files paths of logs; those that end in `.gz` are inflated
  *
  * @example
  * ```ts
@@ -135,70 +146,28 @@ function mayBeFile(path: string): boolean {
  * ```
  */
 export async function* scan(files: Iterable<string>): AsyncGenerator<Scanned, void> {
-  for await (const batch of scanBatches(files)) yield* batch;
+  for await (const batch of readLogs(files)) yield* batch;
 }
 
-/**
- * What {@linkcode scan} yields, in arrays of what one read of a file gave: for millions of lines.
- *
- * @param files paths; those that end in `.gz` are read as gzip
- * @param chunkBytes how much of a plain file is read at a time; for tests
- *
- * @example
- * ```ts
- * import { logFiles, scanBatches } from "./read.ts";
- *
- * let records = 0;
- * for await (const batch of scanBatches(logFiles("/agent-metrics/raw"))) {
- *   for (const found of batch) if ("record" in found) records++;
- * }
- * ```
- */
-export async function* scanBatches(
+/** As {@linkcode scan}, in one array for each chunk. With `only: "run"`, starts of runs are not parsed. */
+export function readLogs(
   files: Iterable<string>,
-  chunkBytes: number = CHUNK_BYTES,
-): AsyncGenerator<Scanned[], void> {
-  yield* scanFiles(files, chunkBytes, (path) => new Lines(path));
-}
-
-/**
- * As {@linkcode scanBatches}, without the events: those that plainly are events are not parsed, which saves a third of the
- * time. What is not plainly one is judged as there.
- *
- * @param files paths; those that end in `.gz` are read as gzip
- * @param progress is kept up to date
- */
-export async function* scanRuns(
+  options?: ReadOptions & { only?: "event" },
+): AsyncGenerator<Scanned[], void>;
+export function readLogs(
   files: Iterable<string>,
-  progress: ScanProgress = { files: 0, lines: 0, bytes: 0 },
-): AsyncGenerator<Scanned[], void> {
-  yield* scanFiles(files, CHUNK_BYTES, (path) => new RunLines(path, progress));
-}
-
-/**
- * As {@linkcode scanBatches}, without the runs: those that plainly are runs are not parsed.
- *
- * @param files paths; those that end in `.gz` are read as gzip
- * @param chunkBytes how much of a plain file is read at a time
- */
-export async function* scanEvents(
+  options: ReadOptions & { only: "run" },
+): AsyncGenerator<(Scanned | StartLine)[], void>;
+export async function* readLogs(
   files: Iterable<string>,
-  chunkBytes: number = CHUNK_BYTES,
-): AsyncGenerator<Scanned[], void> {
-  yield* scanFiles(files, chunkBytes, (path) => new Lines(path, PLAIN_RUNS));
-}
-
-async function* scanFiles(
-  files: Iterable<string>,
-  chunkBytes: number,
-  linesOf: (path: string) => Lines,
-): AsyncGenerator<Scanned[], void> {
-  const buffers: Buffers = [new Uint8Array(chunkBytes), new Uint8Array(chunkBytes)];
+  options: ReadOptions = {},
+): AsyncGenerator<(Scanned | StartLine)[], void> {
+  const buffer = new Uint8Array(options.chunkBytes ?? CHUNK_BYTES);
   for (const path of files) {
-    const lines = linesOf(path);
+    const lines = new Lines(path, options);
     try {
       using file = await openFile(path);
-      for await (const chunk of path.endsWith(".gz") ? gunzipped(file) : chunksOf(file, buffers)) {
+      for await (const chunk of path.endsWith(".gz") ? inflate(file) : chunksOf(file, buffer)) {
         const found = chunk === DAMAGED ? lines.endDamaged() : lines.read(chunk);
         if (found.length > 0) yield found;
       }
@@ -210,114 +179,167 @@ async function* scanFiles(
   }
 }
 
-/** A log, open for reading. Looks first, because opening a pipe would wait for its other end. */
+/** Parses a start that was not parsed when it was read. */
+export function parseStartLine({ file, line, offset, bytes }: StartLine): Scanned[] {
+  return new Lines(file, {}, { line, offset }).parse(bytes);
+}
+
+/** Opens a log. Examines it first, because opening a pipe would wait for its other end. */
 async function openFile(path: string): Promise<Deno.FsFile> {
   if (!(await Deno.stat(path)).isFile) throw new Error("not a file");
   return await Deno.open(path);
 }
 
-/** While one is looked at, the other one is filled. */
-type Buffers = [Uint8Array, Uint8Array];
+/** The content of a file. A chunk is valid until the next one is asked for. */
+async function* chunksOf(file: Deno.FsFile, buffer: Uint8Array): AsyncGenerator<Uint8Array, void> {
+  for (let count; (count = await readPatiently(file, buffer)) !== null;) yield buffer.subarray(0, count);
+}
 
-/** A file from here to its end. Each chunk is gone when the next one is asked for. */
-async function* chunksOf(file: Deno.FsFile, [buffer, other]: Buffers): AsyncGenerator<Uint8Array, void> {
-  let next = readPatiently(file, buffer);
-  try {
-    for (let count; (count = await next) !== null;) {
-      const chunk = buffer.subarray(0, count);
-      [buffer, other] = [other, buffer];
-      next = readPatiently(file, buffer);
-      yield chunk;
+/** How long to wait before a failed read is tried again, in milliseconds. */
+const READ_PAUSES_MS = [20, 50, 100];
+
+/** Tries again when a read fails: on Windows nobody can read a file while an appender has it locked. */
+async function readPatiently(file: Deno.FsFile, buffer: Uint8Array): Promise<number | null> {
+  for (const pause of READ_PAUSES_MS) {
+    try {
+      return await file.read(buffer);
+    } catch {
+      await new Promise((resolve) => setTimeout(resolve, pause));
     }
+  }
+  return await file.read(buffer);
+}
+
+/** Marks the place where gzip is damaged. */
+const DAMAGED = Symbol("damaged");
+
+/** The content of a gzip file with any number of members (`cat a.gz b.gz` and `gzip >>` create several). */
+async function* inflate(file: Deno.FsFile): AsyncGenerator<Uint8Array | typeof DAMAGED, void> {
+  // Imported here because it would slow down the start of every agent, and few logs are gzipped.
+  const { createGunzip } = await import("node:zlib");
+  const gunzip = createGunzip();
+  const chunks: Uint8Array[] = [];
+  gunzip.on("data", (chunk: Uint8Array) => chunks.push(chunk));
+  const finished = new Promise<"end" | "error">((resolve) => {
+    gunzip.on("end", () => resolve("end")).on("error", () => resolve("error"));
+  });
+  let state: "end" | "error" | undefined;
+  let read = 0;
+  /** The end of the file without the zeros that pad it. */
+  let end = 0;
+  try {
+    for await (const bytes of chunksOf(file, new Uint8Array(GZIP_BYTES))) {
+      const last = bytes.findLastIndex((byte) => byte !== 0);
+      if (last >= 0) end = read + last + 1;
+      read += bytes.length;
+      // After zeros the stream is at its end. Callbacks are not called after an error.
+      const written = new Promise<undefined>((resolve) => gunzip.write(bytes, () => resolve(undefined)));
+      state ??= await Promise.race([finished, written]);
+      yield* chunks.splice(0);
+      if (state === "error") break;
+    }
+    if (read > 0 && state === undefined) {
+      gunzip.end();
+      state = await finished;
+      yield* chunks.splice(0);
+    }
+    // Zeros between members end the stream, too.
+    if (state === "error" || gunzip.bytesWritten < end) yield DAMAGED;
   } finally {
-    // Who stops early must not close the file under a read.
-    await next.catch(() => {});
+    gunzip.destroy();
   }
 }
 
-/** Cuts one file into lines and judges each. Holds no more than the longest line. */
+/** Splits one file into lines and parses them. Holds at most the longest line. */
 class Lines {
   readonly #file: string;
-  readonly #skipped: PlainLines | undefined;
-  #found: Scanned[] = [];
+  readonly #only: ReadOptions["only"];
+  readonly #progress: ReadProgress | undefined;
+  readonly #linesBefore: number;
+  #found: (Scanned | StartLine)[] = [];
   /** The line, counted from 1. */
-  protected line = 1;
-  /** Where the line starts in the file. */
-  #lineStart = 0;
-  /** Where the bytes that are yet to be judged start in the file: not always a line's start. */
-  #position = 0;
-  /** A line whose end is yet to be read, in the first `#heldBytes` of `#held`. */
+  #line: number;
+  #lineStart: number;
+  /** Where the first byte that is not parsed yet stands in the file. After a NUL this is not the start of the line. */
+  #position: number;
+  /** A line whose end is not read yet, in the first `#heldBytes` of `#held`. */
   #held = new Uint8Array(0);
   #heldBytes = 0;
-  /** A line that is too long, while its end is sought. */
+  /** The line when it is too long, until its end is found. */
   #tooLong: Rejection | undefined;
-  /** Where gzip broke off last, in the same bytes as `#position`. */
-  #damagedAt = -1;
 
-  /** @param skipped the lines that are of no interest */
-  constructor(file: string, skipped?: PlainLines) {
+  constructor(file: string, { only, progress }: ReadOptions, at = { line: 1, offset: 0 }) {
     this.#file = file;
-    this.#skipped = skipped;
+    this.#only = only;
+    this.#progress = progress;
+    this.#linesBefore = progress?.lines ?? 0;
+    this.#line = at.line;
+    this.#lineStart = this.#position = at.offset;
+    if (progress) progress.files++;
   }
 
-  /** Whether a line is yet without its end. */
-  protected get hasHalf(): boolean {
-    return this.#heldBytes > 0 || this.#tooLong !== undefined;
-  }
-
-  /** What the lines are that end in this chunk. */
-  read(chunk: Uint8Array): Scanned[] {
+  /** Parses the lines that end in this chunk. */
+  read(chunk: Uint8Array): (Scanned | StartLine)[] {
     const first = chunk.indexOf(NEWLINE);
     let start = 0;
-    if (first >= 0 && this.hasHalf) {
+    if (first >= 0 && this.#hasHalfLine) {
       this.#hold(chunk.subarray(0, first));
-      this.#judgeHeld();
-      this.#nextLine(1);
+      this.#parseHeld();
+      this.#nextLine();
       start = first + 1;
     }
     const end = first < 0 ? 0 : chunk.lastIndexOf(NEWLINE) + 1;
-    if (start < end) this.#judgeAll(chunk.subarray(start, end));
+    if (start < end) this.#parseLines(chunk.subarray(start, end));
     this.#hold(chunk.subarray(Math.max(start, end)));
-    return this.#take();
+    if (this.#progress) this.#progress.bytes += chunk.length;
+    return this.#take(this.#line - 1);
   }
 
-  /** What the last line is, which has no newline. */
-  end(): Scanned[] {
-    this.#judgeHeld();
-    return this.#take();
+  /** Parses the last line, which has no newline. */
+  end(): (Scanned | StartLine)[] {
+    const lines = this.#hasHalfLine ? this.#line : this.#line - 1;
+    this.#parseHeld();
+    return this.#take(lines);
   }
 
-  /** As `end`, where gzip broke off: half a line there is part of that damage. Another line may follow. */
-  endDamaged(): Scanned[] {
-    if (this.#position + this.#heldBytes === this.#damagedAt) return []; // no more came since: the same damage
+  /** As `end`, where gzip is damaged: half a line there is a part of the damage. */
+  endDamaged(): (Scanned | StartLine)[] {
     const rejected = "gzip is cut short or damaged";
     const found = this.end();
     const half = found.at(-1);
     if (half && "rejected" in half) half.rejected = rejected;
     else found.push(this.#rejection(rejected, new Uint8Array(0), this.#position));
-    this.#nextLine(0);
-    this.#damagedAt = this.#position;
     return found;
   }
 
-  /** As `end`, where the file could not be opened, or not be read any further. */
-  endUnreadable(error: unknown): Scanned[] {
+  /** As `end`, where the file could not be opened or not be read any further. */
+  endUnreadable(error: unknown): (Scanned | StartLine)[] {
     const found = this.end();
     const rejection = this.#rejection("cannot be read", new Uint8Array(0), this.#position);
-    found.push({ ...rejection, line: this.#position > 0 ? this.line : 0, text: errorMessage(error) });
+    found.push({ ...rejection, line: this.#position > 0 ? this.#line : 0, text: errorMessage(error) });
     return found;
   }
 
-  #take(): Scanned[] {
+  /** Parses a single line. */
+  parse(bytes: Uint8Array): Scanned[] {
+    this.#parse(decodeUtf8(bytes), bytes);
+    return this.#found as Scanned[];
+  }
+
+  get #hasHalfLine(): boolean {
+    return this.#heldBytes > 0 || this.#tooLong !== undefined;
+  }
+
+  #take(lines: number): (Scanned | StartLine)[] {
+    if (this.#progress) this.#progress.lines = this.#linesBefore + lines;
     const found = this.#found;
     this.#found = [];
     return found;
   }
 
-  /** @param gap how many bytes lie between the lines */
-  #nextLine(gap: number): void {
-    this.line++;
-    this.#lineStart = this.#position += gap;
+  #nextLine(): void {
+    this.#line++;
+    this.#lineStart = ++this.#position;
   }
 
   #hold(bytes: Uint8Array): void {
@@ -325,25 +347,23 @@ class Lines {
       this.#tooLong.length += bytes.length;
       return;
     }
-    const filled = this.#heldBytes + bytes.length;
-    if (filled > this.#held.length) {
-      // At once for the longest line: the system gives memory only as it is written to, and copies are garbage.
-      const roomier = new Uint8Array(
-        filled <= CHUNK_BYTES ? CHUNK_BYTES : Math.max(filled, MAX_LINE_BYTES + CHUNK_BYTES),
-      );
-      roomier.set(this.#held.subarray(0, this.#heldBytes));
-      this.#held = roomier;
+    const length = this.#heldBytes + bytes.length;
+    if (length > this.#held.length) {
+      // Enough for the longest line: the system provides memory only when it is written to, and copies are garbage.
+      const larger = new Uint8Array(length <= 2 ** 20 ? 2 ** 20 : Math.max(length, MAX_LINE_BYTES + 2 ** 20));
+      larger.set(this.#held.subarray(0, this.#heldBytes));
+      this.#held = larger;
     }
     this.#held.set(bytes, this.#heldBytes);
-    this.#heldBytes = filled;
-    if (filled > MAX_LINE_BYTES) this.#letGo();
+    this.#heldBytes = length;
+    if (length > MAX_LINE_BYTES) this.#shortenHeld();
   }
 
-  /** Lets go of a line that is too long. No record goes across a NUL, so that what is before one can be judged. */
-  #letGo(): void {
+  /** Shortens a line that is too long. A record contains no NUL, so the part before the last NUL can be parsed. */
+  #shortenHeld(): void {
     const bytes = this.#held.subarray(0, this.#heldBytes);
     const cut = bytes.lastIndexOf(NUL) + 1;
-    this.#salvage(bytes.subarray(0, cut));
+    this.#parseBroken(bytes.subarray(0, cut));
     this.#position += cut;
     this.#held.copyWithin(0, cut, this.#heldBytes);
     this.#heldBytes -= cut;
@@ -352,138 +372,100 @@ class Lines {
     this.#heldBytes = 0;
   }
 
-  #judgeHeld(): void {
+  #parseHeld(): void {
     if (this.#tooLong) {
       this.#position += this.#tooLong.length;
       this.#found.push(this.#tooLong);
       this.#tooLong = undefined;
     }
     const bytes = this.#held.subarray(0, this.#heldBytes);
-    this.#judge(decoded(bytes), bytes, 0, bytes.length);
+    this.#parse(decodeUtf8(bytes), bytes);
     this.#position += bytes.length;
     this.#heldBytes = 0;
   }
 
-  /** Judges lines that are whole, the last newline included. Decoding them together halves the time. */
-  #judgeAll(bytes: Uint8Array): void {
-    const text = decoded(bytes);
-    const sameIndexes = text?.length === bytes.length;
+  /** Parses complete lines, the last newline included. Decoding them together takes half the time. */
+  #parseLines(bytes: Uint8Array): void {
+    const text = decodeUtf8(bytes);
+    const isAscii = text?.length === bytes.length;
     let textAt = 0;
     for (let at = 0; at < bytes.length;) {
       const textEnd = text === undefined ? 0 : text.indexOf("\n", textAt);
-      const end = sameIndexes ? textEnd : bytes.indexOf(NEWLINE, at);
-      if (text === undefined) this.#judge(decoded(bytes.subarray(at, end)), bytes, at, end);
-      else if (!this.#skipped || !isPlain(this.#skipped, text, textAt, textEnd)) {
-        this.#judge(text.slice(textAt, textEnd), bytes, at, end);
+      const end = isAscii ? textEnd : bytes.indexOf(NEWLINE, at);
+      if (text === undefined) this.#parse(decodeUtf8(bytes.subarray(at, end)), bytes.subarray(at, end));
+      else if (!this.#isSkipped(text, textAt, textEnd)) {
+        const line = text.slice(textAt, textEnd);
+        const start = this.#only === "run" ? startOf(line) : undefined;
+        if (start === undefined) this.#parse(line, bytes.subarray(at, end));
+        // A copy, since the id and the bytes would keep the chunk in memory.
+        else this.#found.push({ ...this.#place(), start: copyOf(start), bytes: bytes.slice(at, end) });
       }
       this.#position += end - at;
-      this.#nextLine(1);
+      this.#nextLine();
       at = end + 1;
       textAt = textEnd + 1;
     }
   }
 
-  /** Judges the bytes from `start` to `end`, whose text is undefined where they are no UTF-8. */
-  #judge(text: string | undefined, bytes: Uint8Array, start: number, end: number): void {
-    if (start === end) return;
-    const value = text === undefined ? undefined : parsed(text);
-    if (value === undefined) return this.#salvage(bytes.subarray(start, end));
-    const reason = validateRecord(value);
-    if (reason === undefined) this.#accept(value as LogRecord);
-    else this.#reject(reason, bytes.subarray(start, end), this.#position);
+  /** Whether a line is a record of the type that is not wanted, and no other record is glued to it. */
+  #isSkipped(text: string, start: number, end: number): boolean {
+    if (this.#only === undefined) return false;
+    const ends = this.#only === "run" ? EVENT_ENDS : RUN_ENDS;
+    return isSingleObject(text, start, end, ends);
   }
 
-  /** Judges part by part what is no JSON as a whole. */
-  #salvage(bytes: Uint8Array): void {
-    for (const { start, end, judged } of new BrokenLine(bytes).parts()) {
-      if (typeof judged === "string") this.#reject(judged, bytes.subarray(start, end), this.#position + start);
-      else this.#accept(judged);
+  /** Parses one line. `text` is undefined when the bytes are not UTF-8. */
+  #parse(text: string | undefined, bytes: Uint8Array): void {
+    if (bytes.length === 0) return;
+    const value = text === undefined ? undefined : parseJson(text);
+    if (value === undefined) return this.#parseBroken(bytes);
+    const reason = validateRecord(value);
+    if (reason === undefined) this.#found.push({ record: value as LogRecord, ...this.#place() });
+    else this.#reject(reason, bytes, 0, bytes.length);
+  }
+
+  #parseBroken(bytes: Uint8Array): void {
+    for (const { start, end, judged } of splitBrokenLine(bytes)) {
+      if (typeof judged === "string") this.#reject(judged, bytes, start, end);
+      else this.#found.push({ record: judged, ...this.#place() });
     }
   }
 
-  #accept(record: LogRecord): void {
-    this.#found.push({ record, file: this.#file, line: this.line, offset: this.#lineStart });
+  #place(): { file: string; line: number; offset: number } {
+    return { file: this.#file, line: this.#line, offset: this.#lineStart };
   }
 
-  #reject(reason: RejectionReason, bytes: Uint8Array, position: number): void {
-    const [start, end] = trimmed(bytes, 0, bytes.length);
-    this.#found.push(this.#rejection(reason, bytes.subarray(start, end), position + start));
+  #reject(reason: RejectionReason, bytes: Uint8Array, from: number, to: number): void {
+    const [start, end] = trim(bytes, from, to);
+    this.#found.push(this.#rejection(reason, bytes.subarray(start, end), this.#position + start));
   }
 
   #rejection(rejected: RejectionReason, bytes: Uint8Array, offset: number): Rejection {
     const text = LENIENT.decode(bytes.subarray(0, SHOWN_BYTES));
-    return { rejected, file: this.#file, line: this.line, offset, length: bytes.length, text };
+    return { rejected, file: this.#file, line: this.#line, offset, length: bytes.length, text };
   }
 }
 
-/** Lines that are records of a type so plainly that they need not be parsed to see it. */
-interface PlainLines {
-  ending: string;
-  pattern: RegExp;
+/** How both clients end a line. Python puts a blank after each colon. */
+const EVENT_ENDS = ['"record_type":"event"}', '"record_type": "event"}'];
+const RUN_ENDS = ['"record_type":"run"}', '"record_type": "run"}'];
+
+/** Whether a line is one object with one of these ends. `{"` starts an object wherever it stands, see `OBJECT_START`. */
+function isSingleObject(text: string, start: number, end: number, ends: string[]): boolean {
+  if (text[end - 1] === "\r") end--;
+  return ends.some((suffix) => text.endsWith(suffix, end)) && text.lastIndexOf('{"', end) === start;
 }
 
-/** What JSON allows between quotes, and text without escapes. */
-const STRING = String.raw`"[^"\\\x00-\x1f]*(?:\\(?:["\\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"`;
-const SIMPLE_STRING = String.raw`"[^"\\\x00-\x1f]*"`;
-/** Any value of a record that is not nested. */
-const VALUE = String.raw`(?:null|${STRING}|-?(?:0|[1-9]\d*))`;
-
-/** As the Python client and this one write records: some fields in this order, of which those with a `?` may be missing. */
-function plainLines(type: LogRecord["record_type"], fields: [name: string, value: string, sign?: "?"][]): PlainLines {
-  const parts = fields.map(([name, value, sign = ""]) => `(?:"${name}": ?${value}, ?)${sign}`);
-  return {
-    ending: `"${type}"}`,
-    pattern: new RegExp(String.raw`\{${parts.join("")}"record_type": ?"${type}"\}`, "y"),
-  };
+/** The run id in a line that is the start of a run, as both clients write it. Undefined for any other line. */
+function startOf(line: string): string | undefined {
+  if (!line.includes('"status": "running"') && !line.includes('"status":"running"')) return undefined;
+  // A run that was posted has a marker, which must not be lost with its line.
+  if (!line.includes('"api_posted": 0,') && !line.includes('"api_posted":0,')) return undefined;
+  if (!isSingleObject(line, 0, line.length, RUN_ENDS) || line.lastIndexOf('"run_id"') !== 1) return undefined;
+  return /^\{"run_id": ?"([^"\\]+)"/.exec(line)?.[1];
 }
 
-const PLAIN_EVENTS = plainLines("event", [
-  ...REQUIRED_FIELDS.event.map((field): [string, string] => [field, SIMPLE_STRING]),
-  ["payload_json", `(?:null|${STRING})`],
-  ["id", "null"],
-]);
-const PLAIN_RUNS = plainLines(
-  "run",
-  RUN_COLUMNS.map((column) => {
-    if (REQUIRED_FIELDS.run.includes(column)) return [column, SIMPLE_STRING];
-    return column === "status" ? [column, `"(?:${RUN_STATUSES.join("|")})"`] : [column, VALUE, "?"];
-  }),
-);
-/** A longer line is judged as any other: the patterns would need too much of the stack. */
-const MAX_SKIPPED_CHARS = 16 * 1024;
-const CARRIAGE_RETURN = 0x0d;
-
-function isPlain({ ending, pattern }: PlainLines, text: string, start: number, end: number): boolean {
-  if (end - start > MAX_SKIPPED_CHARS) return false;
-  if (text.charCodeAt(end - 1) === CARRIAGE_RETURN) end--;
-  if (!text.endsWith(ending, end)) return false;
-  pattern.lastIndex = start;
-  return pattern.test(text) && pattern.lastIndex === end;
-}
-
-/** Leaves events out, and counts lines. */
-class RunLines extends Lines {
-  readonly #progress: ScanProgress;
-  readonly #linesBefore: number;
-
-  constructor(file: string, progress: ScanProgress) {
-    super(file, PLAIN_EVENTS);
-    this.#progress = progress;
-    this.#linesBefore = progress.lines;
-    progress.files++;
-  }
-
-  override read(chunk: Uint8Array): Scanned[] {
-    const found = super.read(chunk);
-    this.#progress.bytes += chunk.length;
-    this.#progress.lines = this.#linesBefore + this.line - 1;
-    return found;
-  }
-
-  override end(): Scanned[] {
-    const hasHalf = this.hasHalf;
-    const found = super.end();
-    this.#progress.lines = this.#linesBefore + this.line - (hasHalf ? 0 : 1);
-    return found;
-  }
+/** A copy that does not keep the text alive that it was cut from. */
+function copyOf(text: string): string {
+  return LENIENT.decode(new TextEncoder().encode(text));
 }

@@ -8,8 +8,7 @@ import { sizeOf } from "../fs/locate.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { NO_DATABASE } from "../store/replace_database.ts";
-import { LOG_COLUMNS, readRunStates } from "../store/merge.ts";
-import { rowidOf } from "../sqlite/rows.ts";
+import { compareRuns, type RunComparison } from "../store/merge.ts";
 import { inspect, newerSchema } from "../sqlite/migrate.ts";
 import { Connection, retryWhileLocked } from "../sqlite/connection.ts";
 
@@ -25,20 +24,6 @@ export interface Health {
   schema_version: number | null;
   /** How log and database compare; null where that was not asked for, or the database is damaged. */
   runs: RunComparison | null;
-}
-
-/** How many runs log and database have, and disagree on. */
-export interface RunComparison {
-  /** In the database. */
-  in_database: number;
-  /** In the database, and in no log: logs were thrown away. */
-  only_in_database: number;
-  /** In the log alone: recovery would bring them in. */
-  only_in_log: number;
-  /** The logs that cannot be read. */
-  unreadable_logs: string[];
-  /** Still `running` in the database, though the log has their end. */
-  older_in_database: number;
 }
 
 /** How {@linkcode checkHealth} looks. */
@@ -89,7 +74,9 @@ export async function checkHealth(layout: Layout, options: HealthOptions = {}): 
     if (version > SCHEMA_VERSION && problems.length === 0) throw newerSchema(database, version);
     const missing_tables = missing.filter((name) => !name.includes(".") && !name.startsWith("idx_"));
     problems.push(...missing_tables.map((table) => `the table ${table} is missing`));
-    const runs = options.compare && problems.length === missing_tables.length ? await compareRuns(db, layout) : null;
+    const runs = options.compare && problems.length === missing_tables.length
+      ? await compareRuns(db, logFiles(layout.raw))
+      : null;
     return { healthy: problems.length === 0, problems, missing_tables, schema_version: version, runs };
   } catch (error) {
     if (hasCode(error, ...NO_DATABASE)) return lost(errorMessage(error));
@@ -107,59 +94,3 @@ function refuseBrokenOff(database: string): void {
     hint: "let any program open the database (setup_database does), or run recover_database without --check-only",
   });
 }
-
-/** Goes through the log once, and notes each row of the database that it names by one bit. */
-async function compareRuns(db: Connection, { raw }: Layout): Promise<RunComparison> {
-  const rowid = rowidOf(db, "agent_runs");
-  const find = db.prepare(`SELECT ${rowid} AS at, status FROM agent_runs WHERE run_id=?`);
-  const last = Number(db.get(`SELECT max(${rowid}) AS last FROM agent_runs`)!["last"] ?? 0);
-  const [named, isOlder] = [new Rows(last), new Rows(last)];
-  const inLogAlone = new Set<string>();
-  const unreadable = new Set<string>();
-  for await (const { cells, rejections } of readRunStates(logFiles(raw))) {
-    for (const { rejected, file } of rejections) if (rejected === "cannot be read") unreadable.add(file);
-    for (let at = 0; at < cells.length; at += LOG_COLUMNS.length) {
-      const row = find.get(cells[at]!);
-      if (row === undefined) inLogAlone.add(String(cells[at]));
-      else {
-        named.add(Number(row["at"]));
-        if (row["status"] === "running" && cells[at + STATUS] !== "running") isOlder.add(Number(row["at"]));
-      }
-    }
-  }
-  const in_database = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
-  // Once more: agents that are at work write to the database just after the log.
-  const isRunning = db.prepare(`SELECT 1 FROM agent_runs WHERE ${rowid}=? AND status='running'`);
-  return {
-    in_database,
-    only_in_database: in_database - named.size,
-    only_in_log: inLogAlone.values().filter((id) => find.get(id) === undefined).toArray().length,
-    unreadable_logs: [...unreadable],
-    older_in_database: isOlder.values().filter((row) => isRunning.get(row) !== undefined).toArray().length,
-  };
-}
-
-/** Some rows of a table, a bit for each. */
-class Rows {
-  size = 0;
-  readonly #bits: Uint8Array;
-
-  constructor(last: number) {
-    this.#bits = new Uint8Array(Math.floor(last / 8) + 1);
-  }
-
-  add(row: number): void {
-    const [at, bit] = [Math.floor(row / 8), 1 << row % 8];
-    if (this.#bits[at]! & bit) return;
-    this.#bits[at]! |= bit;
-    this.size++;
-  }
-
-  *values(): Generator<number, void> {
-    for (const [at, bits] of this.#bits.entries()) {
-      for (let i = 0; bits >> i > 0; i++) if (bits & 1 << i) yield at * 8 + i;
-    }
-  }
-}
-
-const STATUS = LOG_COLUMNS.indexOf("status");

@@ -15,7 +15,7 @@ import { hasCode, TelemetryError } from "../errors.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { sizeOf, statIfExists } from "../fs/locate.ts";
 import { logFiles } from "../log/read.ts";
-import { loadLog, SCRAP_PRAGMAS } from "./load_log.ts";
+import { loadLog } from "./load_log.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { RecoveryReport, removeHalfReports } from "./report.ts";
 import {
@@ -35,6 +35,9 @@ import { recoverySchemaSql } from "../schema.ts";
 import { applySchema, dropSlowIndexes, newerSchema } from "../sqlite/migrate.ts";
 import { assertIntact, listCopies } from "../sqlite/snapshot.ts";
 import { Connection, folderAtDatabasePath, type OnProgress } from "../sqlite/connection.ts";
+
+/** For a database that is discarded unless it is completed. */
+const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000;";
 
 /** How {@linkcode recoverDatabase} goes about it. */
 export interface RecoveryOptions {
@@ -220,15 +223,15 @@ class Rebuild {
   /** Builds it. */
   async build(from: Sources) {
     const { recovering } = this.#layout;
-    const { salvage, sources, salvaged } = this.#salvage(from);
+    using db = Connection.open(recovering);
+    const { salvage, sources, salvaged } = this.#salvage(db, from);
     const { inBoth, sizes, ...progress } = await loadLog(
+      db,
       this.#layout,
       (rejection) => this.#report.rejectLine(rejection),
       from.onProgress,
     );
     this.#sizes = sizes;
-    using db = Connection.open(recovering);
-    db.exec(SCRAP_PRAGMAS);
     if (db.get("SELECT 1 FROM schema_migrations") === undefined) {
       db.exec(
         "INSERT INTO schema_migrations (version, description) VALUES (2, 'Schema v2, filled by recover_database')",
@@ -256,9 +259,8 @@ class Rebuild {
   }
 
   /** Makes the new database, and takes what the other ones have, weakest first. */
-  #salvage({ backup, previous, kept, current, salvage: isWanted = true }: Sources) {
-    const { recovering, database } = this.#layout;
-    using db = Connection.open(recovering);
+  #salvage(db: Connection, { backup, previous, kept, current, salvage: isWanted = true }: Sources) {
+    const { database } = this.#layout;
     // SQLite cannot replace pages of one size by pages of another, and open connections go on in their encoding.
     if (current.state === "sound") {
       db.exec(`PRAGMA page_size=${current.pageSize}; PRAGMA encoding='${current.encoding}'`);

@@ -1,127 +1,130 @@
 /**
- * Brings what the log says of runs into a database.
+ * Merges runs into a database: from the log, and from another database. The log's last line of a run is its state, but no
+ * source takes back an ended status or an `api_posted` marker of another one.
  * @module
  */
 import { hasCode, TelemetryError } from "../errors.ts";
-import { parseTimestamp } from "../time.ts";
-import { type Rejection, type ScanProgress, scanRuns } from "../log/read.ts";
+import { parseStartLine, readLogs, type ReadProgress, type Rejection, type StartLine } from "../log/read.ts";
 import { isOverwrittenId, type LogRecord, newRun, RUN_COLUMNS } from "../records.ts";
-import { readRows, rowidOf } from "../sqlite/rows.ts";
 import { isInteger } from "../schema.ts";
-import { columnNames } from "../sqlite/migrate.ts";
 import type { Connection, SqlValue } from "../sqlite/connection.ts";
+import { columnNames } from "../sqlite/migrate.ts";
+import { readRows, rowidOf } from "../sqlite/rows.ts";
+import { parseTimestamp } from "../time.ts";
 
-/** The columns that the log has something to say of: the contract's, and one that only older lines have. */
+/** The columns that a log can fill: the contract's, and one that only older lines have. */
 export const LOG_COLUMNS: readonly string[] = [...RUN_COLUMNS, "custom_metadata"];
-/** How many runs whose end is yet to come are kept in mind; the rest is handed on as it is. */
+/** How many runs are held until their end is read. */
 const MAX_HELD = 20_000;
 
-/** States of runs, as {@linkcode readRunStates} yields them. */
-export interface LogStates {
-  /** The cells of one row after the other, each as long as `LOG_COLUMNS`. */
-  cells: SqlValue[];
-  /** Those of these runs that were posted: when, and the run. */
+/** Some states of runs, as {@linkcode readRunStates} yields them. */
+export interface RunStates {
+  /** The cells of each state, in the order of `LOG_COLUMNS`. */
+  rows: SqlValue[][];
+  /** The values of `MARK_POSTED_SQL` for those of these runs that were posted. */
   posted: [api_posted_at: SqlValue, run_id: string][];
-  /** What was no record. */
   rejections: Rejection[];
 }
 
 /**
- * The states of runs in some logs, so that with {@linkcode upsertSql} the last one counts, but an ended state is not
- * taken back by a `running`. Most states that do not last are left out; a run may come more than once. Holds a bounded
- * number of runs, however many there are.
- *
- * @param files the logs, in order
- * @param progress is kept up to date
+ * The states of runs in logs. Most states that do not last are left out, but a run may come more than once. Applied in
+ * order with `upsertSql` and `MARK_POSTED_SQL`, they give the last state of each run. Holds a bounded number of runs.
  */
 export async function* readRunStates(
   files: Iterable<string>,
-  progress?: ScanProgress,
-): AsyncGenerator<LogStates, void> {
-  const states = new States();
-  for await (const batch of scanRuns(files, progress)) {
+  progress?: ReadProgress,
+): AsyncGenerator<RunStates, void> {
+  const held = new HeldStarts();
+  for await (const batch of readLogs(files, { only: "run", ...progress && { progress } })) {
     for (const found of batch) {
-      if ("rejected" in found) states.found.rejections.push(found);
-      else if (found.record.record_type === "run") states.take(found.record);
+      if ("rejected" in found) held.out.rejections.push(found);
+      else if ("start" in found) held.add(found.start, found);
+      else if (found.record.record_type === "run") held.add(found.record.run_id, found.record);
     }
-    if (states.found.cells.length > 0 || states.found.rejections.length > 0) yield states.next();
+    if (held.out.rows.length > 0 || held.out.rejections.length > 0) yield held.take();
   }
-  yield states.end();
+  held.release();
+  yield held.take();
 }
 
 type Run = LogRecord & { record_type: "run" };
 
-/** Holds the start of each run until its end is found. */
-class States {
-  found: LogStates = { cells: [], posted: [], rejections: [] };
-  readonly #held = new Map<string, Run>();
+/** Holds the start of each run until its end is read. */
+class HeldStarts {
+  out: RunStates = { rows: [], posted: [], rejections: [] };
+  readonly #held = new Map<string, Run | StartLine>();
 
-  take(run: Run): void {
-    const before = this.#held.get(run.run_id);
+  add(id: string, run: Run | StartLine): void {
+    const before = this.#held.get(id);
     if (before !== undefined) {
-      this.#held.delete(run.run_id);
-      // Its mark must not be lost with it.
-      if (Number(before.api_posted) === 1) this.#put(before);
+      this.#held.delete(id);
+      // A marker must not be lost with the state that has it.
+      if ("run_id" in before && Number(before.api_posted) === 1) this.#put(before);
     }
-    // A line without a status says the same.
-    if (run.status && run.status !== "running") return this.#put(run);
-    this.#held.set(run.run_id, run);
-    if (this.#held.size > MAX_HELD) {
-      const [longest] = this.#held.values();
-      this.#held.delete(longest!.run_id);
-      this.#put(longest!);
-    }
+    // A line without a status is a start, too.
+    if ("run_id" in run && run.status && run.status !== "running") return this.#put(run);
+    this.#held.set(id, run);
+    if (this.#held.size <= MAX_HELD) return;
+    const [[oldest, start]] = this.#held as Iterable<[string, Run | StartLine]> as [[string, Run | StartLine]];
+    this.#held.delete(oldest);
+    this.#putStart(start);
   }
 
-  next(): LogStates {
-    const { found } = this;
-    this.found = { cells: [], posted: [], rejections: [] };
-    return found;
+  take(): RunStates {
+    const { out } = this;
+    this.out = { rows: [], posted: [], rejections: [] };
+    return out;
   }
 
-  /** Those that never ended. */
-  end(): LogStates {
-    for (const run of this.#held.values()) this.#put(run);
-    return this.next();
+  /** Puts out the runs whose end was not found. */
+  release(): void {
+    for (const start of this.#held.values()) this.#putStart(start);
+  }
+
+  #putStart(start: Run | StartLine): void {
+    if ("run_id" in start) return this.#put(start);
+    for (const found of parseStartLine(start)) {
+      if ("rejected" in found) this.out.rejections.push(found);
+      else if (found.record.record_type === "run") this.#put(found.record);
+    }
   }
 
   #put(run: Run): void {
     const fields = run as unknown as Record<string, unknown>;
-    const { cells } = this.found;
-    const first = cells.length;
-    for (const column of LOG_COLUMNS) cells.push(cellOf(fields[column], column));
-    if (cells[first + POSTED] === 1) this.found.posted.push([cells[first + POSTED + 1]!, run.run_id]);
-    cells[first + METRICS] ??= cellOf(fields["metrics"] ?? null, "metrics_json");
-    // As the database itself would have noted them: the log has none.
-    cells[first + CREATED] ??= databaseTime(fields["start_time"]);
-    cells[first + CREATED + 1] ??= databaseTime(fields["end_time"] ?? fields["start_time"]);
+    const row = LOG_COLUMNS.map((column) => cellOf(fields[column], column));
+    if (row[POSTED] === 1) this.out.posted.push([row[POSTED + 1]!, run.run_id]);
+    row[METRICS] ??= cellOf(fields["metrics"] ?? null, "metrics_json");
+    // Logs have neither time. These are what the database would have set.
+    row[CREATED] ??= databaseTime(fields["start_time"]);
+    row[CREATED + 1] ??= databaseTime(fields["end_time"] ?? fields["start_time"]);
+    this.out.rows.push(row);
   }
 }
 
-/** Asked for each cell of millions of lines. */
 const INTEGERS = new Set(LOG_COLUMNS.filter((column) => isInteger("agent_runs", column)));
+const STATUS = LOG_COLUMNS.indexOf("status");
 const METRICS = LOG_COLUMNS.indexOf("metrics_json");
 const POSTED = LOG_COLUMNS.indexOf("api_posted");
 const CREATED = LOG_COLUMNS.indexOf("created_at");
-/** What a line that lacks a field says of it. */
+/** The values of fields that a line lacks. */
 const DEFAULTS = newRun({ run_id: "", agent_name: "", start_time: "" }) as unknown as Record<string, SqlValue>;
 
 function cellOf(value: unknown, column: string): SqlValue {
   if (typeof value === "string" || value === null) return value;
-  // Bound as it is, a number in a column of text would become "5.0".
+  // A number that is bound to a TEXT column becomes "5.0".
   if (typeof value === "number") return INTEGERS.has(column) ? value : String(value);
   if (value === undefined) return DEFAULTS[column] ?? null;
   return typeof value === "boolean" ? Number(value) : pythonJson(value);
 }
 
-/** JSON as Python's `json.dumps` writes it: what the Python client put into the database for this object. */
+/** JSON as Python's `json.dumps` writes it, which is what the Python client stored for this object. */
 function pythonJson(value: unknown): string {
-  // No newline of the indented form is inside of a string.
+  // The newlines of the indented form are between values, never inside a string.
   const spaced = JSON.stringify(value, null, 1).replace(/,\n\s*/g, ", ").replace(/\n\s*/g, "");
   return spaced.replace(/[\x7f-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
-/** `YYYY-MM-DD HH:MM:SS`, as SQLite's `datetime('now')` writes it; null for what is no time. */
+/** `YYYY-MM-DD HH:MM:SS`, as SQLite's `datetime('now')` writes it; null for anything that is not a time. */
 function databaseTime(time: unknown): string | null {
   if (typeof time !== "string") return null;
   if (PLAIN_TIME.test(time)) return `${time.slice(0, 10)} ${time.slice(11, 19)}`;
@@ -129,112 +132,174 @@ function databaseTime(time: unknown): string | null {
   return at === undefined ? null : new Date(at / 1000).toISOString().slice(0, 19).replace("T", " ");
 }
 
-/** A time in UTC as the clients write it, which is cut much faster than it is parsed. */
+/** A time in UTC as the clients write it. Cutting it is much faster than parsing it. */
 const PLAIN_TIME = /^\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d(?:\.\d+)?(?:\+00:00|Z)$/;
 
-/** The columns that schema v1 or v2 did not have, and the one that only they have. */
+/** The columns that are not in every schema version. */
 const NOT_ALWAYS: readonly string[] = ["insight_id", "product_family", "subdomain", "custom_metadata"];
 
 /**
- * The statement that writes a state from the log: its fields win, but neither an ended state nor a mark of posting that
- * the database has is taken back.
+ * The one statement that merges a state from the log. Its fields win, except that an ended status, a marker and the times of
+ * the row are not taken back.
  *
- * @param columns which ones the table has, of `LOG_COLUMNS`
+ * @param columns those of `LOG_COLUMNS` that the table has
  */
 export function upsertSql(columns: readonly string[]): string {
-  const changed = columns.filter((column) => !["run_id", "api_posted", "api_posted_at"].includes(column)).map(
+  const ends = "agent_runs.status='running' AND excluded.status<>'running'";
+  const updates = columns.filter((column) => !["run_id", "api_posted", "api_posted_at"].includes(column)).map(
     (column) => {
-      const [was, is] = [`agent_runs.${column}`, `excluded.${column}`];
-      // A line that is older than the column says nothing of it.
-      if (NOT_ALWAYS.includes(column)) return `${column}=coalesce(${is}, ${was})`;
-      if (column === "api_retry_count") return `${column}=coalesce(max(${was}, ${is}), ${was}, ${is})`;
-      if (column === "created_at") return `${column}=coalesce(${was}, ${is})`;
-      // The database knows better when its row was changed, unless the log knows of a later change.
+      const [old, logged] = [`agent_runs.${column}`, `excluded.${column}`];
+      // A line that is older than the column has no value for it.
+      if (NOT_ALWAYS.includes(column)) return `${column}=coalesce(${logged}, ${old})`;
+      if (column === "api_retry_count") return `${column}=coalesce(max(${old}, ${logged}), ${old}, ${logged})`;
+      if (column === "created_at") return `${column}=coalesce(${old}, ${logged})`;
+      // The time in the database is exact, unless the log has a later change.
       if (column === "updated_at") {
-        return `${column}=CASE WHEN ${HAS_ENDED} THEN ${is} ELSE coalesce(${was}, ${is}) END`;
+        return `${column}=CASE WHEN ${ends} THEN ${logged} ELSE coalesce(${old}, ${logged}) END`;
       }
-      return `${column}=${is}`;
+      return `${column}=${logged}`;
     },
   );
   return `INSERT INTO agent_runs (${columns}) VALUES (${columns.map(() => "?")})
-    ON CONFLICT(run_id) DO UPDATE SET ${changed}
+    ON CONFLICT(run_id) DO UPDATE SET ${updates}
     WHERE excluded.status<>'running' OR agent_runs.status IS NULL OR agent_runs.status='running'`;
 }
 
-const HAS_ENDED = "agent_runs.status='running' AND excluded.status<>'running'";
-
-/** The statement that marks a run as posted, unless it is: when, and which. */
+/** Marks a run as posted, unless it is. Parameters: `api_posted_at`, `run_id`. */
 export const MARK_POSTED_SQL = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
   "WHERE run_id=? AND coalesce(api_posted, 0)=0";
 
 /** What {@linkcode replayLog} did. */
-export interface Applied {
+export interface Replayed {
   /** How many runs the database lacked, or had in an older state. */
   newer: number;
-  /** How many states the table refuses: they stay in the log alone. */
+  /** How many states violate a constraint of the table. They remain in the log only. */
   refused: number;
 }
 
 /**
- * Writes what the log says of runs into a v3 database, in short transactions: it may be live.
+ * Merges the runs of logs into a v3 database, in short transactions, since it may be live.
  *
- * @param db the database
- * @param files the logs, in order
+ * @param options `dryRun` counts what would be done. It holds one transaction and rolls it back: which states violate a
+ * constraint shows only when they are written.
  */
-export async function replayLog(db: Connection, files: Iterable<string>): Promise<Applied> {
-  return await apply(db, files, (work) => db.transaction(work));
-}
-
-/**
- * How many runs the log has that a v3 database lacks, or has in an older state, and could take. What the table refuses
- * would be counted for ever, and only trying tells: nothing else can write to the database meanwhile.
- */
-export async function countUnreplayed(db: Connection, files: Iterable<string>): Promise<Applied> {
+export async function replayLog(
+  db: Connection,
+  files: Iterable<string>,
+  options: { dryRun?: boolean } = {},
+): Promise<Replayed> {
+  if (!options.dryRun) return await mergeStates(db, files, (work) => db.transaction(work));
   db.run("BEGIN IMMEDIATE");
   try {
-    return await apply(db, files, (work) => work());
+    return await mergeStates(db, files, (work) => work());
   } finally {
     db.rollback();
   }
 }
 
-async function apply(db: Connection, files: Iterable<string>, write: (work: () => void) => void): Promise<Applied> {
+async function mergeStates(
+  db: Connection,
+  files: Iterable<string>,
+  inTransaction: (work: () => void) => void,
+): Promise<Replayed> {
   const known = db.prepare("SELECT status FROM agent_runs WHERE run_id=?");
   const upsert = db.prepare(upsertSql(RUN_COLUMNS));
   const mark = db.prepare(MARK_POSTED_SQL);
-  const done: Applied = { newer: 0, refused: 0 };
-  const put = (row: SqlValue[]) => {
-    const before = known.get(row[0]!);
-    try {
-      upsert.run(...row);
-      if (before === undefined || before["status"] === "running" && row[STATUS] !== "running") done.newer++;
-    } catch (error) {
-      if (!hasCode(error, "invalid_record")) throw error;
-      done.refused++;
-    }
-  };
-  for await (const { cells, posted } of readRunStates(files)) {
-    write(() => {
-      for (let at = 0; at < cells.length; at += LOG_COLUMNS.length) put(cells.slice(at, at + RUN_COLUMNS.length));
+  const done: Replayed = { newer: 0, refused: 0 };
+  for await (const { rows, posted } of readRunStates(files)) {
+    inTransaction(() => {
+      for (const row of rows) {
+        const before = known.get(row[0]!);
+        if (!isStored(() => upsert.run(...row.slice(0, RUN_COLUMNS.length)))) done.refused++;
+        else if (before === undefined || before["status"] === "running" && row[STATUS] !== "running") done.newer++;
+      }
       for (const values of posted) mark.run(...values);
     });
   }
   return done;
 }
 
-const STATUS = LOG_COLUMNS.indexOf("status");
+/** Whether a row was stored; false when it violates a constraint of the table. */
+function isStored(write: () => void): boolean {
+  try {
+    write();
+    return true;
+  } catch (error) {
+    if (hasCode(error, "invalid_record")) return false;
+    throw error;
+  }
+}
+
+/** How log and database compare. */
+export interface RunComparison {
+  /** How many runs the database has. */
+  in_database: number;
+  /** How many of them are in no log. */
+  only_in_database: number;
+  /** How many runs are in the log only. */
+  only_in_log: number;
+  /** The logs that cannot be read. */
+  unreadable_logs: string[];
+  /** How many runs are `running` in the database although the log has their end. */
+  older_in_database: number;
+}
 
 /**
- * Brings runs of the database that is about to be replaced into the one that comes: those that it lacks, and all marks
- * of posting, since a run that lost its mark would be posted twice. What is damaged is left out.
+ * Compares log and database in one consistent state of the database. Agents write to the log first, so what differs is
+ * looked up once more at the end.
+ */
+export async function compareRuns(db: Connection, files: Iterable<string>): Promise<RunComparison> {
+  const find = db.prepare(`SELECT ${rowKeySql(db)} AS row, status FROM agent_runs WHERE run_id=?`);
+  const inLog = new Set<SqlValue>();
+  const onlyInLog = new Set<string>();
+  const older = new Set<string>();
+  const unreadable = new Set<string>();
+  let inDatabase: number;
+  db.run("BEGIN");
+  try {
+    inDatabase = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
+    for await (const { rows, rejections } of readRunStates(files)) {
+      for (const { rejected, file } of rejections) if (rejected === "cannot be read") unreadable.add(file);
+      for (const row of rows) {
+        const found = find.get(row[0]!);
+        if (found === undefined) onlyInLog.add(String(row[0]));
+        else {
+          inLog.add(found["row"]!);
+          if (found["status"] === "running" && row[STATUS] !== "running") older.add(String(row[0]));
+        }
+      }
+    }
+  } finally {
+    db.rollback();
+  }
+  const count = (ids: Set<string>, differs: (status: SqlValue | undefined) => boolean) =>
+    ids.values().filter((id) => differs(find.get(id)?.["status"])).toArray().length;
+  return {
+    in_database: inDatabase,
+    only_in_database: inDatabase - inLog.size,
+    only_in_log: count(onlyInLog, (status) => status === undefined),
+    unreadable_logs: [...unreadable],
+    older_in_database: count(older, (status) => status === "running"),
+  };
+}
+
+/** An expression that identifies a row of `agent_runs`, also where row numbers are too large for JavaScript. */
+function rowKeySql(db: Connection): string {
+  const rowid = rowidOf(db, "agent_runs");
+  return rowid === undefined ? "run_id" : `iif(abs(${rowid} / 2) < 1 << 51, ${rowid}, CAST(${rowid} AS TEXT))`;
+}
+
+/**
+ * Merges the runs of a database that is about to be replaced: those that `db` lacks, and all `api_posted` markers, since a
+ * run without its marker would be posted twice. Damaged rows are left out.
  *
- * @param db what comes in its place
- * @param replaced of whatever version
- * @returns how many runs the table refuses
+ * @param db what replaces it, schema v3
+ * @param replaced any schema version
+ * @returns how many runs violate a constraint of the table
  */
 export function mergeRuns(db: Connection, replaced: Connection): number {
-  const there = columnNames(replaced, "agent_runs");
-  const columns = RUN_COLUMNS.filter((column) => there.has(column));
+  const existing = columnNames(replaced, "agent_runs");
+  const columns = RUN_COLUMNS.filter((column) => existing.has(column));
   const posted = columns.indexOf("api_posted");
   const insert = db.prepare(
     `INSERT INTO agent_runs (${columns}) VALUES (${columns.map(() => "?")}) ON CONFLICT(run_id) DO NOTHING`,
@@ -244,50 +309,23 @@ export function mergeRuns(db: Connection, replaced: Connection): number {
   for (const rows of readRows(replaced, "agent_runs", columns)) {
     db.transaction(() => {
       for (const { cells } of rows) {
-        // SQLite takes NULL for a key, and a BLOB; no run has such an id.
-        if (typeof cells[0] !== "string") continue;
-        if (isOverwrittenId(cells[0]) && !isInIndex(replaced, cells[0])) continue;
-        try {
-          insert.run(...cells);
-        } catch (error) {
-          if (!hasCode(error, "invalid_record")) throw error;
-          refused++;
-        }
-        if (cells[posted] === 1) mark.run(cells[posted + 1]!, cells[0]!);
+        const [id] = cells;
+        // SQLite accepts NULL and BLOBs as a key; no run has such an id.
+        if (typeof id !== "string" || isOverwrittenId(id) && !isInIndex(replaced, id)) continue;
+        if (!isStored(() => insert.run(...cells))) refused++;
+        if (cells[posted] === 1) mark.run(cells[posted + 1]!, id);
       }
     });
   }
-  db.transaction(() => {
-    for (const run_id of readMarkedIds(replaced)) mark.run(null, run_id);
-  });
   return refused;
 }
 
-/** Whether the index of the ids has one, too. */
+/** Whether the index of the primary key has this id: in a damaged file, data may have overwritten the id in the table. */
 export function isInIndex(db: Connection, id: string): boolean {
   try {
-    return db.get(`SELECT 1 FROM agent_runs INDEXED BY sqlite_autoindex_agent_runs_1 WHERE run_id=?`, id) !== undefined;
+    return db.get("SELECT 1 FROM agent_runs INDEXED BY sqlite_autoindex_agent_runs_1 WHERE run_id=?", id) !== undefined;
   } catch (error) {
     if (error instanceof TelemetryError) return false;
-    throw error;
-  }
-}
-
-/**
- * The ids of the runs that are marked as posted, by the indexes alone: they may be whole where the table is damaged.
- * Empty where they are not.
- */
-export function readMarkedIds(db: Connection): string[] {
-  try {
-    const select = `SELECT ${rowidOf(db, "agent_runs")} AS at`;
-    const ids = new Map(
-      db.all(`${select}, run_id FROM agent_runs INDEXED BY sqlite_autoindex_agent_runs_1 WHERE run_id>=''`)
-        .map((row) => [row["at"], String(row["run_id"])]),
-    );
-    return db.all(`${select} FROM agent_runs INDEXED BY idx_runs_api_posted WHERE api_posted=1`)
-      .flatMap((row) => ids.get(row["at"]) ?? []);
-  } catch (error) {
-    if (error instanceof TelemetryError) return [];
     throw error;
   }
 }
