@@ -1,65 +1,69 @@
 /**
- * Reads and writes the runs of the SQLite database (contract, "Writer"). Synchronous.
+ * Reads and writes the runs of the SQLite database (contract, "Writer").
  * @module
  */
-import { createDatabase } from "../store/database.ts";
-import { ensureFolder } from "../fs/atomic_file.ts";
 import { TelemetryError } from "../errors.ts";
-import { type Layout } from "../layout.ts";
+import { ensureFolder } from "../fs/atomic_file.ts";
 import { statIfExists } from "../fs/locate.ts";
+import { type Layout } from "../layout.ts";
 import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
-import { blobAsText } from "../sqlite/rows.ts";
+import { Connection, retryWhileLocked, type Row, type SqlValue, type Statement } from "../sqlite/connection.ts";
 import { inspect, newerSchema } from "../sqlite/migrate.ts";
-import { Connection, retryWhileLocked, type Statement } from "../sqlite/connection.ts";
+import { blobAsText } from "../sqlite/rows.ts";
+import { createDatabase } from "../store/database.ts";
 
-/** Counts over all runs. */
+/** The result of {@linkcode DatabaseWriter.getRunStats}. */
 export interface RunStats {
-  /** How many runs there are. */
+  /** How many runs the database has. */
   total_runs: number;
-  /** How many there are of each status. */
+  /** How many runs have each status. */
   status_counts: Record<string, number>;
   /** How many ended runs the web API has not accepted yet. */
   pending_api_posts: number;
 }
 
-/** How a {@linkcode DatabaseWriter} behaves. */
+/** Options of a {@linkcode DatabaseWriter}. */
 export interface DatabaseWriterOptions {
   /**
-   * Whether a write that finds the database locked waits for it, and blocks the thread: three tries of 5 s, 100 ms and
-   * 200 ms apart (contract, "Pragmas"). Without, it fails at once with `locked`.
+   * Whether to wait for a locked database, which blocks the thread: three attempts of 5 s, with pauses of 100 ms and
+   * 200 ms. With `false`, a method throws `locked` at once.
    * @default true
    */
   wait?: boolean;
 }
 
-/** A connection, its prepared statements, and which file it has open. */
 interface OpenDatabase {
   db: Connection;
+  /** By SQL text. */
   statements: Map<string, Statement>;
+  /** Which file is open. */
   dev: number;
   ino: number | null;
 }
 
-/** The columns that say how posting went: only the marks change them, so that no later write takes them back. */
-const MARKS: readonly (keyof RunRecord)[] = ["api_posted", "api_posted_at", "api_retry_count"];
-/** The columns that the database fills itself. */
-const OWN_TIMES: readonly (keyof RunRecord)[] = ["created_at", "updated_at"];
+/** Only `markApiPosted` and `incrementApiRetryCount` change these columns, so that no later write resets them. */
+const MARKERS: readonly (keyof RunRecord)[] = ["api_posted", "api_posted_at", "api_retry_count"];
+/** The database sets these columns. */
+const ROW_TIMES: readonly (keyof RunRecord)[] = ["created_at", "updated_at"];
 
-const INSERTED = RUN_COLUMNS.filter((column) => !OWN_TIMES.includes(column));
-const UPDATED = INSERTED.filter((column) => column !== "run_id" && !MARKS.includes(column));
+const INSERTED = RUN_COLUMNS.filter((column) => !ROW_TIMES.includes(column));
+const UPDATED = INSERTED.filter((column) => column !== "run_id" && !MARKERS.includes(column));
 
 const INSERT = `INSERT INTO agent_runs (${INSERTED}) VALUES (${INSERTED.map(() => "?")})`;
 const UPSERT = `${INSERT} ON CONFLICT(run_id) DO UPDATE SET ` +
   `${UPDATED.map((column) => `${column}=excluded.${column}`)}, updated_at=datetime('now')`;
-/** As JSON: SQLite's binding cuts text at a NUL. */
+/** As JSON, because the binding cuts text at a NUL. */
 const WHOLE_RUN = `SELECT json_array(${RUN_COLUMNS.map(blobAsText)}) AS run FROM agent_runs`;
+/** Ended runs that the API has not accepted. A run whose id is not text could never be marked. */
+const PENDING = "coalesce(api_posted, 0)=0 AND status<>'running' AND typeof(run_id)='text'";
 
 /**
- * The runs of a `{base}`'s database. Opens it at the first use, makes it when there is none, and opens it again when
- * the file was replaced, so that a live agent goes on in the database that a recovery has put in place.
+ * Writes runs to the database of a store, synchronously. It opens the database at the first use, creates it when there
+ * is none, and opens it again when another file has replaced it, for example after a recovery.
  *
- * Every method throws a {@linkcode TelemetryError}: `locked`, `older_schema` (run `setup_database`), `newer_schema`,
- * `invalid_record` (a CHECK or NOT NULL refuses it), `damaged`, `disk_full`, `permission` …
+ * Every method except `close` throws a {@linkcode TelemetryError}: `locked`, `older_schema` (run `setup_database`),
+ * `newer_schema`, `invalid_record` (the run violates a constraint), `damaged`, `not_a_database`, `disk_full`,
+ * `permission`, `no_storage`, `io`.
  *
  * @example
  * ```ts
@@ -81,51 +85,34 @@ export class DatabaseWriter implements Disposable {
   readonly #wait: boolean;
   #open: OpenDatabase | undefined;
 
-  /**
-   * A writer that opens the database at its first use.
-   *
-   * @param layout where the database is
-   * @param options how it behaves
-   */
+  /** Creates a writer for the database of `layout`. It does not open the database. */
   constructor(layout: Layout, options: DatabaseWriterOptions = {}) {
     this.#layout = layout;
     this.#wait = options.wait ?? true;
   }
 
-  /** Inserts a run. One that is there already is refused with `invalid_record`. */
+  /** Inserts a run. Throws `invalid_record` when the database has a run with this id. */
   insertRun(run: RunRecord): void {
     this.#write(INSERT, ...INSERTED.map((column) => run[column]));
   }
 
-  /**
-   * Writes the state of a run, and inserts it when its start never reached the database.
-   * The marks of posting stay as they are in a row that is there.
-   */
+  /** Updates a run, or inserts it when the database does not have it. An update keeps the `api_posted` markers. */
   updateRun(run: RunRecord): void {
     this.#write(UPSERT, ...INSERTED.map((column) => run[column]));
   }
 
-  /** A run, whole; undefined when there is none of that id. */
+  /** Returns the run with this id, or undefined. */
   getRun(runId: string): RunRecord | undefined {
     return this.#runs(`${WHOLE_RUN} WHERE run_id=?`, runId)[0];
   }
 
-  /**
-   * Marks a run as accepted by the web API.
-   *
-   * @param at when, ISO 8601 in UTC
-   * @returns whether there is such a run
-   */
+  /** Marks a run as accepted by the web API at a time (ISO 8601 in UTC). Returns whether the run exists. */
   markApiPosted(runId: string, at: string): boolean {
     const sql = "UPDATE agent_runs SET api_posted=1, api_posted_at=?, updated_at=datetime('now') WHERE run_id=?";
     return this.#write(sql, at, runId) > 0;
   }
 
-  /**
-   * Counts a failed attempt to post a run.
-   *
-   * @returns whether there is such a run
-   */
+  /** Adds 1 to the count of failed attempts to post a run. Returns whether the run exists. */
   incrementApiRetryCount(runId: string): boolean {
     const sql = "UPDATE agent_runs SET api_retry_count=coalesce(api_retry_count, 0)+1, updated_at=datetime('now') " +
       "WHERE run_id=?";
@@ -133,11 +120,10 @@ export class DatabaseWriter implements Disposable {
   }
 
   /**
-   * Ended runs that the web API has not accepted yet, newest first.
+   * Returns ended runs that the web API has not accepted, newest first.
    *
-   * @param limit how many at most
-   * @param since only those that started at or after this time, ISO 8601
-   * @default limit 100 (contract, "Writer")
+   * @param limit the maximum number of runs; the default is 100
+   * @param since only runs that started at or after this time, ISO 8601; the default is all runs
    */
   getPendingApiPosts(limit = 100, since?: string): RunRecord[] {
     const started = since === undefined ? "" : "AND julianday(start_time)>=julianday(?)";
@@ -145,7 +131,7 @@ export class DatabaseWriter implements Disposable {
     return this.#runs(`${WHOLE_RUN} WHERE ${PENDING} ${started} ORDER BY start_time DESC LIMIT ?`, ...values);
   }
 
-  /** Counts over all runs. */
+  /** Counts all runs. */
   getRunStats(): RunStats {
     const counts = this.#read("SELECT status, count(*) AS runs FROM agent_runs GROUP BY status");
     const status_counts = Object.fromEntries(counts.map((row) => [String(row["status"]), Number(row["runs"])]));
@@ -155,10 +141,9 @@ export class DatabaseWriter implements Disposable {
   }
 
   /**
-   * What SQLite's own check finds wrong; nothing when the file is sound.
+   * Runs SQLite's check of the file. Returns the defects, or an empty list when the file is intact.
    *
-   * @param depth `quick` leaves out that indexes and tables agree
-   * @default depth "quick"
+   * @param depth `full` also compares indexes with their tables; the default is `quick`
    */
   checkIntegrity(depth: "quick" | "full" = "quick"): string[] {
     return this.#connected().db.check(depth);
@@ -175,17 +160,19 @@ export class DatabaseWriter implements Disposable {
     this.close();
   }
 
-  #write(sql: string, ...values: (string | number | null)[]): number {
-    const write = () => this.#statement(sql).run(...values);
-    return this.#wait ? retryWhileLocked(write) : write();
+  #write(sql: string, ...values: SqlValue[]): number {
+    return this.#attempt(() => this.#statement(sql).run(...values));
   }
 
-  #read(sql: string, ...values: (string | number | null)[]): ReturnType<Statement["all"]> {
-    const read = () => this.#statement(sql).all(...values);
-    return this.#wait ? retryWhileLocked(read) : read();
+  #read(sql: string, ...values: SqlValue[]): Row[] {
+    return this.#attempt(() => this.#statement(sql).all(...values));
   }
 
-  #runs(sql: string, ...values: (string | number | null)[]): RunRecord[] {
+  #attempt<T>(work: () => T): T {
+    return this.#wait ? retryWhileLocked(work) : work();
+  }
+
+  #runs(sql: string, ...values: SqlValue[]): RunRecord[] {
     return this.#read(sql, ...values).map((row) => {
       const cells = JSON.parse(row["run"] as string) as unknown[];
       return Object.fromEntries(RUN_COLUMNS.map((column, i) => [column, cells[i]])) as unknown as RunRecord;
@@ -200,35 +187,32 @@ export class DatabaseWriter implements Disposable {
   }
 
   #connected(): OpenDatabase {
-    const { database } = this.#layout;
-    let there = statIfExists(database);
-    if (this.#open && there && there.ino === this.#open.ino && there.dev === this.#open.dev) return this.#open;
+    const { base, db: folder, database } = this.#layout;
+    let stat = statIfExists(database);
+    if (this.#open && stat && stat.ino === this.#open.ino && stat.dev === this.#open.dev) return this.#open;
     this.close();
-    if (there === undefined) {
-      ensureFolder(this.#layout.base, this.#layout.db);
+    if (stat === undefined) {
+      ensureFolder(base, folder);
       createDatabase(this.#layout, this.#wait);
-      there = statIfExists(database);
+      stat = statIfExists(database);
     }
     const db = Connection.open(database, { busyTimeoutMs: this.#wait ? 5000 : 0 });
     try {
-      requireV3(db);
+      assertSchemaV3(db);
     } catch (error) {
       db.close();
       throw error;
     }
-    return this.#open = { db, statements: new Map(), dev: there?.dev ?? 0, ino: there?.ino ?? null };
+    return this.#open = { db, statements: new Map(), dev: stat?.dev ?? 0, ino: stat?.ino ?? null };
   }
 }
 
-/** The runs that wait to be posted: ended, and not accepted yet. One whose id is no text could never be marked. */
-const PENDING = "coalesce(api_posted, 0)=0 AND status<>'running' AND typeof(run_id)='text'";
-
-/** Refuses a database that would refuse our rows. */
-function requireV3(db: Connection): void {
+/** Refuses a database whose table does not have all columns of a run. */
+function assertSchemaV3(db: Connection): void {
   const { version, missing } = inspect(db);
   if (version > SCHEMA_VERSION) throw newerSchema(db.path, version);
   if (missing.every((what) => !what.startsWith("agent_runs."))) return;
-  throw new TelemetryError("older_schema", `${db.path} has schema v${version}: runs are kept in the log alone`, {
-    hint: "run setup_database: it upgrades the database; then recover_database --force adds what is in the log",
+  throw new TelemetryError("older_schema", `${db.path} has schema v${version}: runs are only in the log`, {
+    hint: "run setup_database to upgrade the database, then recover_database --force to add the runs of the log",
   });
 }

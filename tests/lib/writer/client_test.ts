@@ -22,7 +22,7 @@ interface StageOptions extends ClientOptions {
   parent?: string | undefined;
 }
 
-/** A store that is set up, a client on it, and what the client warned of. */
+/** A store, a client that writes to it, and the warnings of the client. */
 class Stage implements AsyncDisposable {
   readonly folder: TempFolder;
   readonly layout: Layout;
@@ -63,7 +63,7 @@ function linesOf({ raw }: Layout): Record<string, unknown>[] {
   return text.split("\n").filter((line) => line !== "").map((line) => JSON.parse(line));
 }
 
-/** Notes the longest time between two beats of a timer, in milliseconds. */
+/** Measures the longest time between two calls of a timer, in milliseconds. */
 const HEART = `let last = performance.now(), longest = 0;
   const beat = () => {
     const now = performance.now();
@@ -75,8 +75,8 @@ const HEART = `let last = performance.now(), longest = 0;
   const stop = () => (clearInterval(timer), beat());`;
 
 /**
- * The longest time that the event loop did not come round while `work` was done, in milliseconds, and the longest
- * that one of a thread with nothing to do did not: a busy machine stops both.
+ * The longest time that `work` blocked the event loop, in milliseconds, and the longest time that the event loop of an
+ * idle thread was blocked meanwhile. A busy machine blocks both.
  */
 async function longestBlock(work: () => Promise<void>): Promise<{ ours: number; idle: number }> {
   const code = `${HEART} self.onmessage = () => self.postMessage(stop());`;
@@ -109,7 +109,7 @@ function agent(folder: TempFolder, code: string, args: string[], env: Record<str
   return run(Deno.execPath(), ["run", "--no-prompt", "--quiet", ...args, path], { env });
 }
 
-Deno.test("a run by hand: start, events, end, in log and database", async () => {
+Deno.test("startRun, logEvent and endRun write the log and the database", async () => {
   await using stage = new Stage();
   const { client } = stage;
   const id = await client.startRun("tester", "job", { product: "p", trigger_type: "web", metrics_json: { a: 1 } });
@@ -138,7 +138,7 @@ Deno.test("a run by hand: start, events, end, in log and database", async () => 
   assert.deepEqual(stage.warnings, []);
 });
 
-Deno.test("trackRun gives back what the work returns, and ends as success", async () => {
+Deno.test("trackRun returns the result of the work and ends as success", async () => {
   await using stage = new Stage();
   const result = await stage.client.trackRun("tester", "job", (run) => {
     run.setMetrics({ items_discovered: 3, pages: 7 });
@@ -152,7 +152,7 @@ Deno.test("trackRun gives back what the work returns, and ends as success", asyn
   assert.equal(row!["metrics_json"], '{"pages":8}');
 });
 
-Deno.test("trackRun ends as failed and throws the very error again", async () => {
+Deno.test("trackRun ends as failed and rethrows the same error", async () => {
   await using stage = new Stage();
   class OwnError extends Error {}
   for (
@@ -178,7 +178,7 @@ Deno.test("trackRun ends as failed and throws the very error again", async () =>
   }
 });
 
-Deno.test("an id that is unknown, or has ended, warns and records nothing", async () => {
+Deno.test("endRun of an unknown or ended run warns and records nothing", async () => {
   await using stage = new Stage();
   const id = await stage.client.startRun("tester", "job");
   await stage.client.endRun(id);
@@ -189,7 +189,7 @@ Deno.test("an id that is unknown, or has ended, warns and records nothing", asyn
   assert.equal((await stage.client.getStats()).failures["unknown_run"], 2);
 });
 
-Deno.test("whatever a program without types gives, nothing throws and what can be kept is kept", async () => {
+Deno.test("values of wrong types never throw, and each valid field is recorded", async () => {
   await using stage = new Stage();
   const loose = stage.client as unknown as Record<string, (...args: unknown[]) => Promise<string>>;
   const cycle: Record<string, unknown> = {};
@@ -226,33 +226,34 @@ Deno.test("whatever a program without types gives, nothing throws and what can b
   assert.equal(stage.lines().length, 5);
 });
 
-Deno.test("of a run that is too long for the log, the log gets less of its texts, the database all", async () => {
+Deno.test("a run over 32 MiB is logged with its texts cut, and the database has them whole", async () => {
   await using stage = new Stage();
   const { client } = stage;
   const long = "é🚀".repeat(2 ** 22);
   const id = await client.startRun("tester", "job", { input_summary: "x".repeat(2 ** 21) });
   await client.endRun(id, { output_summary: long, metrics_json: { text: "y".repeat(2 ** 24) }, product: "p" });
   const lines = stage.lines();
-  assert.equal(String(lines[0]!["input_summary"]).length, 2 ** 21, "what fits stays");
-  assert.deepEqual([lines[1]!["status"], lines[1]!["product"]], ["success", "p"]);
-  assert.equal(JSON.parse(String(lines[1]!["metrics_json"])).text.length, 2 ** 24, "what still fits stays too");
+  assert.equal(String(lines[0]!["input_summary"]).length, 2 ** 21, "a run below the limit was cut");
+  assert.deepEqual([lines[1]!["run_id"], lines[1]!["status"], lines[1]!["product"]], [id, "success", "p"]);
   assert.equal(String(lines[1]!["output_summary"]).length, 100_000);
-  const rows = stage.rows("SELECT status, length(output_summary) AS length FROM agent_runs ORDER BY rowid");
-  assert.deepEqual(rows.map((row) => Object.values(row)), [["success", 2 * 2 ** 22]]);
+  assert.ok(String(lines[1]!["output_summary"]).isWellFormed());
+  assert.equal(lines[1]!["metrics_json"], null);
+  const rows = stage.rows("SELECT status, length(output_summary), length(metrics_json) FROM agent_runs ORDER BY rowid");
+  assert.deepEqual(rows.map((row) => Object.values(row)), [["success", 2 * 2 ** 22, 2 ** 24 + 11]]);
   assert.equal(stage.warnings.length, 1);
-  assert.match(stage.warnings[0]!, /too long for the log, which gets less of input_summary,output_summary;/);
+  assert.match(stage.warnings[0]!, /too long for the log: its long texts are only in the database/);
 });
 
-Deno.test("missing folders are made, with one warning", async () => {
+Deno.test("missing folders are created, with one warning", async () => {
   await using stage = new Stage({ prepare: () => {} });
   await stage.client.trackRun("tester", "job", () => {});
   assert.equal(stage.warnings.length, 1);
-  assert.match(stage.warnings[0]!, /have been made/);
+  assert.match(stage.warnings[0]!, /created the missing folders/);
   assert.equal(stage.rows().length, 1);
   assert.equal(stage.lines().length, 2);
 });
 
-Deno.test("folders that vanish under a live client are made again", async () => {
+Deno.test("folders that are removed while a client is open are created again", async () => {
   await using stage = new Stage();
   const { client, layout } = stage;
   await client.trackRun("tester", "one", () => {});
@@ -263,7 +264,7 @@ Deno.test("folders that vanish under a live client are made again", async () => 
   assert.equal(stage.warnings.length, 1);
 });
 
-Deno.test("what a CHECK refuses is in the log, warned of once, and in nobody's way", async () => {
+Deno.test("a run that violates a CHECK constraint is in the log, with one warning, and later runs are in the database", async () => {
   await using stage = new Stage();
   for (let i = 0; i < 3; i++) {
     const id = await stage.client.startRun("tester", "job", { trigger_type: "detector" as "cli" });
@@ -276,7 +277,7 @@ Deno.test("what a CHECK refuses is in the log, warned of once, and in nobody's w
   assert.match(stage.warnings[0]!, /CHECK/);
 });
 
-Deno.test("runs of an older database are in the log alone until it is upgraded under the live client", async () => {
+Deno.test("runs are only in the log until an older database is upgraded while the client is open", async () => {
   await using stage = new Stage({
     prepare: (layout) => {
       createStorage(layout);
@@ -294,7 +295,7 @@ Deno.test("runs of an older database are in the log alone until it is upgraded u
   ]);
 });
 
-Deno.test("a corrupt database: everything is in the log, one warning, no exception", async () => {
+Deno.test("with a corrupt database, all runs are in the log, with one warning", async () => {
   await using stage = new Stage({
     prepare: (layout) => {
       createStorage(layout);
@@ -307,8 +308,8 @@ Deno.test("a corrupt database: everything is in the log, one warning, no excepti
   assert.ok((await stage.client.getStats()).failures["database:not_a_database"]! >= 5);
 });
 
-Deno.test("a database locked for 10 s by another process: the agent feels nothing, and the rows follow", async () => {
-  // In memory, where there is such a folder: this is about the lock, not about a disk that others keep busy.
+Deno.test("a database that is locked for 10 s does not block the agent, and gets its rows afterwards", async () => {
+  // In memory if possible: the test is about the lock, and a busy disk would disturb it.
   await using stage = new Stage({ parent: exists("/dev/shm") ? "/dev/shm" : undefined });
   const { client, layout, warnings } = stage;
   await client.trackRun("tester", "warm", () => {});
@@ -328,7 +329,7 @@ Deno.test("a database locked for 10 s by another process: the agent feels nothin
     }
     assert.ok(longestWait < 1000, `a run took ${longestWait} ms`);
   });
-  // Whoever waits for this lock in the agent's thread, does so for the seconds of SQLite's timeout.
+  // A wait in SQLite's busy handler would block for seconds.
   assert.ok(ours < 1000 + idle, `the event loop was blocked for ${ours} ms, an idle one for ${idle} ms`);
   await client.close();
   const rows = stage.rows("SELECT run_id, status FROM agent_runs WHERE job_type='job'");
@@ -337,7 +338,7 @@ Deno.test("a database locked for 10 s by another process: the agent feels nothin
   assert.deepEqual(warnings, []);
 });
 
-Deno.test("close() waits no longer than it may, says what is missing, and the log has it", async () => {
+Deno.test("close() ends within its timeout and warns of what the database misses, which the log has", async () => {
   await using stage = new Stage({ closeTimeoutMs: 300 });
   const { client, layout } = stage;
   await client.trackRun("tester", "warm", () => {});
@@ -347,11 +348,11 @@ Deno.test("close() waits no longer than it may, says what is missing, and the lo
   await client.close();
   const took = performance.now() - start;
   assert.ok(took >= 290 && took < 2000, `close() took ${took} ms`);
-  assert.match(stage.warnings.join(), /not in the database/);
+  assert.match(stage.warnings.join(), /before the database had all changes of runs \(missing: 1\)/);
   assert.equal(stage.lines().length, 4);
 });
 
-Deno.test("after close() nothing is recorded, nothing throws, one warning", async () => {
+Deno.test("after close() nothing is recorded, with one warning", async () => {
   await using stage = new Stage();
   const id = await stage.client.startRun("tester", "job");
   await stage.client.close();
@@ -365,7 +366,7 @@ Deno.test("after close() nothing is recorded, nothing throws, one warning", asyn
   assert.equal(stage.warnings.length, 1);
 });
 
-Deno.test("a handler of warnings that throws or rejects is nobody's trouble", async () => {
+Deno.test("an onWarning that throws or rejects does not stop the recording", async () => {
   const handlers = [() => {
     throw new Error("from the handler");
   }, () => Promise.reject(new Error("from the handler"))];
@@ -377,7 +378,7 @@ Deno.test("a handler of warnings that throws or rejects is nobody's trouble", as
   }
 });
 
-Deno.test("without any permission: no question, no exception, a warning, and the work is done", async () => {
+Deno.test("without permissions the work is done, with a warning, without a prompt", async () => {
   using folder = new TempFolder();
   const { code, stdout, stderr } = await agent(
     folder,
@@ -395,7 +396,7 @@ Deno.test("without any permission: no question, no exception, a warning, and the
   assert.match(stderr, /--allow-read=/);
 });
 
-testWith(["mount"], "a full disk: no exception, one warning; after space is freed it goes on", async () => {
+testWith(["mount"], "a full disk causes one warning, and recording continues when space is free", async () => {
   using disk = new SmallDisk("512k");
   const layout = layoutOf(`${disk.path}/base`);
   setUp(layout);
@@ -423,7 +424,7 @@ testWith(["mount"], "a full disk: no exception, one warning; after space is free
   await client.close();
 });
 
-Deno.test("the API: marks and counts in the database, the mark in the log, and endRun does not wait", async () => {
+Deno.test("posting sets the markers and the retry count, logs the marker, and does not delay endRun", async () => {
   using folder = new TempFolder();
   const answers = [200, 401, 200];
   const seen: Record<string, unknown>[] = [];
@@ -482,7 +483,7 @@ Deno.test("the API: marks and counts in the database, the mark in the log, and e
   await server.shutdown();
 });
 
-Deno.test("an API that hangs: close() gives up in time, the process ends, the run stays pending", async () => {
+Deno.test("with an API that never answers, close() ends within its timeout and the runs stay pending", async () => {
   using folder = new TempFolder();
   using listener = Deno.listen({ port: 0, hostname: "127.0.0.1" });
   const accepted = (async () => {
@@ -501,7 +502,7 @@ Deno.test("an API that hangs: close() gives up in time, the process ends, the ru
     [`--allow-read=${base}`, `--allow-write=${base}`, "--allow-env", "--allow-net=127.0.0.1"],
     { METRICS_API_URL: `http://127.0.0.1:${listener.addr.port}`, METRICS_API_TOKEN: "t" },
   );
-  assert.ok(performance.now() - start < 4000, "the process stayed too long");
+  assert.ok(performance.now() - start < 4000, "the process ended too late");
   assert.equal(code, 0);
   const stats = JSON.parse(stdout);
   assert.equal(stats.pending_api_posts, 10);
@@ -510,7 +511,7 @@ Deno.test("an API that hangs: close() gives up in time, the process ends, the ru
   for (const connection of await accepted) connection.close();
 });
 
-Deno.test("no post in a test, when switched off, or without a token", async () => {
+Deno.test("nothing is posted in mock mode, when posting is off, or without a token", async () => {
   using folder = new TempFolder();
   let requests = 0;
   const server = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen: () => {} }, () => {
@@ -538,7 +539,7 @@ Deno.test("no post in a test, when switched off, or without a token", async () =
   await server.shutdown();
 });
 
-Deno.test("owner and host come from the environment, as far as it may be read", async () => {
+Deno.test("owner and host come from the environment, if it can be read", async () => {
   using folder = new TempFolder();
   const base = `${folder.path}/base`;
   const code = `await using telemetry = new TelemetryClient({ base: ${JSON.stringify(base)} });
@@ -555,7 +556,7 @@ Deno.test("owner and host come from the environment, as far as it may be read", 
 
 testWith(
   ["noDefaultStore"],
-  "which store is meant is not guessed in silence where the environment is hidden",
+  "using a store without permission to read the variables warns",
   async () => {
     using folder = new TempFolder();
     const base = `${folder.path}/base`;
@@ -566,7 +567,7 @@ testWith(
         [`--allow-read=${base},/agent-metrics,/opt,/data`, `--allow-write=${base}`, ...more],
         { TELEMETRY_BASE_DIR: base },
       );
-    const told = /\/agent-metrics is taken for the telemetry store, .* --allow-env=(\S+)\n/;
+    const told = /using the store \/agent-metrics without permission .* --allow-env=(\S+)\)\n/;
     const { code, stderr } = await run("{}");
     assert.equal(code, 0);
     assert.ok(!exists(base));
@@ -578,30 +579,34 @@ testWith(
   },
 );
 
-testWith(["noDefaultStore"], "a store that may not be looked at is not replaced by a new one", async () => {
+testWith(["noDefaultStore"], "no new store is created while permissions hide another one", async () => {
   using folder = new TempFolder();
   const home = `${folder.path}/home`;
   const store = `${home}/.telemetry`;
   for (const path of ["raw", "db"]) Deno.mkdirSync(`${store}/${path}`, { recursive: true });
   const code = `await using telemetry = new TelemetryClient(); await telemetry.trackRun("tester", "job", () => {});`;
   const { stderr } = await agent(folder, code, ["--allow-env"], { HOME: home });
-  const flags = /see whether the store is .*\(name .* or run it with (--allow-read=\S+) (--allow-write=\S+)\)\n/.exec(
-    stderr,
-  );
+  const flags =
+    /check whether the telemetry store is .* or run the program with (--allow-read=\S+) (--allow-write=\S+)\)\n/.exec(
+      stderr,
+    );
   assert.ok(flags, stderr);
   assert.equal(linesOf(layoutOf(store)).length, 0);
   assert.equal((await agent(folder, code, ["--allow-env", ...flags.slice(1)], { HOME: home })).stderr, "");
   assert.equal(linesOf(layoutOf(store)).length, 2);
-  // One that may be used, and is there, is better than none.
+  // An existing store that can be used is used.
   const narrow = ["--allow-env", `--allow-read=${store}`, `--allow-write=${store}`];
-  assert.match((await agent(folder, code, narrow, { HOME: home })).stderr, /is taken for the telemetry store, though/);
+  assert.match(
+    (await agent(folder, code, narrow, { HOME: home })).stderr,
+    /using the store \S+ without permission to read/,
+  );
   assert.equal(linesOf(layoutOf(store)).length, 4);
 });
 
-Deno.test("a burst of runs is in the database whole, without a close()", async () => {
+Deno.test("a burst of runs is complete in the database without close()", async () => {
   await using stage = new Stage();
   const { client } = stage;
-  // On a fast disk log and database share one turn of the event loop, and the ends come while the starts are saved.
+  // On a fast disk, the ends of runs arrive while their starts are written to the database.
   for (let i = 0; i < 12; i++) await client.trackRun("tester", "warm", () => {});
   await Promise.all(Array.from({ length: 200 }, () => client.trackRun("tester", "burst", () => {})));
   const ids = await Promise.all(Array.from({ length: 1500 }, () => client.startRun("tester", "flood")));
@@ -614,7 +619,7 @@ Deno.test("a burst of runs is in the database whole, without a close()", async (
   assert.deepEqual(stage.warnings, []);
 });
 
-testWith(["linux"], "a database that cannot be opened costs no file each time", async () => {
+testWith(["linux"], "a database that cannot be opened leaks no file handles", async () => {
   await using stage = new Stage({
     prepare: (layout) => {
       createStorage(layout);
@@ -622,18 +627,18 @@ testWith(["linux"], "a database that cannot be opened costs no file each time", 
     },
   });
   for (let i = 0; i < 100; i++) await stage.client.trackRun("tester", "job", () => {});
-  // Those of this store alone: other tests of this process open some at the same time.
+  // Only those of this store: other tests of this process open files, too.
   const open = [...Deno.readDirSync("/proc/self/fd")].map(({ name }) => {
     try {
       return Deno.readLinkSync(`/proc/self/fd/${name}`);
     } catch {
-      return ""; // closed meanwhile
+      return ""; // It was closed.
     }
   }).filter((path) => path.startsWith(stage.layout.base));
   assert.ok(open.length < 20, `${open.length} files are open: ${new Set(open).keys().toArray()}`);
 });
 
-testWith(["unix"], "another process that is making the store does not stop the agent", async () => {
+testWith(["unix"], "another process that is creating the store does not block the agent", async () => {
   await using stage = new Stage({ prepare: createStorage });
   Deno.removeSync(stage.layout.readme);
   const partials = [`${stage.layout.readme}.partial`, `${stage.layout.database}.partial`];
@@ -643,14 +648,14 @@ testWith(["unix"], "another process that is making the store does not stop the a
   const start = performance.now();
   await using other = new TelemetryClient({ base: stage.layout.base, onWarning: () => {} });
   await other.trackRun("tester", "job", () => {});
-  assert.ok(performance.now() - start < 1000, "the agent was stopped");
+  assert.ok(performance.now() - start < 1000, "the agent was blocked");
   await holder.kill();
   await other.trackRun("tester", "job", () => {});
   await other.close();
   assert.equal(stage.rows().length, 2);
 });
 
-Deno.test("what throws when it is looked at is not the agent's trouble", async () => {
+Deno.test("getters that throw do not throw into the agent", async () => {
   await using stage = new Stage();
   const { client } = stage;
   const trap = {
@@ -693,7 +698,7 @@ Deno.test("what throws when it is looked at is not the agent's trouble", async (
   assert.deepEqual([code, stdout], [0, "ok\n"]);
 });
 
-Deno.test("metrics that were no object are kept when more come", async () => {
+Deno.test("metrics that are not an object are kept when fields are added", async () => {
   await using stage = new Stage();
   for (const metrics of ["[1,2]", "plain text", null, '{"a":1}']) {
     const id = await stage.client.startRun("tester", "job", { metrics_json: metrics });
@@ -707,11 +712,11 @@ Deno.test("metrics that were no object are kept when more come", async () => {
   ]);
 });
 
-Deno.test("db/ that cannot be made does not cost the log", async () => {
+Deno.test("when db/ cannot be created, the log is still written", async () => {
   await using stage = new Stage({
     prepare: (layout) => {
       Deno.mkdirSync(layout.raw, { recursive: true });
-      Deno.writeTextFileSync(layout.db, "a file stands here");
+      Deno.writeTextFileSync(layout.db, "a file");
     },
   });
   await stage.client.trackRun("tester", "job", () => {});
@@ -719,7 +724,7 @@ Deno.test("db/ that cannot be made does not cost the log", async () => {
   assert.ok(stage.warnings.length > 0);
 });
 
-Deno.test("postPending twice at the same moment posts each run once", async () => {
+Deno.test("two concurrent calls of postPending post each run once", async () => {
   using folder = new TempFolder();
   const seen: string[] = [];
   let accept = false;

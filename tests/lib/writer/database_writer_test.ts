@@ -8,7 +8,7 @@ import { type Layout, layoutOf } from "../../../lib/layout.ts";
 import { newRun, type RunRecord } from "../../../lib/records.ts";
 import { makeOldDatabase, python, TempFolder, testWith } from "../../fixtures/mod.ts";
 
-/** A base with an empty v3 database. */
+/** A store with an empty v3 database. */
 function freshBase(folder: TempFolder): Layout {
   const layout = layoutOf(folder.path);
   Deno.mkdirSync(layout.db);
@@ -31,7 +31,7 @@ function someRun(fields: Partial<RunRecord> = {}): RunRecord {
 
 const failsWith = (code: string) => (error: TelemetryError) => error.code === code;
 
-Deno.test("a run comes back whole, NUL, emoji, large numbers and all", () => {
+Deno.test("a run is read as it was written, with NUL, emoji and large numbers", () => {
   using folder = new TempFolder();
   using writer = new DatabaseWriter(freshBase(folder));
   const run = someRun({ output_summary: "a\0b — 日本語 🚀", duration_ms: 2 ** 40, metrics_json: '{"a": "\\u0000"}' });
@@ -44,7 +44,7 @@ Deno.test("a run comes back whole, NUL, emoji, large numbers and all", () => {
   assert.equal(writer.getRun("no such run"), undefined);
 });
 
-Deno.test("a second insert of a run, and what the CHECKs refuse, are invalid records", () => {
+Deno.test("a second insert and a CHECK violation throw invalid_record", () => {
   using folder = new TempFolder();
   using writer = new DatabaseWriter(freshBase(folder));
   const run = someRun();
@@ -54,14 +54,14 @@ Deno.test("a second insert of a run, and what the CHECKs refuse, are invalid rec
   assert.equal(writer.getRunStats().total_runs, 1);
 });
 
-Deno.test("an end whose start never reached the database inserts the row", () => {
+Deno.test("updateRun inserts a run that the database does not have", () => {
   using folder = new TempFolder();
   using writer = new DatabaseWriter(freshBase(folder));
   writer.updateRun(someRun({ run_id: "late", status: "failed", items_failed: 3 }));
   assert.equal(writer.getRun("late")?.items_failed, 3);
 });
 
-Deno.test("an update keeps the marks of posting and the time of creation", () => {
+Deno.test("updateRun keeps the api_posted markers and created_at", () => {
   using folder = new TempFolder();
   const layout = freshBase(folder);
   using writer = new DatabaseWriter(layout);
@@ -83,7 +83,7 @@ Deno.test("an update keeps the marks of posting and the time of creation", () =>
   assert.equal(writer.incrementApiRetryCount("no such run"), false);
 });
 
-Deno.test("pending posts: ended, not posted, newest first, limited, since a time in any form", () => {
+Deno.test("getPendingApiPosts returns ended runs that are not posted, newest first, by limit and since", () => {
   using folder = new TempFolder();
   using writer = new DatabaseWriter(freshBase(folder));
   const at = (time: string, fields: Partial<RunRecord> = {}) =>
@@ -109,14 +109,14 @@ Deno.test("pending posts: ended, not posted, newest first, limited, since a time
   });
 });
 
-Deno.test("a BLOB that somebody has put there costs no run its post; an id that is none is not posted for ever", () => {
+Deno.test("a BLOB in a run does not stop its post, and a run whose id is a BLOB is not pending", () => {
   using folder = new TempFolder();
   const layout = freshBase(folder);
   using writer = new DatabaseWriter(layout);
   writer.insertRun(someRun({ run_id: "bytes", status: "success", product: "p" }));
   writer.insertRun(someRun({ run_id: "text", status: "success", host: "h" }));
   using db = new DatabaseSync(layout.database);
-  // The second one is JSON to SQLite, as JSONB.
+  // SQLite takes the second one for JSONB.
   const set = db.prepare("UPDATE agent_runs SET output_summary=?, host=? WHERE run_id='bytes'");
   set.run(new TextEncoder().encode("a\0é"), new TextEncoder().encode("Hello"));
   db.exec("INSERT INTO agent_runs (run_id, agent_name, start_time, status) VALUES (x'00ff', 'a', 't', 'failed')");
@@ -125,13 +125,13 @@ Deno.test("a BLOB that somebody has put there costs no run its post; an id that 
   assert.equal(writer.getRunStats().pending_api_posts, 2);
 });
 
-Deno.test("goes on in the database that was put in place of the one it has open", () => {
+Deno.test("a database that replaces the open one is opened", () => {
   using folder = new TempFolder();
   const layout = freshBase(folder);
   using writer = new DatabaseWriter(layout);
   writer.insertRun(someRun({ run_id: "before" }));
 
-  // Another program with the new file open has rows in the new WAL: closing our old connection must not delete it.
+  // Another program has rows in the new WAL: closing the old connection must not delete it.
   using elsewhere = new TempFolder();
   const next = freshBase(elsewhere);
   Deno.removeSync(`${layout.database}-wal`);
@@ -147,7 +147,7 @@ Deno.test("goes on in the database that was put in place of the one it has open"
   assert.deepEqual(rows.map((row) => row["run_id"]), ["after", "theirs"]);
 });
 
-Deno.test("makes the database when there is none, also when it vanishes", () => {
+Deno.test("a missing database is created, also after it was removed", () => {
   using folder = new TempFolder();
   const layout = layoutOf(folder.path);
   Deno.mkdirSync(layout.db);
@@ -159,7 +159,7 @@ Deno.test("makes the database when there is none, also when it vanishes", () => 
   assert.equal(writer.getRun("second")?.agent_name, "tester");
 });
 
-Deno.test("databases that would refuse our rows are named as what they are, and work after the upgrade", async () => {
+Deno.test("older and newer schemas are refused by their codes, and older ones work after an upgrade", async () => {
   for (const [kind, code] of [["v1", "older_schema"], ["says3_is2", "older_schema"], ["v7", "newer_schema"]] as const) {
     using folder = new TempFolder();
     const layout = layoutOf(folder.path);
@@ -176,7 +176,7 @@ Deno.test("databases that would refuse our rows are named as what they are, and 
   }
 });
 
-Deno.test("a locked database fails at once without waiting, and is waited for otherwise", () => {
+Deno.test("without waiting, a locked database throws locked at once", () => {
   using folder = new TempFolder();
   const layout = freshBase(folder);
   using holder = new DatabaseSync(layout.database);
@@ -190,7 +190,7 @@ Deno.test("a locked database fails at once without waiting, and is waited for ot
   writer.insertRun(someRun());
 });
 
-testWith(["python"], "waits for a lock that another program holds for 7 s, past SQLite's own timeout", async () => {
+testWith(["python"], "a lock that is held for 7 s, longer than the busy timeout, is waited for", async () => {
   using folder = new TempFolder();
   const layout = freshBase(folder);
   const holding = python(
@@ -212,7 +212,7 @@ db.execute("ROLLBACK")`,
   await holding;
 });
 
-testWith(["python"], "Python reads our rows and we read Python's", async () => {
+testWith(["python"], "Python and the writer read each other's rows", async () => {
   using folder = new TempFolder();
   const layout = freshBase(folder);
   using writer = new DatabaseWriter(layout);
@@ -232,7 +232,7 @@ print(db.execute("SELECT output_summary FROM agent_runs WHERE run_id='ours'").fe
   assert.equal(writer.getRun("theirs")?.product_family, "ü");
 });
 
-Deno.test("finds damage", () => {
+Deno.test("checkIntegrity finds damage", () => {
   using folder = new TempFolder();
   const layout = freshBase(folder);
   const writer = new DatabaseWriter(layout);

@@ -1,0 +1,166 @@
+/** The log and the database that a client writes to. Never triggers a permission prompt. @module */
+import { hasCode, TelemetryError } from "../errors.ts";
+import { assertGranted, isFolder, isGranted, locate, readEnv } from "../fs/locate.ts";
+import { candidateFolders, homeFolderOf, type Layout, STORE_VARIABLES } from "../layout.ts";
+import { EventLog } from "../log/append.ts";
+import type { LogRecord } from "../records.ts";
+import { createStorage } from "../store/folders.ts";
+import { DatabaseWriter } from "./database_writer.ts";
+import type { Warnings } from "./warnings.ts";
+import { pause, WriteQueue } from "./write_queue.ts";
+
+/** How long to wait before a store that could not be opened is tried again, in milliseconds. */
+const REOPEN_AFTER_MS = 10_000;
+/** The length of a text in the log when its run is over the limit of a line: all columns of that length always fit. */
+const MAX_LOGGED_TEXT = 100_000;
+
+/** Writes to the log and, in the background, to the database. Nothing it does throws: it warns. */
+export class ClientStore {
+  readonly #base: string | undefined;
+  readonly #warnings: Warnings;
+  readonly #queue: WriteQueue;
+  #open: { log: EventLog; writer: DatabaseWriter } | undefined;
+  /** Why it could not be opened, and when to try again. */
+  #failure: unknown;
+  #reopenAt = 0;
+
+  constructor(base: string | undefined, warnings: Warnings) {
+    this.#base = base;
+    this.#warnings = warnings;
+    this.#queue = new WriteQueue({
+      onFailure: (error) => warnings.fail("database", error),
+      onDrop: () => warnings.warn("unsaved", "too many changes wait for the database: the oldest are only in the log"),
+    });
+    this.#opened();
+  }
+
+  /** Resolves when the record is on the disk or has failed. A run that is too long is logged with its texts cut. */
+  async append(record: LogRecord): Promise<void> {
+    try {
+      await this.#opened()?.log.append(record);
+    } catch (error) {
+      const shorter = hasCode(error, "invalid_record") ? truncateForLog(record) : undefined;
+      if (shorter === undefined) return this.#warnings.fail("log", error);
+      this.#warnings.warn("long", "a run is too long for the log: its long texts are only in the database");
+      await this.append(shorter);
+    }
+  }
+
+  /** Writes to the database now or as soon as possible, instead of a waiting write of the same key. */
+  save(key: string, write: (writer: DatabaseWriter) => void): void {
+    const writer = this.#open?.writer;
+    if (writer) this.#queue.add(key, () => write(writer));
+    if (this.#queue.state === "stopped") writer?.close();
+  }
+
+  /** Whether a write with this key waits. */
+  isSaving(key: string): boolean {
+    return this.#queue.has(key);
+  }
+
+  /** Reads from the database. Resolves to undefined when that fails. */
+  async read<T>(read: (writer: DatabaseWriter) => T): Promise<T | undefined> {
+    const writer = this.#open?.writer;
+    const result = writer && await this.#queue.read(() => read(writer));
+    if (this.#queue.state === "stopped") writer?.close();
+    return result;
+  }
+
+  /** Resolves when the log has nothing more to write. */
+  async logged(): Promise<void> {
+    await this.#open?.log.idle();
+    // What continues after an append, such as the write to the database, runs before the next turn.
+    await pause(0);
+  }
+
+  /** Resolves when the database has everything, or cannot be written. */
+  saved(): Promise<void> {
+    return this.#queue.flush();
+  }
+
+  /** Makes what waits for the lock of the log fail. */
+  abandonLog(): void {
+    this.#open?.log.abandon();
+  }
+
+  /** Writes what can be written to the database without waiting, then closes it. */
+  close(): void {
+    this.#queue.stop();
+    if (this.#queue.size > 0) {
+      const message = `close() ended before the database had all changes of runs (missing: ${this.#queue.size})`;
+      this.#warnings.warn("unsaved", `${message}; recover_database --force adds them from the log`);
+    }
+    this.#open?.writer.close();
+  }
+
+  /** The open store. One that could not be opened is tried again later: its disk may be mounted late. */
+  #opened(): { log: EventLog; writer: DatabaseWriter } | undefined {
+    const now = performance.now();
+    if (this.#open === undefined && now >= this.#reopenAt) {
+      this.#reopenAt = now + REOPEN_AFTER_MS;
+      try {
+        this.#open = open(findStore(this.#base, this.#warnings), this.#warnings);
+      } catch (error) {
+        this.#failure = error;
+      }
+    }
+    if (this.#open === undefined) this.#warnings.fail("storage", this.#failure);
+    return this.#open;
+  }
+}
+
+/** Finds the store. While permissions hide which one is meant, an existing store is used, but none is created. */
+function findStore(base: string | undefined, warnings: Warnings): Layout {
+  const hidden: string[] = [];
+  const exists = (folder: string) => {
+    if (isGranted({ name: "read", path: folder })) return isFolder(folder);
+    hidden.push(folder);
+    return false;
+  };
+  const found = locate(base, { env: readEnv, exists });
+  if (base !== undefined) return found;
+  const unread = STORE_VARIABLES.filter((variable) => !isGranted({ name: "env", variable }));
+  if (hidden.length + unread.length === 0) return found;
+
+  const folders = candidateFolders(Deno.build.os, homeFolderOf(readEnv, Deno.build.os));
+  const flags = [
+    ...unread.length > 0 ? [`--allow-env=${unread}`] : [],
+    ...hidden.length > 0 ? [`--allow-read=${folders}`, `--allow-write=${folders}`] : [],
+  ];
+  const hint = `set the option base, or run the program with ${flags.join(" ")}`;
+  if (hidden.length > 0 && found.choice.source === "default") {
+    const message = `no permission to check whether the telemetry store is ${hidden[0]}`;
+    throw new TelemetryError("permission", message, { hint });
+  }
+  const unknown = [...unread, ...hidden].join(", ");
+  warnings.warn("environment", `using the store ${found.base} without permission to read ${unknown} (${hint})`);
+  return found;
+}
+
+/** Opens the log and the database, and creates missing folders, with a warning. */
+function open(found: Layout, warnings: Warnings): { log: EventLog; writer: DatabaseWriter } {
+  let layout = found;
+  if (!isFolder(layout.raw) || !isFolder(layout.db)) {
+    try {
+      layout = createStorage(layout).layout;
+      warnings.warn("storage:made", `created the missing folders of the telemetry store ${layout.base}`);
+    } catch (error) {
+      // The log needs only its own folder: db/ may be on a disk that is not mounted.
+      if (!isFolder(layout.raw)) throw error;
+      warnings.fail("storage", error);
+    }
+  }
+  assertGranted([layout.base, layout.raw, layout.db]);
+  const onFolderMade = (folder: string) => warnings.warn("storage:made", `created the missing folder ${folder}`);
+  return { log: new EventLog(layout, { onFolderMade }), writer: new DatabaseWriter(layout, { wait: false }) };
+}
+
+/** A run with its long texts cut. Half of `metrics_json` is no JSON, so it is left out. Undefined when nothing is long. */
+function truncateForLog(record: LogRecord): LogRecord | undefined {
+  if (record.record_type === "event") return undefined;
+  const isLong = ([name, value]: [string, unknown]) => name !== "run_id" && String(value).length > MAX_LOGGED_TEXT;
+  const cut = Object.entries(record).filter(isLong).map((
+    [name, value],
+  ) => [name, name === "metrics_json" ? null : value.slice(0, MAX_LOGGED_TEXT).toWellFormed()]);
+  return cut.length === 0 ? undefined : { ...record, ...Object.fromEntries(cut) };
+}

@@ -1,0 +1,33 @@
+/** The warnings of a client. @module */
+import { TelemetryError } from "../errors.ts";
+import { toText } from "./fields.ts";
+
+/** Warns of each cause once, and counts it every time. Never throws. */
+export class Warnings {
+  readonly #counts = new Map<string, number>();
+  readonly #onWarning: (message: string) => void;
+
+  constructor(onWarning: (message: string) => void) {
+    this.#onWarning = onWarning;
+  }
+
+  /** How often each cause occurred. */
+  counts(): Record<string, number> {
+    return Object.fromEntries(this.#counts);
+  }
+
+  warn(cause: string, message: string): void {
+    const before = this.#counts.get(cause) ?? 0;
+    this.#counts.set(cause, before + 1);
+    if (before > 0) return;
+    try {
+      Promise.resolve(this.#onWarning(message) as unknown).catch(() => {});
+    } catch { /* A handler that fails must not stop the recording. */ }
+  }
+
+  /** Warns of an error. Its cause is the area and the code. */
+  fail(area: string, error: unknown): void {
+    if (!(error instanceof TelemetryError)) return this.warn(`${area}:unexpected`, `${area}: ${toText(error)}`);
+    this.warn(`${area}:${error.code}`, error.hint ? `${error.message} (${error.hint})` : error.message);
+  }
+}

@@ -1,0 +1,159 @@
+/** The writes that wait for the database of a client. @module */
+import { hasCode } from "../errors.ts";
+
+/** How long to wait between two attempts while the database is locked, in milliseconds. */
+const LOCKED_PAUSE_MS = 25;
+/** How many writes are made before the agent's own code gets its turn. */
+const WRITES_PER_TURN = 50;
+/** How long `stop` writes at most, in milliseconds. */
+const STOP_MS = 1000;
+
+/** What a {@linkcode WriteQueue} is doing. */
+export type QueueState = "idle" | "writing" | "waiting" | "blocked" | "stopped";
+
+/** What a {@linkcode WriteQueue} calls, and its limits. */
+export interface WriteQueueOptions {
+  /** Called with each error that ends an attempt. */
+  onFailure: (error: unknown) => void;
+  /** Called for each write that is dropped. */
+  onDrop: () => void;
+  /** How long a locked database is waited for. @default 15300, as long as a writer that blocks would wait */
+  lockedForMs?: number;
+  /** How many writes are kept while the database cannot be written. @default 1000 */
+  maxWaiting?: number;
+}
+
+/**
+ * Makes writes in the order in which they were added, and never blocks the event loop for a lock: an attempt fails at
+ * once when the database is locked, and is repeated after a pause. A write that the table rejects is reported and
+ * removed. Any other error keeps the write, and the next `add` or `flush` tries it again.
+ *
+ * ```text
+ *              add                    locked
+ *    idle ────────────▶ writing ◀──────────────▶ waiting      every 25 ms
+ *      ▲                 │   ▲                      │
+ *      └─ queue is empty ┘   │ add, flush           │ 15.3 s
+ *                            ▼                      ▼
+ *            other error ─▶ blocked ◀───────────────┘
+ *
+ *    any ── stop ──▶ stopped      each write is tried once, without a pause
+ * ```
+ *
+ * The queue is bounded only in `waiting` and `blocked`. While writes succeed, a burst is never dropped.
+ */
+export class WriteQueue {
+  /** Oldest first. */
+  readonly #writes = new Map<string, () => void>();
+  readonly #options: Required<WriteQueueOptions>;
+  #state: QueueState = "idle";
+  #running: Promise<void> = Promise.resolve();
+
+  constructor(options: WriteQueueOptions) {
+    this.#options = { lockedForMs: 15_300, maxWaiting: 1000, ...options };
+  }
+
+  get state(): QueueState {
+    return this.#state;
+  }
+
+  /** How many writes wait. */
+  get size(): number {
+    return this.#writes.size;
+  }
+
+  /** Whether a write with this key waits. */
+  has(key: string): boolean {
+    return this.#writes.has(key);
+  }
+
+  /** Makes a write now or as soon as possible. It replaces a waiting write of the same key, and takes its place. */
+  add(key: string, write: () => void): void {
+    const isBounded = this.#state === "waiting" || this.#state === "blocked";
+    if (isBounded && this.#writes.size >= this.#options.maxWaiting && !this.#writes.has(key)) {
+      const [oldest] = this.#writes.keys();
+      this.#writes.delete(oldest!);
+      this.#options.onDrop();
+    }
+    this.#writes.set(key, write);
+    this.#start();
+  }
+
+  /** Tries again what is blocked. Resolves when the queue is idle, blocked or stopped. */
+  flush(): Promise<void> {
+    if (this.#writes.size > 0) this.#start();
+    return this.#running;
+  }
+
+  /** Ends all waiting. Writes synchronously what can be written now; a later write is tried once. */
+  stop(): void {
+    this.#state = "stopped";
+    const deadline = performance.now() + STOP_MS;
+    while (this.#writes.size > 0 && performance.now() < deadline) {
+      const error = this.#writeOldest();
+      if (error !== undefined) return this.#options.onFailure(error);
+    }
+  }
+
+  /** Reads, and waits while the database is locked. Resolves to undefined when that fails. */
+  async read<T>(read: () => T): Promise<T | undefined> {
+    const deadline = performance.now() + this.#options.lockedForMs;
+    for (;;) {
+      try {
+        return read();
+      } catch (error) {
+        if (!hasCode(error, "locked") || this.#state === "stopped" || performance.now() > deadline) {
+          this.#options.onFailure(error);
+          return undefined;
+        }
+      }
+      await pause(LOCKED_PAUSE_MS);
+    }
+  }
+
+  #start(): void {
+    if (this.#state === "stopped") this.stop();
+    else if (this.#state === "idle" || this.#state === "blocked") this.#running = this.#run();
+  }
+
+  /** Writes until the queue is empty, blocked or stopped. The first attempt is made before this returns. */
+  async #run(): Promise<void> {
+    this.#state = "writing";
+    let deadline = performance.now() + this.#options.lockedForMs;
+    for (let written = 1; this.#writes.size > 0;) {
+      const error = this.#writeOldest();
+      if (error === undefined) {
+        this.#state = "writing";
+        deadline = performance.now() + this.#options.lockedForMs;
+        // Always awaits: writes that are added in the same turn must join this run, to be counted.
+        await (written++ % WRITES_PER_TURN === 0 ? pause(0) : undefined);
+      } else if (hasCode(error, "locked") && performance.now() < deadline) {
+        this.#state = "waiting";
+        await pause(LOCKED_PAUSE_MS);
+      } else {
+        this.#state = "blocked";
+        return this.#options.onFailure(error);
+      }
+      if (this.state === "stopped") return;
+    }
+    this.#state = "idle";
+  }
+
+  /** Returns the error that keeps the write in the queue, or undefined. */
+  #writeOldest(): unknown {
+    const [[key, write]] = this.#writes as Iterable<[string, () => void]> as [[string, () => void]];
+    try {
+      write();
+    } catch (error) {
+      // The table would reject it every time.
+      if (!hasCode(error, "invalid_record")) return error;
+      this.#options.onFailure(error);
+    }
+    this.#writes.delete(key);
+    return undefined;
+  }
+}
+
+/** Resolves after a pause, with at least one turn of the event loop. */
+export function pause(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
