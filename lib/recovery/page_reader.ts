@@ -216,11 +216,10 @@ export class PageFile implements Disposable {
 
   /** The row in a cell of a leaf page, and where the cell ends; or what is wrong with it. */
   #row(bytes: Uint8Array, at: number): { rowid: number; cells: SqlValue[]; end: number } | string {
-    const reader = new VarintReader(bytes, at);
-    const size = reader.next();
-    const rowid = reader.next();
+    const [size, afterSize] = varintAt(bytes, at);
+    const [rowid, start] = varintAt(bytes, afterSize);
     if (!(size > 0 && size <= MAX_ROW_BYTES && Number.isSafeInteger(rowid))) return "its length is invalid";
-    const payload = this.#payload(bytes, reader.at, size);
+    const payload = this.#payload(bytes, start, size);
     if (payload === undefined) return "its end is missing";
     const cells = this.#record(payload.bytes);
     return cells === undefined ? "its cells are invalid" : { rowid, cells, end: payload.end };
@@ -258,19 +257,20 @@ export class PageFile implements Disposable {
 
   /** The cells of a record ("Record Format"); undefined when its lengths do not add up. */
   #record(payload: Uint8Array): SqlValue[] | undefined {
-    const header = new VarintReader(payload, 0);
-    const headerSize = header.next();
+    const [headerSize, firstType] = varintAt(payload, 0);
     if (!(headerSize > 0 && headerSize <= payload.length)) return undefined;
     const cells: SqlValue[] = [];
     let at = headerSize;
-    while (header.at < headerSize) {
-      const type = header.next();
+    let header = firstType;
+    while (header < headerSize) {
+      const [type, end] = varintAt(payload, header);
       const length = lengthOf(type);
       if (Number.isNaN(length) || at + length > payload.length) return undefined;
       cells.push(this.#cell(type, payload.subarray(at, at + length)));
       at += length;
+      header = end;
     }
-    return header.at === headerSize && at === payload.length ? cells : undefined;
+    return header === headerSize && at === payload.length ? cells : undefined;
   }
 
   /** Integers are `bigint`, because a number binds as REAL. Text that cannot be decoded stays bytes. */
@@ -343,30 +343,18 @@ function numberAt(bytes: Uint8Array, at: number, length: 2 | 4): number {
   return value;
 }
 
-/** Reads consecutive variable-length integers. */
-class VarintReader {
-  at: number;
-  readonly #bytes: Uint8Array;
-
-  constructor(bytes: Uint8Array, at: number) {
-    this.#bytes = bytes;
-    this.at = at;
+/** A variable-length integer, and where it ends; NaN where it is cut off. */
+function varintAt(bytes: Uint8Array, at: number): [value: number, end: number] {
+  // Most have one byte, and arithmetic on `bigint` is slow.
+  if (bytes[at]! < 0x80) return [bytes[at]!, at + 1];
+  let value = 0n;
+  for (let i = 0; i < 9 && at + i < bytes.length; i++) {
+    const byte = bytes[at + i]!;
+    // All bits of a ninth byte count.
+    value = i === 8 ? value << 8n | BigInt(byte) : value << 7n | BigInt(byte & 0x7f);
+    if (byte < 0x80 || i === 8) return [Number(BigInt.asIntN(64, value)), at + i + 1];
   }
-
-  /** NaN beyond the end. */
-  next(): number {
-    let value = 0n;
-    for (let i = 1; i <= 9; i++) {
-      const byte = this.#bytes[this.at++];
-      if (byte === undefined) return NaN;
-      // Most have one byte, and arithmetic on `bigint` is slow.
-      if (i === 1 && byte < 0x80) return byte;
-      // All bits of a ninth byte count.
-      value = i === 9 ? value << 8n | BigInt(byte) : value << 7n | BigInt(byte & 0x7f);
-      if (byte < 0x80) break;
-    }
-    return Number(BigInt.asIntN(64, value));
-  }
+  return [NaN, bytes.length];
 }
 
 /** A file that is read at any place; a missing one is empty. */

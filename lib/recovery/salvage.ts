@@ -25,7 +25,7 @@ import {
   type SchemaObject,
 } from "./source_schema.ts";
 
-/** The smallest database: one page of the smallest size. */
+/** One page of the smallest size. */
 const MIN_DATABASE_BYTES = 512;
 /** SQLite keeps the changes of a transaction in memory. */
 const TRANSACTION_ROWS = 20_000;
@@ -193,43 +193,43 @@ export class Salvage {
 
   /** Whether the new database has the table afterwards. */
   #createTable(name: string, columns: Column[], sql: string): boolean {
-    const present = () => new Set(readColumns(this.#db, name).map((column) => column.name.toLowerCase()));
+    const present = new Set(readColumns(this.#db, name).map((column) => column.name.toLowerCase()));
     try {
-      if (present().size === 0) this.#db.run(sql);
+      if (present.size === 0) this.#db.run(sql);
     } catch (error) {
       this.#leaveOut(`table ${name}`, errorMessage(error));
       return false;
     }
-    for (const column of columns.filter((column) => !present().has(column.name.toLowerCase()))) {
-      this.#addColumn(name, column, sql);
-    }
+    const missing = present.size === 0 ? [] : columns.filter((column) => !present.has(column.name.toLowerCase()));
+    for (const column of missing) column.isCopied = this.#addColumn(name, column, sql);
     return true;
   }
 
-  #addColumn(table: string, declared: Column, sql: string): void {
-    const { name, type, notNull, defaultValue } = declared;
+  /** Whether the new database has the column afterwards. */
+  #addColumn(table: string, { name, type, notNull, defaultValue }: Column, tableSql: string): boolean {
     const column = `column ${table}.${name}`;
     // A type can be any text if it is quoted.
     const declaredType = /^[\w ]*(\([\d, ]+\))?$/.test(type) ? type : quotedName(type);
-    const plain = `ALTER TABLE ${quotedName(table)} ADD COLUMN ${quotedName(name)} ${declaredType}`;
+    const add = `ALTER TABLE ${quotedName(table)} ADD COLUMN ${quotedName(name)} ${declaredType}`;
     // NOT NULL without a default would refuse every run of the log.
     const constraints = defaultValue === null ? "" : `${notNull ? " NOT NULL" : ""} DEFAULT (${defaultValue})`;
     try {
       try {
-        this.#db.run(plain + constraints);
+        this.#db.run(add + constraints);
       } catch (error) {
         // A table with rows takes only constants as defaults.
-        this.#db.run(plain);
+        this.#db.run(add);
         this.#leaveOut(column, `it was added without its default (${errorMessage(error)})`);
       }
     } catch (error) {
-      declared.isCopied = false;
-      return this.#leaveOut(column, errorMessage(error));
+      this.#leaveOut(column, errorMessage(error));
+      return false;
     }
-    const declaration = new RegExp(`\\W${RegExp.escape(name)}\\W[^,]*`, "i").exec(sql)?.[0] ?? "";
+    const declaration = new RegExp(`\\W${RegExp.escape(name)}\\W[^,]*`, "i").exec(tableSql)?.[0] ?? "";
     const lost = /\b(COLLATE|CHECK|UNIQUE|REFERENCES)\b/i.exec(declaration)?.[0] ??
       (notNull && defaultValue === null ? "NOT NULL" : undefined);
     if (lost !== undefined) this.#leaveOut(column, `it was added without its ${lost}`);
+    return true;
   }
 
   #takeTables(db: Connection, source: Source): void {
@@ -261,12 +261,7 @@ export class Salvage {
     const roots = objects.filter(({ type, root }) => type === "table" && root > 0)
       .map(({ name, root }) => [name, root] as const);
     const isSchemaLost = objects.length === 0;
-    if (isSchemaLost) {
-      this.#leaveOut(
-        "user-defined tables",
-        "the schema is lost; if there were any, their rows are in the kept database",
-      );
-    }
+    if (isSchemaLost) this.#leaveOut("user-defined tables", "the schema is lost: any rows are in the kept database");
     const shapes = new RowShapes(tables);
     const isRow: IsRow = (table, cells) => shapes.identify(table, 0, cells) !== undefined;
     for (const found of file.rows(new Map(roots), isRow)) {
@@ -277,11 +272,7 @@ export class Salvage {
       }
       const { table, rowid, cells } = found;
       const row = shapes.identify(table, rowid, cells);
-      if (
-        row !== undefined && isOverwrittenId(row.cells[row.columns.indexOf("run_id")]) && row.table === "agent_runs"
-      ) {
-        this.#reject(source, row, "run_id is damaged", "page");
-      } else if (row !== undefined) {
+      if (row !== undefined) {
         this.#take(source, row, row.table === table ? "page" : "guess");
       } else if (table !== undefined && tables.has(table)) {
         this.#reject(source, { table, columns: [], rowid, cells }, "its cells do not fit the table", "page");
@@ -301,6 +292,9 @@ export class Salvage {
     }
     if (table === "agent_runs" && (typeof value("run_id") !== "string" || value("run_id") === "")) {
       return this.#reject(source, row, "run_id is missing", origin);
+    }
+    if (table === "agent_runs" && origin !== "sqlite" && isOverwrittenId(value("run_id"))) {
+      return this.#reject(source, row, "run_id is damaged", origin);
     }
     try {
       const { statement, hasRowid } = this.#insertFor(row, origin);

@@ -23,10 +23,8 @@ export interface ReadOptions {
 }
 
 const CHUNK_ROWS = 500;
-/** Stops bisecting after so many unreadable ranges: where the end of a table is damaged, all beyond it is unreadable. */
-const MAX_DAMAGED_RANGES = 20_000;
-/** The same limit while no row was found. */
-const MAX_DAMAGED_RANGES_WITHOUT_ROWS = 200;
+/** Limits of bisecting, before and after the first row: where the end of a table is damaged, all beyond it is unreadable. */
+const MAX_DAMAGED_RANGES_WITHOUT_ROWS = 200, MAX_DAMAGED_RANGES = 20_000;
 
 /** Quotes a name for SQL. */
 export function quotedName(name: string): string {
@@ -60,28 +58,18 @@ export function rowidOf(db: Connection, table: string): string | undefined {
  * are exact. A row can come twice. Damage in a table WITHOUT ROWID makes the whole table unreadable.
  *
  * @throws {TelemetryError} every error but damage: `locked`, `io`
- *
- * @example
- * ```ts
- * import { readRows } from "./rows.ts";
- * import { Connection } from "./connection.ts";
- *
- * using db = Connection.open(":memory:");
- * db.exec("CREATE TABLE t (a); INSERT INTO t VALUES (1)");
- * console.log([...readRows(db, "t", ["a"])]); // [[{ rowid: 1, cells: [1] }]]
- * ```
  */
 export function* readRows(
   db: Connection,
   table: string,
   columns: string[],
-  { onDamage = () => {}, exact = false }: ReadOptions = {},
+  options: ReadOptions = {},
 ): Generator<ReadRow[], void> {
+  const { onDamage = () => {} } = options;
   const rowid = rowidOf(db, table);
   if (rowid === undefined) return yield* readWithoutRowid(db, table, columns, onDamage);
-  const reader = new ChunkReader(db, table, rowid, columns, exact);
-  let damaged = 0;
-  let found = false;
+  const reader = rangeReader(db, table, rowid, columns, options);
+  let damaged = 0, found = false;
   // Leftmost range first, so that intact rows are read before the limit of damaged ranges is reached.
   const pending: [from: bigint, to: bigint][] = [[reader.bound("min"), reader.bound("max")]];
   for (let range; (range = pending.pop()) !== undefined;) {
@@ -142,55 +130,43 @@ function toNumber<T extends SqlValue>(value: T): T | number {
   return typeof value === "bigint" && Number.isSafeInteger(Number(value)) ? Number(value) : value;
 }
 
-class ChunkReader {
-  readonly #db: Connection;
-  readonly #from: string;
-  readonly #rowid: string;
-  readonly #chunk: Statement;
-  readonly #one: Statement;
-  readonly #width: number;
-  readonly #exact: boolean;
-
-  constructor(db: Connection, table: string, rowid: string, columns: string[], exact: boolean) {
-    this.#db = db;
-    // Not through an index, which may be damaged.
-    this.#from = `FROM ${quotedName(table)} NOT INDEXED`;
-    this.#rowid = rowid;
-    this.#width = columns.length;
-    this.#exact = exact;
-    const names = columns.map(quotedName);
-    // `json_array` cannot hold a BLOB: such a row is read alone.
-    const isReadAlone = exact ? "true" : names.map((name) => `typeof(${name})='blob'`).join(" OR ");
-    this.#chunk = db.prepare(
-      `SELECT ${rowid} AS at, CASE WHEN ${isReadAlone} THEN NULL ELSE json_array(${names}) END AS cells ${this.#from}
-      WHERE ${rowid} BETWEEN ? AND ? ORDER BY ${rowid} LIMIT ${CHUNK_ROWS}`,
-    );
-    this.#chunk.readBigInts();
-    this.#one = prepareExact(db, columns, `${this.#from} WHERE ${rowid}=?`);
-  }
-
-  /** The first or last row number; where damage hides it, a number that no table reaches. */
-  bound(which: "min" | "max"): bigint {
-    try {
-      const statement = this.#db.prepare(`SELECT ${which}(${this.#rowid}) AS rowid ${this.#from}`);
-      statement.readBigInts();
-      return statement.get()!["rowid"] as bigint | null ?? 0n;
-    } catch (error) {
-      if (!hasCode(error, "damaged")) throw error;
-      return which === "min" ? 0n : 2n ** 40n;
-    }
-  }
-
-  read(from: bigint, to: bigint): ReadRow[] {
-    return this.#chunk.all(from, to).flatMap(({ at, cells: json }) => {
-      const rowid = toNumber(at as bigint);
-      const parsed = typeof json === "string" ? JSON.parse(json) as SqlValue[] : undefined;
-      if (parsed !== undefined && !parsed.some(isInexact)) return { rowid, cells: parsed };
-      const row = this.#one.get(at!);
-      // Another process has deleted it meanwhile.
-      if (row === undefined) return [];
-      const cells = exactCells(row, this.#width);
-      return { rowid, cells: this.#exact ? cells : cells.map(toNumber) };
-    });
-  }
+/** How {@linkcode readRows} reads a table. */
+function rangeReader(db: Connection, table: string, rowid: string, columns: string[], { exact }: ReadOptions) {
+  // Not through an index, which may be damaged.
+  const from = `FROM ${quotedName(table)} NOT INDEXED`;
+  const names = columns.map(quotedName);
+  // `json_array` cannot hold a BLOB: such a row is read alone.
+  const isReadAlone = exact ? "true" : names.map((name) => `typeof(${name})='blob'`).join(" OR ");
+  const chunk = db.prepare(
+    `SELECT ${rowid} AS at, CASE WHEN ${isReadAlone} THEN NULL ELSE json_array(${names}) END AS cells ${from}
+    WHERE ${rowid} BETWEEN ? AND ? ORDER BY ${rowid} LIMIT ${CHUNK_ROWS}`,
+  );
+  chunk.readBigInts();
+  const one = prepareExact(db, columns, `${from} WHERE ${rowid}=?`);
+  return {
+    /** The first or last row number; where damage hides it, a number that no table reaches. */
+    bound(which: "min" | "max"): bigint {
+      try {
+        const statement = db.prepare(`SELECT ${which}(${rowid}) AS rowid ${from}`);
+        statement.readBigInts();
+        return statement.get()!["rowid"] as bigint | null ?? 0n;
+      } catch (error) {
+        if (!hasCode(error, "damaged")) throw error;
+        return which === "min" ? 0n : 2n ** 40n;
+      }
+    },
+    /** The first rows of a range. */
+    read(first: bigint, last: bigint): ReadRow[] {
+      return chunk.all(first, last).flatMap(({ at, cells: json }) => {
+        const rowid = toNumber(at as bigint);
+        const parsed = typeof json === "string" ? JSON.parse(json) as SqlValue[] : undefined;
+        if (parsed !== undefined && !parsed.some(isInexact)) return { rowid, cells: parsed };
+        const row = one.get(at!);
+        // Another process has deleted it meanwhile.
+        if (row === undefined) return [];
+        const cells = exactCells(row, columns.length);
+        return { rowid, cells: exact ? cells : cells.map(toNumber) };
+      });
+    },
+  };
 }
