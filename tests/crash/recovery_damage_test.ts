@@ -1,4 +1,4 @@
-/** Recoveries of databases that are damaged in every way that we could think of. */
+/** Recoveries of databases with every kind of damage that we know. */
 import assert from "node:assert/strict";
 import { DatabaseSync, StatementSync } from "node:sqlite";
 import fc from "npm:fast-check@4.10.2";
@@ -23,12 +23,12 @@ import {
 } from "./recovery_fixtures.ts";
 
 const SEED = Number(Deno.env.get("TEST_SEED") ?? 20251210);
-/** One case alone, to look into it. */
+/** Runs only one case, to debug it. */
 const ONLY = Deno.env.get("TEST_CASE");
 const CASES = rounds(18, 300);
 const LANES = 3;
 
-/** What is done to the files. */
+/** What happens to the files. */
 const KINDS = [
   "bytes overwritten",
   "bytes overwritten, not in runs",
@@ -54,11 +54,11 @@ type Kind = typeof KINDS[number];
 interface Case {
   plan: StorePlan;
   kind: Kind;
-  /** Decides where and how much. */
+  /** The seed of place and extent. */
   damage: number;
 }
 
-/** Kinds that make sense only where there is something in the WAL. */
+/** Kinds that need content in the WAL. */
 const NEEDS_WAL: readonly Kind[] = ["WAL cut", "WAL overwritten", "WAL lost", "WAL and header destroyed"];
 
 const seeds: fc.Arbitrary<Omit<Case, "kind">> = fc.record({
@@ -71,7 +71,7 @@ const seeds: fc.Arbitrary<Omit<Case, "kind">> = fc.record({
   damage: fc.integer({ min: 0, max: 2 ** 31 - 1 }),
 });
 
-/** The cases, each kind as often as the others. */
+/** Cases in which each kind is equally frequent. */
 function casesOf(seed: number, count: number): Case[] {
   return fc.sample(seeds, { seed, numRuns: count }).map((one, i) => {
     const kind = KINDS[i % KINDS.length]!;
@@ -79,7 +79,7 @@ function casesOf(seed: number, count: number): Case[] {
   });
 }
 
-/** Damages the files of a store; whether nothing of the table of runs was touched. */
+/** Damages the files of a store. Returns whether every page of `agent_runs` stays intact. */
 function damage(store: Store, { plan, kind, damage: seed }: Case): boolean {
   const random = randomFrom(seed);
   const below = (count: number) => Math.floor(random() * count);
@@ -90,7 +90,7 @@ function damage(store: Store, { plan, kind, damage: seed }: Case): boolean {
     const bytes = Deno.readFileSync(path);
     Deno.writeFileSync(path, work(bytes) ?? bytes);
   };
-  /** Calls for some pages; whether none of them is of the table of runs. */
+  /** Damages some pages. Returns whether every page of `agent_runs` stays intact. */
   const somePages = (work: (page: Uint8Array, bytes: Uint8Array) => void, mayBeOfRuns: boolean): boolean => {
     let isSpared = true;
     change(database, (bytes) => {
@@ -181,7 +181,7 @@ function damage(store: Store, { plan, kind, damage: seed }: Case): boolean {
   }
 }
 
-/** Gives the WAL of a database of another program, with some rows in it. */
+/** Copies the WAL of another application's database with some rows in it. */
 function takeWal(other: string, wal: string, rows: number): void {
   const db = new DatabaseSync(other);
   for (let i = 0; i <= rows; i++) db.exec(`INSERT INTO history VALUES ('${"https://example.org/".repeat(i)}')`);
@@ -190,15 +190,15 @@ function takeWal(other: string, wal: string, rows: number): void {
   db.close();
 }
 
-/** How many marks of posting there were, and how many have survived, by kind of damage. */
+/** How many `api_posted` markers there were, and how many survived, by kind of damage. */
 type Marks = Map<string, { survived: number; of: number; cases: number }>;
 
-/** What is wrong after the recovery of one damaged store. */
+/** Describes what is wrong after the recovery of one damaged store. */
 async function problemsOf(base: string, one: Case, again: boolean, marks: Marks): Promise<string[]> {
   const store = makeStore(base, one.plan);
   const isSpared = damage(store, one);
   const layout = layoutOf(base);
-  // SQLite's own check passes over what it cannot know: then nobody recovers it, and what is in it counts.
+  // SQLite's check cannot see all damage. Without a finding nobody recovers a database, so its content counts.
   const wasHealthy = await checkHealth(layout).then(({ healthy }) => healthy, () => false);
   const found = ["", "-wal"].map((end) => bytesOf(store.database + end));
   const problems: string[] = [];
@@ -256,7 +256,7 @@ async function problemsOf(base: string, one: Case, again: boolean, marks: Marks)
   return problems;
 }
 
-/** Its bytes as text, where there are any. */
+/** The bytes of a file as text; empty where there is none. */
 function bytesOf(path: string): string {
   return isThere(path) ? Deno.readFileSync(path).toBase64() : "";
 }
@@ -268,8 +268,8 @@ function difference(a: string, b: string): string {
   return `${gone.length} rows gone, ${come.length} come: ${gone[0]?.slice(0, 300)} / ${come[0]?.slice(0, 300)}`;
 }
 
-Deno.test(`damaged in ${CASES} ways: the log is in the database, nothing that never was, and it is sound`, async (t) => {
-  // Not all in memory: there a file may be read at places that a disk refuses.
+Deno.test(`damaged in ${CASES} ways: the new database is intact, has all runs of the log and no invented ones`, async (t) => {
+  // Some on a disk, which refuses to read at offsets that memory accepts.
   using temp = new TempFolder(FAST_FOLDER);
   using onDisk = new TempFolder();
   const marks: Marks = new Map();
@@ -301,7 +301,7 @@ Deno.test(`damaged in ${CASES} ways: the log is in the database, nothing that ne
 });
 
 Deno.test({
-  name: "the WAL of another program: what the file itself has is salvaged",
+  name: "all runs of the file come back where it has the WAL of another application",
   fn: async () => {
     using temp = new TempFolder(FAST_FOLDER);
     const plan = { seed: 3, runs: 60, pageSize: 4096, wal: false };
@@ -314,7 +314,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "the database is gone and its WAL is there: the WAL is kept, and what it has is salvaged",
+  name: "a WAL without its database is kept, and its runs come back",
   fn: async () => {
     using temp = new TempFolder(FAST_FOLDER);
     const store = makeStore(`${temp.path}/store`, { seed: 3, runs: 60, pageSize: 4096, wal: true });
@@ -329,14 +329,14 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a small database whose tables have lost their root pages: not sought for long",
+  name: "a small database without root pages takes few reads",
   fn: async () => {
     using temp = new TempFolder(FAST_FOLDER);
     const store = makeStore(`${temp.path}/store`, { seed: 3, runs: 60, pageSize: 4096, wal: false });
     const bytes = Deno.readFileSync(store.database);
     for (let page = 2; page <= 8; page++) bytes.fill(0xff, (page - 1) * 4096, page * 4096);
     Deno.writeFileSync(store.database, bytes);
-    // Nobody has written to it just now.
+    // Without a recent change.
     Deno.utimeSync(store.database, 1, 1);
     const reads = await callsOf(StatementSync.prototype, "all", () => recoverDatabase(layoutOf(store.base)));
     assert.ok(reads > 10 && reads < 2000, `${reads} reads`);
@@ -344,7 +344,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a header full of garbage, on a disk: its list of free pages leads nowhere",
+  name: "a header of garbage, on a disk, does not stop a recovery",
   fn: async () => {
     using temp = new TempFolder();
     const store = makeStore(`${temp.path}/store`, { seed: 3, runs: 60, pageSize: 4096, wal: false });

@@ -18,7 +18,7 @@ function pagesOf(path: string, roots: Record<string, number> = {}, isRow = never
   return [...file.rows(new Map(Object.entries(roots)), isRow)];
 }
 
-/** How often bytes of a file are looked at. */
+/** Counts how often bytes are read from a page. */
 const looksOf = (work: () => void) =>
   callsOf(Object.getPrototypeOf(Uint8Array.prototype) as Uint8Array, "subarray", work);
 
@@ -33,7 +33,7 @@ function rootsOf(path: string): Record<string, number> {
   return Object.fromEntries(roots.map(({ name, rootpage }) => [String(name), Number(rootpage)]));
 }
 
-/** A table of every kind of cell, some on overflow pages, some deleted, and one of other rows. */
+/** A table with every type of cell, overflow pages and deleted rows, and another table. */
 const FILL = (rows: number) => `
   CREATE TABLE t (a, b, c, d, e, f);
   CREATE TABLE other (x TEXT, y);
@@ -86,7 +86,7 @@ function pageSizeOf(path: string): number {
 }
 
 for (const pageSize of SIZES) {
-  Deno.test(`pages of ${pageSize} bytes: every row as SQLite reads it, with and without the schema`, () => {
+  Deno.test(`pages of ${pageSize} bytes give every row that SQLite reads, with and without roots`, () => {
     using temp = new TempFolder();
     const path = `${temp.path}/db.sqlite`;
     sqlite(path, `PRAGMA page_size=${pageSize}; ${FILL(1500)}`);
@@ -95,13 +95,13 @@ for (const pageSize of SIZES) {
     assertRows(rowsOf(path, roots).filter(({ table }) => table === "t"), expected);
     assert.equal(rowsOf(path, roots).filter(({ table }) => table === "other").length, 20);
     assert.deepEqual(pagesOf(path, roots).filter((found) => "broken" in found), []);
-    // Without the schema nothing says whose a row is.
+    // Without roots, rows have no table.
     assertRows(rowsOf(path).filter(({ cells }) => cells.length === 6), expected);
     assert.equal(pageSizeOf(path), pageSize);
   });
 }
 
-Deno.test("pages: the size of a page is guessed where the header of a small file is gone", () => {
+Deno.test("pages: the page size of a small file without a header is found", () => {
   using temp = new TempFolder();
   for (const pageSize of SIZES) {
     const path = `${temp.path}/${pageSize}.sqlite`;
@@ -119,7 +119,7 @@ Deno.test("pages: the size of a page is guessed where the header of a small file
 });
 
 Deno.test({
-  name: "pages: the size of a page is guessed where the header of a large file is gone",
+  name: "pages: the page size of a large file without a header is found",
   fn: () => {
     using temp = new TempFolder();
     const wrong: string[] = [];
@@ -131,7 +131,7 @@ Deno.test({
         zeroHeader(path);
         if (pageSizeOf(path) !== pageSize) wrong.push(`${pageSizeOf(path)}, not ${pageSize}, for ${rows} rows`);
         else {
-          // Pages that are free are not known as such any more.
+          // Without the header, free pages are unknown.
           const found = rowsOfT(path);
           for (const [rowid, cells] of expected) {
             assert.deepEqual(found.get(rowid)?.map(comparable), cells.map(comparable));
@@ -143,7 +143,7 @@ Deno.test({
   },
 });
 
-Deno.test("pages: UTF-16, both ways", () => {
+Deno.test("pages: text of both UTF-16 encodings is decoded", () => {
   for (const encoding of ["UTF-16le", "UTF-16be"]) {
     using temp = new TempFolder();
     const path = `${temp.path}/db.sqlite`;
@@ -152,7 +152,7 @@ Deno.test("pages: UTF-16, both ways", () => {
   }
 });
 
-testWith(["sqlite3"], "pages: bytes that are reserved at the end of each page", async () => {
+testWith(["sqlite3"], "pages: reserved bytes at the end of a page are skipped", async () => {
   using temp = new TempFolder();
   const path = `${temp.path}/db.sqlite`;
   const program = new Deno.Command("sqlite3", {
@@ -165,7 +165,7 @@ testWith(["sqlite3"], "pages: bytes that are reserved at the end of each page", 
   assertRows(rowsOf(path, rootsOf(path)).filter(({ table }) => table === "t"), expectedOf(path));
 });
 
-Deno.test("pages: each width of an integer, and row numbers up to 2^53", () => {
+Deno.test("pages: integers of each width and row numbers up to 2^53 are exact", () => {
   using temp = new TempFolder();
   const path = `${temp.path}/db.sqlite`;
   const values = [7, 15, 23, 31, 47, 62].flatMap((bits) => [2n ** BigInt(bits) - 1n, -(2n ** BigInt(bits))]);
@@ -180,7 +180,7 @@ Deno.test("pages: each width of an integer, and row numbers up to 2^53", () => {
 });
 
 Deno.test({
-  name: "pages: negative row numbers",
+  name: "pages: negative row numbers are exact",
   fn: () => {
     using temp = new TempFolder();
     const path = `${temp.path}/db.sqlite`;
@@ -190,7 +190,7 @@ Deno.test({
   },
 });
 
-Deno.test("pages: what the WAL has lies over the file, whole or alone", () => {
+Deno.test("pages: rows of the WAL come after those of the file, also without the file or without its header", () => {
   using temp = new TempFolder();
   const path = `${temp.path}/db.sqlite`;
   sqlite(path, `PRAGMA journal_mode=WAL; ${FILL(300)}`);
@@ -224,7 +224,7 @@ Deno.test("pages: what the WAL has lies over the file, whole or alone", () => {
   rowsOf(copy);
 });
 
-Deno.test("pages: no file, an empty one, a short one", () => {
+Deno.test("pages: a missing, empty or short file has no rows", () => {
   using temp = new TempFolder();
   const path = `${temp.path}/db.sqlite`;
   assert.deepEqual(pagesOf(path), []);
@@ -234,7 +234,7 @@ Deno.test("pages: no file, an empty one, a short one", () => {
   }
 });
 
-Deno.test("pages: a leaf that does not say any more where its rows are is searched for them", () => {
+Deno.test("pages: a leaf page with a destroyed header is searched for its rows", () => {
   using temp = new TempFolder();
   const path = `${temp.path}/db.sqlite`;
   sqlite(path, "CREATE TABLE t (a, b); INSERT INTO t VALUES ('one', 1), ('two', 2), ('three', 3)");
@@ -262,7 +262,7 @@ Deno.test("pages: a leaf that does not say any more where its rows are is search
   }
 });
 
-Deno.test("pages: trees, chains and lists that lead in circles", async () => {
+Deno.test("pages: circular trees, overflow chains and free lists end", async () => {
   using temp = new TempFolder();
   const path = `${temp.path}/db.sqlite`;
   sqlite(path, `PRAGMA page_size=512; ${FILL(400)}`);
@@ -284,19 +284,19 @@ Deno.test("pages: trees, chains and lists that lead in circles", async () => {
   assert.ok(looks < bytes.length, `${looks} looks`);
 });
 
-Deno.test("pages: an interior page that leads to page 0", () => {
+Deno.test("pages: an interior page that leads to page 0 hides no row", () => {
   using temp = new TempFolder();
   const path = `${temp.path}/db.sqlite`;
   sqlite(path, FILL(400));
   const expected = expectedOf(path);
   const bytes = Deno.readFileSync(path);
   assert.equal(bytes[4096], 5);
-  // As where the end of a page was not written.
+  // As if the end of the page was not written.
   Deno.writeFileSync(path, bytes.fill(0, 4096 + 8, 8192));
   assertRows(rowsOf(path, { t: 2 }).filter(({ cells }) => cells.length === 6), expected);
 });
 
-Deno.test("property: whatever is overwritten, cut or made up, nothing throws, and it ends", () => {
+Deno.test("property: pages of any content are read without an error", () => {
   using temp = new TempFolder();
   const path = `${temp.path}/db.sqlite`;
   const made = new Map([512, 4096].map((pageSize) => {
@@ -338,13 +338,13 @@ Deno.test("property: whatever is overwritten, cut or made up, nothing throws, an
 });
 
 Deno.test({
-  name: "pages: garbage that is made to look like long rows is read in bounded time",
+  name: "pages: garbage that resembles long rows is read in bounded time",
   fn: async () => {
     using temp = new TempFolder();
     const path = `${temp.path}/db.sqlite`;
     sqlite(path, FILL(10));
     const head = Deno.readFileSync(path).subarray(0, 4096);
-    // Every eighth byte starts a row of 262,143 bytes, number 1, that goes on on page 143, which goes on on itself.
+    // Every eighth byte starts row 1, of 262,143 bytes, which continues in page 143, which continues in itself.
     const pattern = [0x8f, 0xff, 0x7f, 1, 0, 0, 0, 0];
     const body = Uint8Array.from({ length: 2 * 1024 * 1024 }, (_, i) => pattern[i % 8]!);
     body.set([0, 0, 0, 143], 4096 * 141);
@@ -352,4 +352,20 @@ Deno.test({
     const looks = await looksOf(() => pagesOf(path));
     assert.ok(looks < 2 * body.length, `${looks} looks`);
   },
+});
+
+Deno.test("pages: a page whose cells all lead to one long row is read in bounded time", async () => {
+  using temp = new TempFolder();
+  const path = `${temp.path}/db.sqlite`;
+  sqlite(path, "CREATE TABLE t (a); INSERT INTO t VALUES (hex(zeroblob(500000)))");
+  const bytes = Deno.readFileSync(path);
+  const leaf = new DataView(bytes.buffer, 4096, 4096);
+  assert.equal(leaf.getUint8(0), 13);
+  const cell = leaf.getUint16(8);
+  leaf.setUint16(3, 900);
+  for (let i = 0; i < 900; i++) leaf.setUint16(8 + 2 * i, cell);
+  Deno.writeFileSync(path, bytes);
+  let rows: FoundRow[] = [];
+  const reads = await callsOf(Deno.FsFile.prototype, "seekSync", () => rows = rowsOf(path, { t: 2 }));
+  assert.ok(rows.length > 0 && reads < 30 * bytes.length / 4096, `${rows.length} rows, ${reads} reads`);
 });

@@ -9,7 +9,7 @@ import { makeOldDatabase, type OldKind, TempFolder, testWith } from "../../fixtu
 
 type Cells = (string | number | bigint | Uint8Array | null)[];
 
-/** A folder in memory, where the system has one: `fsync` takes most of the time of a small recovery. */
+/** A folder in memory if there is one: `fsync` takes most of the time of a small recovery. */
 const FAST = (() => {
   try {
     return Deno.statSync("/dev/shm").isDirectory ? "/dev/shm" : undefined;
@@ -34,7 +34,7 @@ class Store implements Disposable {
     db.close();
   }
 
-  /** Rows as they are, with integers of any size. */
+  /** Rows with exact integers of any size. */
   rows(sql: string): Cells[] {
     const db = new DatabaseSync(this.file);
     const statement = db.prepare(sql);
@@ -71,18 +71,18 @@ class Store implements Disposable {
   }
 }
 
-/** What is done to a sound database: nothing, its header is destroyed, or the whole of the page with the schema. */
+/** What is done to an intact database. */
 const DAMAGES = {
   none: () => {},
   header: (bytes: Uint8Array) => void bytes.fill(0, 0, 100),
   schema: (bytes: Uint8Array) => void bytes.fill(0, 0, 4096),
-  /** A page of an index, so that SQLite does not find it sound and all pages are gone through too. */
+  /** A page of an index: SQLite finds the damage, so that the pages are read, too. */
   page: (bytes: Uint8Array) => {
     const leaf = Array.from({ length: bytes.length / 4096 }, (_, page) => page * 4096).find((at) => bytes[at] === 10);
     bytes.fill(0x55, leaf, leaf! + 4096);
   },
 };
-/** Those after which the schema is still to be found. */
+/** Those that leave the schema readable. */
 const WITH_SCHEMA = ["none", "header"] as const;
 
 function insertOf(run_id: string, fields: Record<string, string | number | null> = {}): string {
@@ -104,7 +104,7 @@ function rejectsOf({ rejected_file }: Recovery): Record<string, unknown>[] {
 // ------------------------------------------------------------------------------------------------ the contract's tables
 
 for (const damage of ["none", "header", "schema"] as const) {
-  Deno.test(`damage ${damage}: every cell of every contract table comes back, and the marks above all`, async () => {
+  Deno.test(`damage ${damage}: every cell of every contract table comes back`, async () => {
     using store = new Store(
       schemaSql() + insertOf("posted", {
         api_posted: 1,
@@ -141,7 +141,7 @@ for (const damage of ["none", "header", "schema"] as const) {
 
 for (const kind of ["v1", "v2", "v2_recovered", "v2_recovered_commits", "says3_is2"] as OldKind[]) {
   for (const damage of ["header", "schema"] as const) {
-    Deno.test(`damage ${damage} to a ${kind} database: every cell by its own column`, async () => {
+    Deno.test(`damage ${damage}: every cell of a ${kind} database comes back in its column`, async () => {
       using store = new Store();
       makeOldDatabase(store.file, kind, 60);
       store.sql(
@@ -159,7 +159,7 @@ for (const kind of ["v1", "v2", "v2_recovered", "v2_recovered_commits", "says3_i
   }
 }
 
-Deno.test("ended beats running, both ways, and a mark of any source stays", async () => {
+Deno.test("a run that ended replaces a running one of any source, and api_posted markers stay", async () => {
   const mark = { api_posted: 1, api_posted_at: "then" };
   for (const damage of ["none", "header", "schema"] as const) {
     using store = new Store(
@@ -187,7 +187,7 @@ Deno.test("ended beats running, both ways, and a mark of any source stays", asyn
   }
 });
 
-Deno.test("rows that the v2 layout refuses go to the rejects, with their cells", async () => {
+Deno.test("rows that break a CHECK are rejected with their cells", async () => {
   using store = new Store(
     schemaSql() + "PRAGMA ignore_check_constraints=ON;" + insertOf("fine") + insertOf("bogus", { status: "bogus" }) +
       "INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES (NULL, 'a', 't')",
@@ -207,7 +207,7 @@ Deno.test("rows that the v2 layout refuses go to the rejects, with their cells",
 });
 
 for (const over of [[0x1a, 0x2c, 0x63], [0x41, 0xff, 0x41]]) {
-  Deno.test(`an id that ${over} was written over is no run: its row is in the rejects`, async () => {
+  Deno.test(`a row whose id is overwritten by ${over} is rejected`, async () => {
     using store = new Store(schemaSql() + insertOf("sound") + insertOf("overwritten", { output_summary: "of it" }));
     store.change((bytes) => {
       const text = new TextDecoder("latin1").decode(bytes);
@@ -224,7 +224,7 @@ for (const over of [[0x1a, 0x2c, 0x63], [0x41, 0xff, 0x41]]) {
 }
 
 Deno.test({
-  name: "a row that is refused is rejected once",
+  name: "a refused row is rejected once",
   fn: async () => {
     using store = new Store(
       schemaSql() + "PRAGMA ignore_check_constraints=ON;" + insertOf("bogus", { status: "bogus" }),
@@ -234,7 +234,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a run with a replacement character, as errors='replace' makes them, comes back without SQL too",
+  name: "a run with U+FFFD in its text comes back without SQLite",
   fn: async () => {
     using store = new Store(schemaSql() + insertOf("x", { error_summary: "caf\ufffd", api_posted: 1 }));
     store.change(DAMAGES.schema);
@@ -243,7 +243,7 @@ Deno.test({
   },
 });
 
-Deno.test("a newer source's empty cell takes back what an older one has", async () => {
+Deno.test("NULL of a later source replaces a value of an earlier one", async () => {
   using store = new Store(schemaSql() + insertOf("x", { status: "failed", error_summary: "it failed", product: "p" }));
   const backup = `${store.layout.base}/backup.sqlite`;
   Deno.copyFileSync(store.file, backup);
@@ -254,7 +254,7 @@ Deno.test("a newer source's empty cell takes back what an older one has", async 
 
 // ------------------------------------------------------------------------------------------------ the WAL
 
-/** A database with content in its WAL alone, as a killed agent leaves it. */
+/** Leaves a database with content that is only in its WAL, like a killed agent. */
 function leaveWal(path: string, inFile: string, inWal: string): void {
   const db = new DatabaseSync(path, { enableForeignKeyConstraints: false });
   db.exec(inFile + "PRAGMA wal_checkpoint(TRUNCATE); PRAGMA wal_autocheckpoint=0;" + inWal);
@@ -264,7 +264,7 @@ function leaveWal(path: string, inFile: string, inWal: string): void {
 }
 
 for (const damage of ["none", "header", "schema"] as const) {
-  Deno.test(`damage ${damage}: what is in the WAL alone comes back`, async () => {
+  Deno.test(`damage ${damage}: rows that are only in the WAL come back`, async () => {
     using store = new Store();
     leaveWal(
       store.file,
@@ -285,7 +285,7 @@ for (const damage of ["none", "header", "schema"] as const) {
   });
 }
 
-Deno.test("a torn WAL gives what is whole in it, and the file what it had", async () => {
+Deno.test("intact frames of a torn WAL and the rows of the file come back", async () => {
   using store = new Store();
   leaveWal(store.file, schemaSql() + insertOf("in file"), insertOf("first") + insertOf("second"));
   Deno.truncateSync(`${store.file}-wal`, Deno.statSync(`${store.file}-wal`).size - 2000);
@@ -295,7 +295,7 @@ Deno.test("a torn WAL gives what is whole in it, and the file what it had", asyn
   assert.ok(ids.includes("in file") && ids.includes("first"), ids.join());
 });
 
-Deno.test("the WAL of another database beside it costs no row of the file", async () => {
+Deno.test("the WAL of another database hides no row of the file", async () => {
   using store = new Store();
   using other = new Store();
   leaveWal(other.file, schemaSql() + insertOf("other"), insertOf("others wal"));
@@ -308,11 +308,11 @@ Deno.test("the WAL of another database beside it costs no row of the file", asyn
   assert.deepEqual([lost.length, kept === null], [0, false], lost.join());
 });
 
-Deno.test("the WAL of another database marks no run of this one: it would never be posted", async () => {
+Deno.test("the WAL of another database sets no api_posted marker", async () => {
   using store = new Store();
   using other = new Store();
   const ids = Array.from({ length: 200 }, (_, i) => `own ${i}`);
-  // Indexes are alike, page by page; the other's say that row numbers are posted.
+  // The indexes of both have the same pages, and the other's mark the row numbers as posted.
   leaveWal(
     other.file,
     schemaSql() + ids.map((id) => insertOf(id.replace("own", "other"))).join(""),
@@ -325,7 +325,7 @@ Deno.test("the WAL of another database marks no run of this one: it would never 
   assert.deepEqual(store.values("SELECT run_id FROM agent_runs WHERE api_posted=1 AND run_id LIKE 'own%'"), []);
 });
 
-// ------------------------------------------------------------------------------------------------ what people added
+// ------------------------------------------------------------------------------------------------ user-defined objects
 
 const OWN = `
   ALTER TABLE agent_runs ADD COLUMN team TEXT NOT NULL DEFAULT 'it''s red';
@@ -348,7 +348,7 @@ const OWN = `
   INSERT INTO commits (commit_hash, reviewed) VALUES ('c0ffee', 1);`;
 
 for (const damage of WITH_SCHEMA) {
-  Deno.test(`damage ${damage}: tables, columns, indexes, triggers and views of people come back`, async () => {
+  Deno.test(`damage ${damage}: plain user-defined tables, columns, indexes, triggers and views come back`, async () => {
     using store = new Store(schemaSql() + OWN);
     const read = () => ({
       keyed: store.rows("SELECT * FROM keyed ORDER BY 1").filter(([id]) => damage === "none" || Number(id) > 0),
@@ -366,14 +366,14 @@ for (const damage of WITH_SCHEMA) {
     const { not_brought } = await store.recover();
     assert.deepEqual(not_brought, []);
     assert.deepEqual(read(), before);
-    // The columns are what they were: a new run has their defaults, and the trigger fires.
+    // A new run gets the defaults, and the trigger fires.
     store.sql(insertOf("z"));
     assert.deepEqual(store.rows(`SELECT team, "my cost" FROM agent_runs WHERE run_id='z'`), [["it's red", 1.5]]);
     assert.ok(store.values("SELECT run_id FROM seen").includes("z"));
   });
 }
 
-Deno.test("runs of the log get the defaults of columns that people added", async () => {
+Deno.test("runs of the log get the defaults of user-defined columns", async () => {
   using store = new Store(
     schemaSql() + "ALTER TABLE agent_runs ADD COLUMN team TEXT NOT NULL DEFAULT 'red';" + insertOf("x"),
   );
@@ -393,12 +393,12 @@ async function assertUtf16(damage: keyof typeof DAMAGES): Promise<void> {
   assert.deepEqual(store.values("SELECT a FROM own"), ["ü"], damage);
 }
 
-Deno.test("a UTF-16 database, sound or with a damaged page", async () => {
+Deno.test("a UTF-16 database comes back, intact or with a damaged page", async () => {
   await assertUtf16("none");
   await assertUtf16("page");
 });
 
-/** What would make the inserts of agents fail, or cannot be made. */
+/** What is not plain, does not work, or would refuse the writes of agents. */
 const LEFT_OUT: Record<string, [sql: string, what: RegExp]> = {
   "a trigger that refuses every run": [
     "CREATE TRIGGER no BEFORE INSERT ON agent_runs BEGIN SELECT RAISE(ABORT, 'no more runs'); END",
@@ -454,12 +454,12 @@ const LEFT_OUT: Record<string, [sql: string, what: RegExp]> = {
 };
 
 for (const [name, [sql, what]] of Object.entries(LEFT_OUT)) {
-  Deno.test(`${name} is named, and the rest comes back`, async () => {
+  Deno.test(`${name} is named and not copied`, async () => {
     for (const damage of WITH_SCHEMA) {
       using store = new Store(schemaSql() + insertOf("x") + "CREATE TABLE own (a); INSERT INTO own VALUES (1);");
       const isOdd = name.includes("function");
       store.sql(sql);
-      // It was made when there was nothing that it refuses.
+      // Created when no row broke it.
       store.log(line("y", isOdd ? { metrics_json: "no JSON" } : {}));
       store.change(DAMAGES[damage]);
       const { not_brought } = await store.recover();
@@ -471,7 +471,7 @@ for (const [name, [sql, what]] of Object.entries(LEFT_OUT)) {
   });
 }
 
-Deno.test("a unique index that the log's runs break is named", async () => {
+Deno.test("a unique index that runs of the log break is named and not copied", async () => {
   using store = new Store(schemaSql() + insertOf("x", { host: "h" }) + "CREATE UNIQUE INDEX one ON agent_runs(host)");
   store.log(line("y", { host: "h" }));
   const { not_brought } = await store.recover();
@@ -479,7 +479,7 @@ Deno.test("a unique index that the log's runs break is named", async () => {
   assert.deepEqual(store.values("SELECT run_id FROM agent_runs ORDER BY 1"), ["x", "y"]);
 });
 
-Deno.test("an interior page whose end was not written costs no row", async () => {
+Deno.test("all rows come back below an interior page whose end was not written", async () => {
   const ids = Array.from({ length: 600 }, (_, i) => `run ${i}`);
   using store = new Store(schemaSql() + ids.map((id) => insertOf(id)).join(""));
   const root = Number(store.values("SELECT rootpage FROM sqlite_schema WHERE name='agent_runs'")[0]);
@@ -491,13 +491,11 @@ Deno.test("an interior page whose end was not written costs no row", async () =>
   assert.equal(store.values("SELECT count(*) FROM agent_runs")[0], 600);
 });
 
-// ------------------------------------------------------------------------------------------------ defects
+// ------------------------------------------------------------------------------------------------ odd databases
 
-/** Each was seen to fail by the lib's fault, and is to be a test like any other when that is mended. */
-const DEFECTS: Record<string, () => Promise<void>> = {
-  // lib/recovery/salvage.ts, takeFrom: SQLite deletes the WAL of a file of 0 bytes when it opens it, here that of the copy, after
-  // which the only other one goes too. Acknowledged runs are lost for good.
-  "a WAL whose database is gone, or empty": async () => {
+const ODD: Record<string, () => Promise<void>> = {
+  // SQLite deletes the WAL of an empty file when it opens that file.
+  "a WAL without its database, or with an empty one, is kept and copied": async () => {
     for (const how of ["gone", "empty"]) {
       using store = new Store();
       leaveWal(store.file, schemaSql() + insertOf("in file"), insertOf("in wal", { api_posted: 1 }));
@@ -510,8 +508,8 @@ const DEFECTS: Record<string, () => Promise<void>> = {
       assert.deepEqual(store.rows("SELECT run_id, api_posted FROM agent_runs WHERE run_id='in wal'"), [["in wal", 1]]);
     }
   },
-  // lib/recovery/salvage.ts, addColumns: an empty table takes NOT NULL without a default, and the log's first run then ends all.
-  "a column that is NOT NULL without a default": async () => {
+  // An empty table accepts such a column, which then refuses the runs of the log.
+  "a NOT NULL column without a default is added without NOT NULL": async () => {
     using store = new Store(
       schemaSql().replace("  created_at TEXT", "  team TEXT NOT NULL,\n  created_at TEXT") +
         insertOf("x", { team: "blue" }),
@@ -521,10 +519,8 @@ const DEFECTS: Record<string, () => Promise<void>> = {
     assert.match(not_brought.join("\n"), /agent_runs\.team.*NOT NULL/);
     assert.deepEqual(store.rows("SELECT run_id, team FROM agent_runs ORDER BY 1"), [["x", "blue"], ["y", null]]);
   },
-  // lib/sqlite_pages.ts: without the header all text is taken for UTF-8.
-  "a UTF-16 database whose header is gone": () => assertUtf16("header"),
-  // lib/recovery/salvage.ts, seekSchema: whatever row of whatever table looks like one of the schema is run as SQL.
-  "text in a table of people is no schema": async () => {
+  "a UTF-16 database without a header comes back": () => assertUtf16("header"),
+  "rows of a user-defined table are not taken for the schema": async () => {
     using store = new Store(
       schemaSql() + insertOf("x") + `CREATE TABLE own (a, b, c, d, e); INSERT INTO own VALUES
         ('table', 'evil', 'evil', 5, 'CREATE TABLE evil (x)'), ('trigger', 'bad', 'agent_runs', 0,
@@ -534,13 +530,13 @@ const DEFECTS: Record<string, () => Promise<void>> = {
     await store.recover();
     assert.deepEqual(store.values("SELECT name FROM sqlite_schema WHERE name IN ('evil', 'bad')"), []);
   },
-  // lib/health.ts, replacement.ts: SQLite keeps the WAL beside the file that a link leads to, and not beside the link.
-  "a link in the place of the database stays one, and its WAL is seen": async () => {
+  // SQLite keeps the WAL beside the file that a link leads to.
+  "a link to the database stays a link, and the WAL of its target is read": async () => {
     using store = new Store();
     const real = `${store.layout.base}/real.sqlite`;
     leaveWal(real, schemaSql() + insertOf("in file"), insertOf("in wal"));
     Deno.symlinkSync(real, store.file);
-    // As the scripts find it.
+    // As the scripts resolve it.
     Object.assign(store, { layout: locate(store.layout.base) });
     const before = Deno.readFileSync(`${real}-wal`);
     assert.equal((await checkHealth(store.layout)).healthy, true);
@@ -551,15 +547,13 @@ const DEFECTS: Record<string, () => Promise<void>> = {
     await store.recover();
     assert.ok(Deno.lstatSync(store.file).isSymlink);
   },
-  // lib/sqlite_pages.ts, #guessPageSize.
-  "a header of zeros in a database of some hundred pages": async () => {
+  "a database of hundreds of pages without a header comes back": async () => {
     using store = new Store();
     makeOldDatabase(store.file, "v2", 3000);
     store.change(DAMAGES.header);
     assert.equal((await store.recover()).runs, 3000);
   },
-  // lib/recovery/salvage.ts, Layouts.find: any texts look like a commit: here those of sqlite_stat1, which ANALYZE makes.
-  "ANALYZE has been run: its rows are no commits": async () => {
+  "rows that ANALYZE has written are not taken for commits": async () => {
     for (const damage of ["header", "schema", "pages"] as const) {
       using store = new Store(
         schemaSql() + insertOf("x") + "INSERT INTO commits (commit_hash) VALUES ('c0ffee'); ANALYZE",
@@ -569,8 +563,7 @@ const DEFECTS: Record<string, () => Promise<void>> = {
       assert.deepEqual(store.values("SELECT commit_hash FROM commits"), ["c0ffee"], damage);
     }
   },
-  // The same: rows of a virtual table's own tables look like run_events, and replace them.
-  "rows of a full-text index are no events": async () => {
+  "rows of a full-text index are not taken for events": async () => {
     using store = new Store(
       schemaSql() + insertOf("x") +
         `INSERT INTO run_events (run_id, event_type, timestamp) VALUES ('x', 'e', 't');
@@ -580,8 +573,7 @@ const DEFECTS: Record<string, () => Promise<void>> = {
     await store.recover();
     assert.deepEqual(store.rows("SELECT run_id, event_type FROM run_events"), [["x", "e"]]);
   },
-  // The same: rows of people's tables, where the schema is gone.
-  "rows of other tables are no commits and no events": async () => {
+  "rows of other tables are not taken for commits or events where the schema is lost": async () => {
     using store = new Store(
       schemaSql() + insertOf("x") +
         `CREATE TABLE notes (title TEXT, body TEXT); INSERT INTO notes VALUES ('a note', 'its text');
@@ -592,8 +584,8 @@ const DEFECTS: Record<string, () => Promise<void>> = {
     assert.deepEqual(store.values("SELECT commit_hash FROM commits"), []);
     assert.deepEqual(store.values("SELECT run_id FROM run_events"), []);
   },
-  // lib/recovery/salvage.ts, finish: the rollback of such a trigger ends the transaction, and with it the recovery.
-  "a trigger with RAISE(ROLLBACK)": async () => {
+  // Such a trigger ends the transaction.
+  "a trigger with RAISE(ROLLBACK) is named and not copied": async () => {
     using store = new Store(
       schemaSql() + insertOf("x") +
         "CREATE TRIGGER no BEFORE INSERT ON agent_runs BEGIN SELECT RAISE(ROLLBACK, 'no more runs'); END",
@@ -602,24 +594,22 @@ const DEFECTS: Record<string, () => Promise<void>> = {
     assert.match(not_brought.join("\n"), /^trigger no: .*no more runs/);
     assert.deepEqual(store.values("SELECT run_id FROM agent_runs"), ["x"]);
   },
-  // lib/schema.ts, isOfContract: `in` finds what every object has.
-  "a table that has the name of a method of every object": async () => {
+  "a table with the name of a property of Object comes back": async () => {
     using store = new Store(
       schemaSql() + insertOf("x") + "CREATE TABLE constructor (a); INSERT INTO constructor VALUES (1)",
     );
     await store.recover();
     assert.deepEqual(store.values("SELECT a FROM constructor"), [1]);
   },
-  // lib/row_reader.ts: a row number over 2^53 throws `io`, and no recovery is possible.
-  "a row number over 2^53": async () => {
+  "a row whose number is over 2^53 comes back": async () => {
     using store = new Store(
       schemaSql() + insertOf("x") + insertOf("y") + "UPDATE agent_runs SET rowid=1<<60 WHERE run_id='y'",
     );
     await store.recover();
     assert.deepEqual(store.values("SELECT run_id FROM agent_runs ORDER BY 1"), ["x", "y"]);
   },
-  // lib/row_reader.ts: json_array takes a BLOB that could be JSONB for JSON.
-  "BLOBs that look like JSONB": async () => {
+  // json_array takes such a BLOB for JSON.
+  "BLOBs that resemble JSONB come back unchanged": async () => {
     using store = new Store(
       schemaSql() + `CREATE TABLE own (a, b BLOB);
       INSERT INTO own VALUES (1, x'00'), (2, x'01'), (3, x'07'), (4, jsonb('{"a": [1]}'))`,
@@ -628,9 +618,8 @@ const DEFECTS: Record<string, () => Promise<void>> = {
     await store.recover();
     assert.deepEqual(store.rows("SELECT a, typeof(b), hex(b) FROM own ORDER BY 1"), before);
   },
-  // lib/recovery/salvage.ts, take: Deno binds every number as REAL, 1 included: a column without a type gets 1.0 for 1. The other
-  // way round JSON makes 1 of 1.0. Integers have to be bound as bigint, and their types to be read.
-  "the type of a number stays in a column without one": async () => {
+  // Deno binds numbers as REAL, and JSON has no difference between 1 and 1.0.
+  "numbers keep their types in a column without a type": async () => {
     using store = new Store(
       schemaSql() + "CREATE TABLE own (a, b); INSERT INTO own VALUES (1.0, 1), (5000000000, 5000000000.0)",
     );
@@ -638,8 +627,7 @@ const DEFECTS: Record<string, () => Promise<void>> = {
     await store.recover();
     assert.deepEqual(store.rows("SELECT typeof(a), typeof(b) FROM own"), before);
   },
-  // lib/recovery/salvage.ts, addColumns: CHECK, COLLATE, UNIQUE and REFERENCES of a column go without a word.
-  "rules of a column that do not come are named": async () => {
+  "constraints of a column that are not copied are named": async () => {
     using store = new Store(
       schemaSql() + "ALTER TABLE agent_runs ADD COLUMN team TEXT COLLATE NOCASE CHECK(length(team) < 9);" +
         insertOf("x"),
@@ -648,8 +636,7 @@ const DEFECTS: Record<string, () => Promise<void>> = {
     const sql = String(store.values("SELECT sql FROM sqlite_schema WHERE name='agent_runs'")[0]);
     assert.ok(/NOCASE.*length\(team\)/s.test(sql) || not_brought.some((text) => text.includes("team")), sql);
   },
-  // lib/sqlite_pages.ts: negative row numbers are all -1.
-  "negative keys come back without SQL": async () => {
+  "negative keys come back without SQLite": async () => {
     using store = new Store(
       schemaSql() + "CREATE TABLE own (id INTEGER PRIMARY KEY, a); INSERT INTO own VALUES (-5, 'x'), (-7, 'y')",
     );
@@ -674,8 +661,7 @@ const DEFECTS: Record<string, () => Promise<void>> = {
     await store.recover();
     assert.deepEqual(store.values("SELECT run_id FROM agent_runs"), ["x"]);
   },
-  // lib/recovery/salvage.ts: names are compared letter by letter, SQLite does not.
-  "a table and columns in capitals": async () => {
+  "a table and columns with names in capitals come back": async () => {
     using store = new Store(
       schemaSql().replace("EXISTS agent_runs", "EXISTS Agent_Runs").replace(
         "  run_id TEXT PRIMARY",
@@ -685,8 +671,8 @@ const DEFECTS: Record<string, () => Promise<void>> = {
     await store.recover();
     assert.deepEqual(store.values("SELECT run_id FROM agent_runs"), ["x"]);
   },
-  // lib/recovery/salvage.ts, #take: one byte in a page of schema_migrations makes it a later product's, and stops the recovery.
-  "a version that damage made": async () => {
+  // One damaged byte in schema_migrations is no proof of a later product.
+  "a damaged version number does not stop a recovery": async () => {
     using store = new Store(schemaSql() + insertOf("x"));
     const root = Number(store.values("SELECT rootpage FROM sqlite_schema WHERE name='schema_migrations'")[0]);
     const runs = Number(store.values("SELECT rootpage FROM sqlite_schema WHERE name='commits'")[0]);
@@ -702,11 +688,11 @@ const DEFECTS: Record<string, () => Promise<void>> = {
   },
 };
 
-for (const [name, fn] of Object.entries(DEFECTS)) Deno.test({ name, fn });
+for (const [name, fn] of Object.entries(ODD)) Deno.test({ name, fn });
 
-// ------------------------------------------------------------------------------------------------ agents meanwhile
+// ------------------------------------------------------------------------------------------------ concurrent agents
 
-/** Changes a live database from another process, as an agent does; in this one, a file handle would drop its locks. */
+/** Changes a live database from another process, like an agent. In this process, a file handle would drop its locks. */
 function elsewhere(path: string, sql: string): void {
   const program = `import { DatabaseSync } from "node:sqlite";
     const db = new DatabaseSync(Deno.args[0], { enableForeignKeyConstraints: false });
@@ -716,7 +702,7 @@ function elsewhere(path: string, sql: string): void {
   assert.ok(success, new TextDecoder().decode(stderr));
 }
 
-/** Has something happen once, at the first call of one of Deno's functions that says so. */
+/** Calls `what` once, at the first matching call of a function of Deno. */
 function whenever<T extends "copyFileSync" | "linkSync">(
   name: T,
   isMoment: (path: string) => boolean,
@@ -732,7 +718,7 @@ function whenever<T extends "copyFileSync" | "linkSync">(
   return { [Symbol.dispose]: () => void (Deno[name] = original as typeof Deno[T]) };
 }
 
-Deno.test("a database that is made while a lost one is recovered is not replaced, and is kept by the next try", async () => {
+Deno.test("a database that an agent creates during a recovery is not replaced, and the next recovery keeps it", async () => {
   using store = new Store();
   store.log(line("x"));
   const make = schemaSql() + insertOf("x", { api_posted: 1 }) + insertOf("only in the database");
@@ -750,7 +736,7 @@ Deno.test("a database that is made while a lost one is recovered is not replaced
   assert.deepEqual(store.values("SELECT api_posted FROM agent_runs ORDER BY run_id"), [0, 1]);
 });
 
-testWith(["unix"], "a link that leads nowhere is not replaced, and is told for what it is", async () => {
+testWith(["unix"], "a link that leads nowhere is not replaced, and the error names it", async () => {
   using store = new Store();
   store.log(line("x"));
   Deno.symlinkSync(`${store.layout.base}/nowhere.sqlite`, store.file);
@@ -760,7 +746,7 @@ testWith(["unix"], "a link that leads nowhere is not replaced, and is told for w
   assert.equal((await store.recover()).runs, 1);
 });
 
-Deno.test("a mark that is set between the copy of a damaged file and the moment when it is opened is not lost", async () => {
+Deno.test("a marker that is set right after a damaged file was copied is not lost", async () => {
   using store = new Store(`PRAGMA journal_mode=WAL; ${schemaSql()}${insertOf("x")}${insertOf("y")}`);
   store.change(DAMAGES.page);
   const mark = "UPDATE agent_runs NOT INDEXED SET api_posted=1 WHERE run_id||''='x'";
@@ -769,7 +755,7 @@ Deno.test("a mark that is set between the copy of a damaged file and the moment 
   assert.deepEqual(store.rows("SELECT run_id, api_posted FROM agent_runs ORDER BY 1"), [["x", 1], ["y", 0]]);
 });
 
-Deno.test("triggers of people do not fire again for what is carried over", async () => {
+Deno.test("user-defined triggers do not fire again for merged rows", async () => {
   using store = new Store(
     `PRAGMA journal_mode=WAL; ${schemaSql()}${insertOf("x")}
     CREATE TABLE audit (what TEXT);
@@ -787,7 +773,7 @@ Deno.test("triggers of people do not fire again for what is carried over", async
   assert.deepEqual(store.values("SELECT count(*) FROM audit"), [3]);
 });
 
-Deno.test("open connections to a UTF-16 database go on after it was recovered", async () => {
+Deno.test("open connections to a UTF-16 database keep working after a recovery", async () => {
   using store = new Store(`PRAGMA encoding='UTF-16le'; PRAGMA journal_mode=WAL; ${schemaSql()}${insertOf("é 🚀")}`);
   const open = new DatabaseSync(store.file);
   open.prepare("SELECT count(*) FROM agent_runs").get();
@@ -800,10 +786,10 @@ Deno.test("open connections to a UTF-16 database go on after it was recovered", 
   assert.deepEqual(store.values("SELECT run_id FROM agent_runs ORDER BY 1"), ["later", "é 🚀"]);
 });
 
-// ------------------------------------------------------------------------------------------------ what people add
+// ------------------------------------------------------------------------------------------------ more user-defined objects
 
 for (const damage of ["none", "page"] as const) {
-  Deno.test(`damage ${damage}: a table of people that has grown since the backup keeps its newer rows`, async () => {
+  Deno.test(`damage ${damage}: a user-defined table with a new column keeps its new rows beside a backup`, async () => {
     using store = new Store(`${schemaSql()}${insertOf("x")}CREATE TABLE "my budget" (agent TEXT);
       INSERT INTO "my budget" VALUES ('old');`);
     const backup = `${store.layout.db}/../backup.sqlite`;
@@ -816,7 +802,7 @@ for (const damage of ["none", "page"] as const) {
   });
 }
 
-Deno.test("where the list of tables is lost, what was in other tables is named and written down", async () => {
+Deno.test("where the schema is lost, rows of other tables are rejected with their cells", async () => {
   using store = new Store(`${schemaSql()}${insertOf("x")}CREATE TABLE budget (agent TEXT, limit_usd REAL);
     INSERT INTO budget VALUES ('indexer', 2.5);`);
   store.change(DAMAGES.schema);
@@ -827,7 +813,7 @@ Deno.test("where the list of tables is lost, what was in other tables is named a
   assert.deepEqual(store.values("SELECT run_id FROM agent_runs"), ["x"]);
 });
 
-Deno.test("a virtual table's own tables are told by their whole names", async () => {
+Deno.test("only the shadow tables of a virtual table are left out with it", async () => {
   using store = new Store(
     `${schemaSql()}${insertOf("x")}CREATE VIRTUAL TABLE notes USING fts5(body); INSERT INTO notes VALUES ('n');
     CREATE TABLE notes_archive (body TEXT); INSERT INTO notes_archive VALUES ('kept');
@@ -840,7 +826,7 @@ Deno.test("a virtual table's own tables are told by their whole names", async ()
   assert.ok(not_brought.every((line) => /virtual table/.test(line)), not_brought.join());
 });
 
-Deno.test("a column of people that is called rowid is not taken for the number of the row", async () => {
+Deno.test("a user-defined column named rowid is not taken for the row number", async () => {
   using store = new Store(
     `${schemaSql()}ALTER TABLE agent_runs ADD COLUMN rowid INTEGER DEFAULT 1099511627776;
     ${insertOf("x")}${insertOf("y", { rowid: 7 })}${insertOf("in no log", { rowid: null })}`,
@@ -852,7 +838,7 @@ Deno.test("a column of people that is called rowid is not taken for the number o
   assert.deepEqual(runs_from, { log: 1, log_and_salvaged: 2, salvaged: 1 });
 });
 
-Deno.test("columns whose type is no word, or whose name every object has, come back", async () => {
+Deno.test("columns with an odd type, or with the name of a property of Object, come back", async () => {
   using store = new Store(
     `${schemaSql()}ALTER TABLE agent_runs ADD COLUMN odd "a;b"; ALTER TABLE agent_runs ADD COLUMN money DECIMAL(10, 2);
     ALTER TABLE agent_runs ADD COLUMN constructor TEXT; ${insertOf("x", { odd: "o", money: 2, constructor: "c" })}`,

@@ -21,7 +21,7 @@ const rowidsOf = (rows: ReadRow[]) => rows.map(({ rowid }) => rowid);
 /** Rows 1 to n. */
 const NUMBERS = (n: number) => `WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ${n})`;
 
-Deno.test("rows: cells come exactly as they are", () => {
+Deno.test("rows: every type of cell is exact", () => {
   const text = 'naïve\0 — 日本語 🚀 \u2028 " \\ \n';
   using db = memory("CREATE TABLE t (a, b, c, d, e)");
   const insert = db.prepare("INSERT INTO t VALUES (?, ?, ?, ?, ?)");
@@ -36,7 +36,7 @@ Deno.test("rows: cells come exactly as they are", () => {
   assert.deepEqual(third!.slice(2), [text, 9007199254740993n, Infinity]);
 });
 
-Deno.test("rows: numbers of all kinds, read and written again, are the same", () => {
+Deno.test("rows: numbers stay the same when read and written again", () => {
   using db = memory("CREATE TABLE t (a REAL); CREATE TABLE u (a REAL)");
   const insert = db.prepare("INSERT INTO t VALUES (?)");
   const bytes = new Uint8Array(8);
@@ -50,7 +50,7 @@ Deno.test("rows: numbers of all kinds, read and written again, are the same", ()
   assert.equal(db.get("SELECT count(*) AS n FROM t JOIN u ON t.rowid=u.rowid WHERE t.a IS NOT u.a")!["n"], 0);
 });
 
-Deno.test("rows: columns in the order asked for, names of any kind, none of its rows twice", () => {
+Deno.test("rows: names of any kind, columns in the given order, each row once", () => {
   using db = memory(`CREATE TABLE "my ""t""" ("a b" INTEGER PRIMARY KEY, "select", "at", "cells");
     ${NUMBERS(1234)} INSERT INTO "my ""t""" SELECT i, 's' || i, i, 'c' FROM n;`);
   assert.equal(quotedName('my "t"'), '"my ""t"""');
@@ -62,7 +62,7 @@ Deno.test("rows: columns in the order asked for, names of any kind, none of its 
   assert.deepEqual(chunks, [500, 500, 234]);
 });
 
-Deno.test("rows: none, negative row numbers, and gaps", () => {
+Deno.test("rows: an empty table, negative row numbers and gaps", () => {
   using db = memory("CREATE TABLE t (a INTEGER PRIMARY KEY); CREATE TABLE none (a)");
   assert.deepEqual(read(db, "none", ["a"]), []);
   db.exec("INSERT INTO t VALUES (-9007199254740991), (-5), (0), (7), (1099511627777), (9007199254740991)");
@@ -70,7 +70,7 @@ Deno.test("rows: none, negative row numbers, and gaps", () => {
 });
 
 Deno.test({
-  name: "rows: row numbers over 2^53",
+  name: "rows: rows whose numbers are over 2^53 are read",
   fn: () => {
     using db = memory("CREATE TABLE t (a); INSERT INTO t (rowid, a) VALUES (1, 'x'), (9223372036854775807, 'y')");
     assert.deepEqual(cellsOf(read(db, "t", ["a"])), [["x"], ["y"]]);
@@ -78,14 +78,14 @@ Deno.test({
 });
 
 Deno.test({
-  name: "rows: a table with a column that is named rowid",
+  name: "rows: a column named rowid hides no row",
   fn: () => {
     using db = memory("CREATE TABLE t (rowid TEXT, a); INSERT INTO t VALUES ('x', 1), ('y', 2)");
     assert.deepEqual(cellsOf(read(db, "t", ["rowid", "a"])), [["x", 1], ["y", 2]]);
   },
 });
 
-Deno.test("rows: one BLOB among many rows", () => {
+Deno.test("rows: a BLOB among many rows is exact", () => {
   using db = memory(`CREATE TABLE t (a); ${NUMBERS(1600)} INSERT INTO t SELECT i FROM n;
     UPDATE t SET a=x'00ff' WHERE rowid IN (3, 777)`);
   const rows = read(db, "t", ["a"]);
@@ -94,11 +94,11 @@ Deno.test("rows: one BLOB among many rows", () => {
 });
 
 Deno.test({
-  name: "rows: BLOBs of every first byte",
+  name: "rows: BLOBs of every first byte stay BLOBs",
   fn: () => {
     const wrong: number[] = [];
     for (let byte = 0; byte < 256; byte++) {
-      // Each alone: one that is no JSONB has all of its chunk read cell by cell.
+      // In a table of its own, so that no other BLOB changes how its chunk is read.
       using db = memory("CREATE TABLE t (a)");
       db.prepare("INSERT INTO t VALUES (?)").run(new Uint8Array([byte]));
       if (!(cellsOf(read(db, "t", ["a"]))[0]![0] instanceof Uint8Array)) wrong.push(byte);
@@ -107,17 +107,17 @@ Deno.test({
   },
 });
 
-Deno.test("rows: a UTF-16 database", () => {
+Deno.test("rows: text of a UTF-16 database is exact", () => {
   using db = memory("PRAGMA encoding='UTF-16le'; CREATE TABLE t (a); INSERT INTO t VALUES ('é 🚀' || char(0) || 'x')");
   assert.deepEqual(cellsOf(read(db, "t", ["a"])), [["é 🚀\0x"]]);
 });
 
-Deno.test("rows: what is no damage is thrown", () => {
+Deno.test("rows: errors other than damage are thrown", () => {
   using db = memory("CREATE TABLE t (a)");
   assert.throws(() => [...readRows(db, "none", ["a"])], (error) => error instanceof TelemetryError);
 });
 
-Deno.test("rows: of a table without row numbers", () => {
+Deno.test("rows: a table WITHOUT ROWID is read", () => {
   using db = memory(
     "CREATE TABLE w (a TEXT PRIMARY KEY, b) WITHOUT ROWID; INSERT INTO w VALUES ('b', 2), ('a' || char(0), 1.0)",
   );
@@ -125,7 +125,7 @@ Deno.test("rows: of a table without row numbers", () => {
   assert.deepEqual(rows, [{ rowid: undefined, cells: ["a\0", 1] }, { rowid: undefined, cells: ["b", 2n] }]);
 });
 
-Deno.test("rows: around pages of garbage, which is not looked at row by row number", async () => {
+Deno.test("rows: damaged pages are skipped in few reads", async () => {
   using temp = new TempFolder();
   const path = `${temp.path}/t.sqlite`;
   const rows = 4000;
@@ -148,12 +148,12 @@ Deno.test("rows: around pages of garbage, which is not looked at row by row numb
   });
   assert.ok(reads > places && reads < 1000, `${reads} reads`);
   assert.ok(places > 0);
-  // Nine rows a page; of the last page the row numbers themselves are gone.
+  // A page has nine rows. The damaged last page hides the highest row number.
   assert.ok(found.size >= rows - 10 * damaged.length && found.size < rows, String(found.size));
   for (const [rowid, cell] of found) assert.equal(cell, rowid);
 });
 
-testWith(["sample"], "rows: 252 runs of the sample's damaged database", () => {
+testWith(["sample"], "rows: at least 252 runs of the sample's damaged database are read", () => {
   using temp = new TempFolder();
   const path = `${temp.path}/damaged.sqlite`;
   Deno.writeFileSync(path, Deno.readFileSync(`${SAMPLE}/databases/damaged.sqlite`));
