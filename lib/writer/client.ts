@@ -8,9 +8,9 @@ import { timestamp } from "../time.ts";
 import { apiFromEnvironment } from "./api_client.ts";
 import { ClientStore } from "./client_store.ts";
 import type { RunStats } from "./database_writer.ts";
-import { copyOf, type EndFields, errorSummary, type RunFields, toColumns, toEndStatus, toText } from "./fields.ts";
+import { copyOf, type EndFields, errorSummary, type RunFields, toColumns, toEndStatus } from "./fields.ts";
 import { PostQueue } from "./post_queue.ts";
-import { Warnings } from "./warnings.ts";
+import { toText, Warnings } from "./warnings.ts";
 
 export { CLIENT_COLUMNS, type EndFields, type RunFields } from "./fields.ts";
 
@@ -88,7 +88,7 @@ const LAST_MOMENT_MS = 250;
  * ```
  */
 export class TelemetryClient implements AsyncDisposable {
-  readonly #warnings: Warnings;
+  readonly #warnings = new Warnings();
   readonly #closeTimeoutMs: number;
   readonly #store: ClientStore;
   /** Undefined when posting is off. */
@@ -98,10 +98,8 @@ export class TelemetryClient implements AsyncDisposable {
 
   /** Finds the store, and creates missing folders with a warning. Never throws. */
   constructor(options: ClientOptions = {}) {
-    const errors: unknown[] = [];
-    const { base, onWarning, closeTimeoutMs } = copyOf(options, (error) => errors.push(error)) as ClientOptions;
-    this.#warnings = new Warnings(typeof onWarning === "function" ? onWarning : printWarning);
-    for (const error of errors) this.#warnings.fail("options", error);
+    const { base, onWarning, closeTimeoutMs } = copyOf(options, this.#warnings) as ClientOptions;
+    if (typeof onWarning === "function") this.#warnings.onWarning = onWarning;
     // A timer takes no more than 31 bits.
     const isTime = typeof closeTimeoutMs === "number" && closeTimeoutMs >= 0;
     this.#closeTimeoutMs = isTime ? Math.min(closeTimeoutMs, 2 ** 31 - 1) : 5000;
@@ -135,7 +133,7 @@ export class TelemetryClient implements AsyncDisposable {
         trigger_type: "cli",
         agent_owner: readEnv("AGENT_OWNER") || null,
         host: hostName(),
-        ...this.#columns(this.#copyOf(fields), null),
+        ...toColumns(copyOf(fields, this.#warnings), null, this.#warnings),
       });
       this.#runs.set(id, { run, started: performance.now() });
       await this.#record(run);
@@ -179,17 +177,13 @@ export class TelemetryClient implements AsyncDisposable {
         return this.#warnings.warn("unknown_run", `${what}: its end is not recorded`);
       }
       this.#runs.delete(runId);
-      const { status = "success", ...rest } = this.#copyOf(fields);
-      const endStatus = toEndStatus(status);
-      if (endStatus === undefined) {
-        this.#warnings.warn("status", `a run cannot end as ${toText(status)}: it is recorded as partial`);
-      }
+      const { status = "success", ...rest } = copyOf(fields, this.#warnings);
       await this.#record({
         ...open.run,
         end_time: timestamp(),
         duration_ms: Math.round(performance.now() - open.started),
-        ...this.#columns(rest, open.run.metrics_json),
-        status: endStatus ?? "partial",
+        ...toColumns(rest, open.run.metrics_json, this.#warnings),
+        status: toEndStatus(status, this.#warnings),
       });
     });
   }
@@ -236,7 +230,7 @@ export class TelemetryClient implements AsyncDisposable {
       const result = await work({
         runId,
         logEvent: (eventType, payload) => this.logEvent(runId, eventType, payload),
-        setMetrics: (metrics) => void Object.assign(results, this.#copyOf(metrics)),
+        setMetrics: (metrics) => void Object.assign(results, copyOf(metrics, this.#warnings)),
       });
       await this.endRun(runId, { ...results, status: "success" });
       return result;
@@ -317,14 +311,6 @@ export class TelemetryClient implements AsyncDisposable {
     }
   }
 
-  #copyOf(given: unknown): Record<string, unknown> {
-    return copyOf(given, (error) => this.#warnings.fail("field", error));
-  }
-
-  #columns(fields: Record<string, unknown>, metrics: string | null): Partial<RunRecord> {
-    return toColumns(fields, metrics, (error) => this.#warnings.fail("field", error));
-  }
-
   /** Writes to the log, then to the database, then to the API. What the log rejects is still written to the database. */
   async #record(run: RunRecord): Promise<void> {
     await this.#store.append({ ...run, record_type: "run" });
@@ -345,8 +331,4 @@ async function within(ms: number, work: Promise<void>): Promise<void> {
 function hostName(): string | null {
   if (isGranted({ name: "sys", kind: "hostname" })) return Deno.hostname();
   return readEnv("HOSTNAME") || readEnv("COMPUTERNAME") || null;
-}
-
-function printWarning(message: string): void {
-  Deno.stderr.writeSync(new TextEncoder().encode(`telemetry: ${message}\n`));
 }

@@ -2,6 +2,7 @@
 import { TelemetryError } from "../errors.ts";
 import { RUN_COLUMNS, RUN_STATUSES, type RunRecord, type RunStatus, toJson, type TriggerType } from "../records.ts";
 import { timestamp } from "../time.ts";
+import { toText, type Warnings } from "./warnings.ts";
 
 // deno-fmt-ignore
 /** The columns of a run that only the client sets. */
@@ -30,23 +31,23 @@ export type EndFields = RunFields & {
 };
 
 /** Reads every property once. When a getter throws, nothing is used. */
-export function copyOf(given: unknown, onFailure: (error: unknown) => void): Record<string, unknown> {
+export function copyOf(given: unknown, warnings: Warnings): Record<string, unknown> {
   try {
     return { ...given as object };
   } catch (error) {
-    onFailure(error);
+    warnings.fail("field", error);
     return {};
   }
 }
 
 /**
  * Converts fields to columns, and merges the fields that are not columns into the JSON object `metrics`. A field that
- * cannot be converted is left out and passed to `onFailure`.
+ * cannot be converted is left out, with a warning.
  */
 export function toColumns(
   fields: Record<string, unknown>,
   metrics: string | null,
-  onFailure: (error: unknown) => void,
+  warnings: Warnings,
 ): Partial<RunRecord> {
   const columns: Record<string, string | number | null> = {};
   const others: Record<string, unknown> = {};
@@ -54,12 +55,12 @@ export function toColumns(
     try {
       columns[name] = value();
     } catch (error) {
-      onFailure(error);
+      warnings.fail("field", error);
     }
   };
   for (const [name, value] of Object.entries(fields)) {
     if (value === undefined || (value === null && name === "start_time")) continue;
-    if (OWN.has(name)) onFailure(new TelemetryError("usage", `only the client sets ${name}: the value is ignored`));
+    if (OWN.has(name)) warnings.warn("field", `only the client sets ${name}: the value is ignored`);
     else if (COLUMNS.has(name)) convert(name, () => toColumn(name, value));
     else others[name] = value;
   }
@@ -86,26 +87,18 @@ function toColumn(name: string, value: unknown): string | number | null {
 function parseMetrics(text: unknown): object {
   try {
     const value: unknown = JSON.parse(String(text));
-    return value === null || (typeof value === "object" && !Array.isArray(value))
-      ? { ...value }
-      : { metrics_json: value };
+    const isObject = typeof value === "object" && !Array.isArray(value);
+    return isObject ? { ...value } : { metrics_json: value };
   } catch {
     return { metrics_json: text };
   }
 }
 
-/** The final status, or undefined when it is none of the contract. */
-export function toEndStatus(status: unknown): RunStatus | undefined {
-  return RUN_STATUSES.find((known) => known === status && known !== "running");
-}
-
-/** Converts any value to text. Never throws. */
-export function toText(value: unknown): string {
-  try {
-    return String(value);
-  } catch {
-    return "unknown";
-  }
+/** The final status of a run. A status that the contract does not know becomes `partial`, with a warning. */
+export function toEndStatus(given: unknown, warnings: Warnings): RunStatus {
+  const status = RUN_STATUSES.find((known) => known === given && known !== "running");
+  if (!status) warnings.warn("status", `a run cannot end as ${toText(given)}: it is recorded as partial`);
+  return status ?? "partial";
 }
 
 /** `Type: message` of a thrown value (contract, "Client and API"). Never throws: the agent must see its own error. */

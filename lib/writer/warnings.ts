@@ -1,15 +1,11 @@
 /** The warnings of a client. @module */
 import { TelemetryError } from "../errors.ts";
-import { toText } from "./fields.ts";
 
 /** Warns of each cause once, and counts it every time. Never throws. */
 export class Warnings {
+  /** Receives the first warning of each cause. */
+  onWarning: (message: string) => void = printWarning;
   readonly #counts = new Map<string, number>();
-  readonly #onWarning: (message: string) => void;
-
-  constructor(onWarning: (message: string) => void) {
-    this.#onWarning = onWarning;
-  }
 
   /** How often each cause occurred. */
   counts(): Record<string, number> {
@@ -21,7 +17,7 @@ export class Warnings {
     this.#counts.set(cause, before + 1);
     if (before > 0) return;
     try {
-      Promise.resolve(this.#onWarning(message) as unknown).catch(() => {});
+      Promise.resolve(this.onWarning(message) as unknown).catch(() => {});
     } catch { /* A handler that fails must not stop the recording. */ }
   }
 
@@ -29,5 +25,18 @@ export class Warnings {
   fail(area: string, error: unknown): void {
     if (!(error instanceof TelemetryError)) return this.warn(`${area}:unexpected`, `${area}: ${toText(error)}`);
     this.warn(`${area}:${error.code}`, error.hint ? `${error.message} (${error.hint})` : error.message);
+  }
+}
+
+function printWarning(message: string): void {
+  Deno.stderr.writeSync(new TextEncoder().encode(`telemetry: ${message}\n`));
+}
+
+/** Converts any value to text. Never throws. */
+export function toText(value: unknown): string {
+  try {
+    return String(value);
+  } catch {
+    return "unknown";
   }
 }

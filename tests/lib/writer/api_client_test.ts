@@ -10,7 +10,7 @@ import {
 import { TelemetryError } from "../../../lib/errors.ts";
 import { newRun, type RunRecord } from "../../../lib/records.ts";
 
-// Off by default since Deno 2.8, and half of what this file tests is that nothing is left behind.
+// Off by default since Deno 2.8. Many of these tests check that no timer or connection is left behind.
 Deno.test.sanitizer({ ops: true, resources: true });
 
 const RUN = newRun({
@@ -19,10 +19,10 @@ const RUN = newRun({
   start_time: "2025-12-10T12:05:30.123456+00:00",
 });
 const TOKEN = "t0ken-S3cret";
-/** Everything that must never be seen: parts of the URL, the token. */
+/** What must never be shown: parts of the URL, and the token. */
 const SECRETS = [TOKEN, "path-S3cret", "query-S3cret", "user-S3cret", "pass-S3cret", "hash-S3cret"];
 
-/** A request as the server saw it. */
+/** A request that the server received. */
 interface Seen {
   method: string;
   host: string;
@@ -34,7 +34,7 @@ interface Seen {
 
 type Answer = Response | ((seen: Seen) => Response);
 
-/** A loopback server that gives its answers one after the other, and the last one for ever. */
+/** A loopback server that sends its answers in order, then repeats the last one. */
 function serve(...answers: Answer[]) {
   const seen: Seen[] = [];
   const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, async (request) => {
@@ -56,8 +56,8 @@ function serve(...answers: Answer[]) {
 }
 
 /**
- * A loopback server below HTTP: writes `reply` after the request's first bytes, then waits for the client to leave,
- * or leaves first: by a proper end, or, with bytes of the client's unread, by a reset.
+ * A loopback server on TCP. It writes `reply` after the first bytes of the request. Then it waits until the client closes
+ * the connection, or closes it first: normally, or by a reset because it did not read all bytes.
  */
 function serveRaw(reply: string, leave: "last" | "first" | "reset" = "last") {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
@@ -110,7 +110,7 @@ const ok = () => Response.json({ status: "ok" });
 
 // The answer
 
-Deno.test("a 200 of JSON is success, and the request is what the contract says", async () => {
+Deno.test("a 200 with JSON is success, and the request follows the contract", async () => {
   await using server = serve(ok);
   assert.deepEqual(await client(`${server.url}?key=1`).post(RUN), { posted: true, tries: 1 });
   const [request] = server.seen;
@@ -122,7 +122,7 @@ Deno.test("a 200 of JSON is success, and the request is what the contract says",
   assert.deepEqual(JSON.parse(request!.body), apiPayload(RUN));
 });
 
-Deno.test("the payload has the contract's fields in the contract's order, nulls left out", () => {
+Deno.test("the payload has the fields of the contract in its order, without nulls", () => {
   const text = (name: string) => `a ${name}`;
   const full = Object.fromEntries(Object.keys(RUN).map((name) => [name, text(name)])) as unknown as RunRecord;
   // deno-fmt-ignore
@@ -144,7 +144,7 @@ Deno.test("the payload has the contract's fields in the contract's order, nulls 
   assert.deepEqual(apiPayload({ run_id: "x", host: undefined } as unknown as RunRecord), { run_id: "x" });
 });
 
-Deno.test("only the final statuses end the tries", async (t) => {
+Deno.test("only final statuses prevent a retry", async (t) => {
   for (const status of [400, 401, 403, 404, 410, 422, 451, 499]) {
     await t.step(`${status} is final`, async () => {
       await using server = serve(new Response("no", { status }), ok);
@@ -153,14 +153,14 @@ Deno.test("only the final statuses end the tries", async (t) => {
     });
   }
   for (const status of [201, 202, 204, 302, 304, 408, 429, 500, 502, 503, 504]) {
-    await t.step(`${status} is tried again`, async () => {
+    await t.step(`${status} is retried`, async () => {
       await using server = serve(new Response(null, { status }), ok);
       assert.deepEqual(await client(server.url).post(RUN), { posted: true, tries: 2 });
     });
   }
 });
 
-Deno.test("three tries in all, each with the whole request", async () => {
+Deno.test("there are three attempts, each with the whole request", async () => {
   await using server = serve(new Response("down", { status: 500 }));
   const result = await client(server.url, { delaysMs: [30, 60] }).post(RUN);
   assert.deepEqual(result, { posted: false, tries: 3, final: false, reason: `${server.host} answered 500` });
@@ -174,7 +174,7 @@ Deno.test("three tries in all, each with the whole request", async () => {
   }
 });
 
-Deno.test("a 200 of HTML is no success, and is tried again", async (t) => {
+Deno.test("a 200 with HTML is not success, and is retried", async (t) => {
   const bodies = {
     "doctype": "<!DOCTYPE html><title>Error</title>",
     "lower case doctype": "<!doctype html>",
@@ -200,7 +200,7 @@ Deno.test("a 200 of HTML is no success, and is tried again", async (t) => {
   }
 });
 
-Deno.test("an answer without end is read only at its start", async () => {
+Deno.test("an endless response is read only at its start", async () => {
   const cancelled = Promise.withResolvers<void>();
   await using server = serve(() => {
     const chunk = new Uint8Array(16384).fill(0x20);
@@ -214,13 +214,13 @@ Deno.test("an answer without end is read only at its start", async () => {
 
 // Retry-After
 
-Deno.test("Retry-After is obeyed between the tries", async () => {
+Deno.test("Retry-After sets the pause between attempts", async () => {
   await using server = serve(new Response("slow down", { status: 429, headers: { "retry-after": "1" } }), ok);
   assert.deepEqual(await client(server.url).post(RUN), { posted: true, tries: 2 });
   assert.ok(server.seen[1]!.at - server.seen[0]!.at >= 995);
 });
 
-Deno.test("Retry-After never shortens a wait, and never asks for more than a minute", () => {
+Deno.test("Retry-After never shortens a pause, and never makes it longer than a minute", () => {
   const now = Date.parse("2025-12-10T12:00:00Z");
   assert.equal(retryWaitMs(1000, null, now), 1000);
   assert.equal(retryWaitMs(1000, "5", now), 5000);
@@ -237,7 +237,7 @@ Deno.test("Retry-After never shortens a wait, and never asks for more than a min
 
 // Redirects
 
-Deno.test("a redirected POST is fetched with GET, as Apps Script wants it, and that answer counts", async (t) => {
+Deno.test("a redirected POST is followed with GET, as Apps Script expects, and that response counts", async (t) => {
   for (const status of [301, 302, 303]) {
     await t.step(`${status}`, async () => {
       await using echo = serve(ok);
@@ -250,7 +250,7 @@ Deno.test("a redirected POST is fetched with GET, as Apps Script wants it, and t
       }
     });
   }
-  await t.step("its HTML is no success, its 401 is final, by its own name", async () => {
+  await t.step("its HTML is not success, and its 401 is final and names its host", async () => {
     await using echo = serve(html, new Response("", { status: 401 }));
     await using server = serve(redirect(302, `http://localhost:${echo.port}/`));
     const reason = `localhost:${echo.port} answered 401`;
@@ -258,7 +258,7 @@ Deno.test("a redirected POST is fetched with GET, as Apps Script wants it, and t
   });
 });
 
-Deno.test("307 and 308 send the POST again", async (t) => {
+Deno.test("307 and 308 repeat the POST", async (t) => {
   for (const status of [307, 308]) {
     await t.step(`${status}`, async () => {
       await using echo = serve(ok);
@@ -278,14 +278,14 @@ Deno.test("307 and 308 send the POST again", async (t) => {
   });
 });
 
-Deno.test("the token stays with the origin that was configured", async (t) => {
+Deno.test("the token is sent only to the configured origin", async (t) => {
   const bearer = (seen: Seen[]) => seen.map(({ headers }) => headers.get("authorization"));
-  await t.step("the same origin gets it", async () => {
+  await t.step("the same origin receives it", async () => {
     await using server = serve(redirect(307, "/other"), ok);
     await client(server.url).post(RUN);
     assert.deepEqual(bearer(server.seen), [`Bearer ${TOKEN}`, `Bearer ${TOKEN}`]);
   });
-  await t.step("another name of the same server does not, nor the first one when asked back", async () => {
+  await t.step("another origin does not, nor the first one after a redirect back", async () => {
     await using server = serve(
       ({ host }) => redirect(307, `http://localhost:${new URL(`http://${host}`).port}/`),
       redirect(307, "/further"),
@@ -297,7 +297,7 @@ Deno.test("the token stays with the origin that was configured", async (t) => {
     assert.deepEqual(server.seen.map(({ host }) => host), [server.host, other, other, server.host]);
     assert.deepEqual(bearer(server.seen), [`Bearer ${TOKEN}`, null, null, null]);
   });
-  await t.step("the next try starts anew", async () => {
+  await t.step("the next attempt starts at the configured URL", async () => {
     await using server = serve(
       ({ host }) => redirect(302, `http://localhost:${new URL(`http://${host}`).port}/`),
       new Response("", { status: 500 }),
@@ -308,7 +308,7 @@ Deno.test("the token stays with the origin that was configured", async (t) => {
   });
 });
 
-Deno.test("user and password in an address are never sent", async (t) => {
+Deno.test("the user and password of a URL are never sent", async (t) => {
   await t.step("of the configured URL", async () => {
     await using server = serve(redirect(307, "/other"), ok);
     const url = server.url.replace("http://", "http://user:pass@");
@@ -334,7 +334,7 @@ Deno.test("ten redirects are followed, an eleventh is not", async () => {
   assert.equal(loop.seen.length, 22);
 });
 
-Deno.test("a redirect that leaves https and loopback is refused", async (t) => {
+Deno.test("a redirect to an address that is neither https nor loopback is refused", async (t) => {
   for (const status of [302, 307]) {
     for (
       const location of ["http://plain.invalid/x", "//plain.invalid/x", "ftp://plain.invalid/", "file:///etc/hosts"]
@@ -346,15 +346,15 @@ Deno.test("a redirect that leaves https and loopback is refused", async (t) => {
       });
     }
   }
-  await t.step("a Location that is no address is just a bad answer", async () => {
+  await t.step("a Location that is not a URL is retried", async () => {
     await using server = serve(redirect(302, "http://["), ok);
     assert.deepEqual(await client(server.url).post(RUN), { posted: true, tries: 2 });
   });
 });
 
-// A network that fails
+// Network failures
 
-Deno.test("a server that never answers costs no more than the timeout of each try", async (t) => {
+Deno.test("the timeout bounds each attempt when a server does not answer", async (t) => {
   const failed = (host: string) => ({
     posted: false,
     tries: 2,
@@ -362,7 +362,7 @@ Deno.test("a server that never answers costs no more than the timeout of each tr
     reason: `${host} did not answer within 0.12 s`,
   });
   const quick = { delaysMs: [1], timeoutMs: 120 };
-  await t.step("no answer at all", async () => {
+  await t.step("no response", async () => {
     await using server = serveRaw("");
     assert.deepEqual(await client(server.url, quick).post(RUN), failed(server.host));
     assert.equal(server.connections(), 2);
@@ -376,7 +376,7 @@ Deno.test("a server that never answers costs no more than the timeout of each tr
     await using first = serve(redirect(302, server.url));
     assert.deepEqual(await client(first.url, quick).post(RUN), failed(server.host));
   });
-  await t.step("the body of a redirect or an error is not waited for", async () => {
+  await t.step("the body of a redirect or an error is not awaited", async () => {
     await using server = serveRaw("HTTP/1.1 401 No\r\nContent-Length: 9\r\n\r\n{");
     await using first = serveRaw(`HTTP/1.1 302 Moved\r\nContent-Length: 9\r\nLocation: ${server.url}\r\n\r\n{`);
     const reason = `${server.host} answered 401`;
@@ -384,7 +384,7 @@ Deno.test("a server that never answers costs no more than the timeout of each tr
   });
 });
 
-Deno.test("a connection that breaks is tried again", async (t) => {
+Deno.test("a connection that breaks is retried", async (t) => {
   const half = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{";
   for (const [reply, leave] of [["", "first"], ["", "reset"], [half, "first"]] as const) {
     await t.step(`${leave}, after ${reply.length} bytes`, async () => {
@@ -398,16 +398,16 @@ Deno.test("a connection that breaks is tried again", async (t) => {
 
 // Stopping
 
-Deno.test("aborting ends a post at once", async (t) => {
+Deno.test("an abort signal ends a post immediately", async (t) => {
   const reason = "posting was stopped";
   const forever = { delaysMs: [60_000, 60_000], timeoutMs: 60_000 };
-  await t.step("before it begins", async () => {
+  await t.step("before it starts", async () => {
     await using server = serve(ok);
     const result = await client(server.url).post(RUN, AbortSignal.abort());
     assert.deepEqual(result, { posted: false, tries: 0, final: false, reason });
     assert.equal(server.seen.length, 0);
   });
-  await t.step("in the middle of a wait", async () => {
+  await t.step("during a pause", async () => {
     const stop = new AbortController();
     await using server = serve(() => {
       setTimeout(() => stop.abort(new Error(TOKEN)), 20);
@@ -417,7 +417,7 @@ Deno.test("aborting ends a post at once", async (t) => {
     assert.deepEqual(result, { posted: false, tries: 1, final: false, reason });
   });
   for (const reply of ["", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"]) {
-    await t.step(`in the middle of a fetch, after ${reply.length} bytes`, async () => {
+    await t.step(`during a fetch, after ${reply.length} bytes`, async () => {
       const stop = new AbortController();
       await using server = serveRaw(reply);
       const posting = client(server.url, { ...forever, delaysMs: [] }).post(RUN, stop.signal);
@@ -426,7 +426,7 @@ Deno.test("aborting ends a post at once", async (t) => {
       assert.deepEqual(await posting, { posted: false, tries: 1, final: false, reason });
     });
   }
-  await t.step("afterwards it changes nothing", async () => {
+  await t.step("after the post it has no effect", async () => {
     const stop = new AbortController();
     await using server = serve(ok);
     assert.deepEqual(await client(server.url).post(RUN, stop.signal), { posted: true, tries: 1 });
@@ -437,7 +437,7 @@ Deno.test("aborting ends a post at once", async (t) => {
 // Permissions
 
 Deno.test({
-  name: "without net permission nothing is tried, and the flag is named",
+  name: "without net permission nothing is sent, and the reason names the flag",
   permissions: { net: false },
   async fn() {
     const reason = "no permission: --allow-net=script.google.com";
@@ -462,7 +462,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a host that no permission can name is refused, not thrown",
+  name: "a host that no permission can name is a failure, not an exception",
   permissions: { net: ["127.0.0.1"] },
   async fn() {
     const direct = await client("https://a..b/path-S3cret").post(RUN);
@@ -476,7 +476,7 @@ Deno.test({
 
 // What cannot be posted or configured
 
-Deno.test("a run that is no JSON is a final failure, not an exception", async () => {
+Deno.test("a run that JSON cannot represent is a final failure, not an exception", async () => {
   const odd = { ...RUN, duration_ms: 1n } as unknown as RunRecord;
   const reason = "run.duration_ms cannot be written as JSON";
   const expected = { posted: false, tries: 0, final: true, reason };
@@ -485,7 +485,7 @@ Deno.test("a run that is no JSON is a final failure, not an exception", async ()
   assert.equal(!nothing.posted && nothing.final, true);
 });
 
-/** What the constructor throws: must be `usage`, and must show no secret, in any way an error is shown. */
+/** What the constructor throws. It must be `usage`, and must not show a secret in any form. */
 function refusal(options: ApiClientOptions): TelemetryError {
   try {
     new ApiClient(options);
@@ -495,7 +495,7 @@ function refusal(options: ApiClientOptions): TelemetryError {
     assertNoSecret(Deno.inspect(error) + error.stack + error.hint + JSON.stringify(error));
     return error;
   }
-  throw new Error("was accepted");
+  throw new Error("the options were accepted");
 }
 
 function assertNoSecret(text: string): void {
@@ -503,7 +503,7 @@ function assertNoSecret(text: string): void {
   assert.ok(!text.includes("S3cret"), text);
 }
 
-Deno.test("a URL that is neither https nor loopback is refused, by its host at most", () => {
+Deno.test("a URL that is neither https nor loopback is refused, and only its host is shown", () => {
   const tail = "/path-S3cret?k=query-S3cret#hash-S3cret";
   const login = "user-S3cret:pass-S3cret@";
   for (const [start, host] of [["http://", "plain.example:81"], ["ftp://", "plain.example"]]) {
@@ -529,7 +529,7 @@ Deno.test("https and loopback are accepted", () => {
   assert.equal(new ApiClient({ url: " https://api.example:443/x\n", token: TOKEN }).host, "api.example");
 });
 
-Deno.test("a token must be able to travel in a header", async () => {
+Deno.test("a token that a header cannot contain is refused", async () => {
   const url = "http://localhost:8080/";
   for (
     const token of ["", " \n", `a\n${TOKEN}`, `${TOKEN}\rb`, `${TOKEN}\0`, `\x1b${TOKEN}`, `${TOKEN}€`, `${TOKEN}\x7f`]
@@ -545,13 +545,13 @@ Deno.test("a token must be able to travel in a header", async () => {
 
 // Secrets
 
-/** A URL with a secret in every part that can hold one. */
+/** A URL with a secret in every part. */
 function withSecrets(origin: string): string {
   const url = new URL(origin);
   return `${url.protocol}//user-S3cret:pass-S3cret@${url.host}/path-S3cret?key=query-S3cret#hash-S3cret`;
 }
 
-Deno.test("no failure tells a secret", async (t) => {
+Deno.test("no failure shows a secret", async (t) => {
   async function check(name: string, origin: string, options: Partial<ApiClientOptions> = {}, signal?: AbortSignal) {
     await t.step(name, async () => {
       const api = client(withSecrets(origin), { delaysMs: [1], timeoutMs: 300, ...options });
@@ -594,8 +594,8 @@ Deno.test("no failure tells a secret", async (t) => {
 });
 
 Deno.test({
-  name: "a name that does not exist",
-  // Runs where the tests may reach it: --allow-net=…,x.invalid
+  name: "a host name that does not exist is retried",
+  // Runs only with the permission: --allow-net=…,x.invalid
   ignore: Deno.permissions.querySync({ name: "net", host: "x.invalid:443" }).state !== "granted",
   async fn() {
     const result = await client(withSecrets("https://x.invalid"), { timeoutMs: 1000 }).post(RUN);
@@ -608,8 +608,8 @@ Deno.test({
 // The environment
 
 /**
- * What {@linkcode apiFromEnvironment} makes of these variables and no others. The real environment belongs to the
- * process, and so to the test files that run beside this one: only this file's view of it is replaced.
+ * Calls {@linkcode apiFromEnvironment} with only these variables. It replaces `Deno.env.get` instead of the variables,
+ * which other test files of the process use at the same time.
  */
 function fromEnvironment(values: Record<string, string>): ApiClient | undefined {
   const get = Deno.env.get;
@@ -621,7 +621,7 @@ function fromEnvironment(values: Record<string, string>): ApiClient | undefined 
   }
 }
 
-Deno.test("the environment switches posting on and off", () => {
+Deno.test("variables turn posting on and off", () => {
   const urls = { unset: {}, empty: { METRICS_API_URL: "" }, set: { METRICS_API_URL: "https://api.example/x" } };
   const tokens = {
     unset: {},
@@ -650,7 +650,7 @@ Deno.test("the environment switches posting on and off", () => {
   }
 });
 
-Deno.test("a bad URL or token in the environment is thrown once, but not when posting is off", () => {
+Deno.test("an invalid URL or token in the environment throws, unless posting is off", () => {
   const bad = { METRICS_API_URL: "http://plain.example/path-S3cret", METRICS_API_TOKEN: TOKEN };
   const usage = (error: unknown) => error instanceof TelemetryError && error.code === "usage";
   assert.throws(() => fromEnvironment(bad), usage);
@@ -660,7 +660,7 @@ Deno.test("a bad URL or token in the environment is thrown once, but not when po
   assert.equal(fromEnvironment({ ...bad, TELEMETRY_TEST_MODE: "mock" }), undefined);
 });
 
-Deno.test("a token file's newline does no harm", async () => {
+Deno.test("a newline after the token is ignored", async () => {
   await using server = serve(ok);
   const api = fromEnvironment({ METRICS_API_URL: server.url, METRICS_API_TOKEN: `${TOKEN}\n` })!;
   assert.deepEqual(await api.post(RUN), { posted: true, tries: 1 });
@@ -668,7 +668,7 @@ Deno.test("a token file's newline does no harm", async () => {
 });
 
 Deno.test({
-  name: "an environment that may not be read means off",
+  name: "without permission to read the environment, posting is off",
   permissions: { env: false },
   fn: () => assert.equal(apiFromEnvironment(), undefined),
 });
