@@ -1,0 +1,127 @@
+import assert from "node:assert/strict";
+import { layoutOf } from "../../../lib/layout.ts";
+import { newRun, type RunRecord } from "../../../lib/records.ts";
+import { createDatabase } from "../../../lib/store/database.ts";
+import { createStorage } from "../../../lib/store/folders.ts";
+import { ApiClient } from "../../../lib/writer/api_client.ts";
+import { ClientStore } from "../../../lib/writer/client_store.ts";
+import { PostQueue } from "../../../lib/writer/post_queue.ts";
+import { Warnings } from "../../../lib/writer/warnings.ts";
+import { TempFolder } from "../../fixtures/mod.ts";
+
+/** A store, an API that counts its requests, and a queue between them. */
+class Stage implements AsyncDisposable {
+  readonly folder = new TempFolder();
+  readonly warnings = new Warnings();
+  readonly store: ClientStore;
+  readonly posts: PostQueue;
+  /** The ids that the API received. */
+  readonly received: string[] = [];
+  concurrent = 0;
+  maxConcurrent = 0;
+  status = 200;
+  /** While it is set, the API does not answer. */
+  hold: Promise<void> | undefined;
+  readonly #server: Deno.HttpServer<Deno.NetAddr>;
+
+  constructor() {
+    const layout = layoutOf(`${this.folder.path}/base`);
+    createStorage(layout);
+    createDatabase(layout);
+    this.warnings.onWarning = () => {};
+    this.store = new ClientStore(layout.base, this.warnings);
+    this.#server = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen() {} }, async (request) => {
+      this.maxConcurrent = Math.max(this.maxConcurrent, ++this.concurrent);
+      this.received.push((await request.json()).run_id);
+      await this.hold;
+      this.concurrent--;
+      return Response.json({}, { status: this.status });
+    });
+    const url = `http://127.0.0.1:${this.#server.addr.port}/`;
+    this.posts = new PostQueue(new ApiClient({ url, token: "t", delaysMs: [] }), this.store, this.warnings);
+  }
+
+  /** Ends a run: it is in the database, and waits for its post. */
+  end(id: string): void {
+    this.save(id);
+    this.posts.add(runOf(id));
+  }
+
+  save(id: string): void {
+    this.store.save(`run ${id}`, (writer) => writer.updateRun(runOf(id)));
+  }
+
+  pending(): Promise<string[] | undefined> {
+    return this.store.read((writer) => writer.getPendingApiPosts().map(({ run_id }) => run_id).sort());
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.posts.stop();
+    await this.posts.idle();
+    await this.store.saved();
+    this.store.close();
+    await this.#server.shutdown();
+    this.folder[Symbol.dispose]();
+  }
+}
+
+function runOf(id: string): RunRecord {
+  const start_time = "2025-12-10T12:05:30.123456+00:00";
+  return newRun({ run_id: id, agent_name: "a", start_time, status: "success" });
+}
+
+Deno.test("runs are posted one after the other, in the order in which they ended", async () => {
+  await using stage = new Stage();
+  for (const id of ["a", "b", "c", "d"]) stage.end(id);
+  await stage.posts.idle();
+  await stage.store.saved();
+  assert.deepEqual(stage.received, ["a", "b", "c", "d"]);
+  assert.equal(stage.maxConcurrent, 1);
+  assert.deepEqual(await stage.pending(), []);
+});
+
+Deno.test("addPending does not post a run that waits for its own post", async () => {
+  await using stage = new Stage();
+  for (const id of ["old1", "old2"]) stage.save(id);
+  stage.end("first");
+  const adding = stage.posts.addPending(100, undefined);
+  for (const id of ["late1", "late2"]) stage.end(id);
+  await stage.store.saved();
+  assert.deepEqual(await adding, { posted: 2, failed: 0 });
+  await stage.posts.idle();
+  assert.deepEqual(stage.received.toSorted(), ["first", "late1", "late2", "old1", "old2"]);
+});
+
+Deno.test("a run that the API refuses stays pending, and each failed post is counted", async () => {
+  await using stage = new Stage();
+  stage.status = 403;
+  stage.end("a");
+  await stage.posts.idle();
+  assert.deepEqual(await stage.posts.addPending(100, undefined), { posted: 0, failed: 1 });
+  await stage.store.saved();
+  assert.equal(await stage.store.read((writer) => writer.getRun("a")?.api_retry_count), 2);
+  assert.deepEqual([await stage.pending(), stage.warnings.counts()], [["a"], { api: 2 }]);
+});
+
+Deno.test("stop ends the current post, and the runs that wait stay pending without a warning", async () => {
+  await using stage = new Stage();
+  const { promise, resolve } = Promise.withResolvers<void>();
+  stage.hold = promise;
+  for (const id of ["a", "b", "c"]) stage.end(id);
+  while (stage.received.length === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+  stage.posts.stop();
+  await stage.posts.idle();
+  await stage.store.saved();
+  assert.deepEqual(stage.received, ["a"]);
+  assert.deepEqual([await stage.pending(), stage.warnings.counts()], [["a", "b", "c"], {}]);
+  resolve();
+});
+
+Deno.test("more than 1,000 waiting runs are not queued, and stay pending", async () => {
+  await using stage = new Stage();
+  const { promise, resolve } = Promise.withResolvers<void>();
+  stage.hold = promise;
+  for (let i = 0; i < 1003; i++) stage.end(`${i}`);
+  assert.deepEqual(stage.warnings.counts(), { "api:backlog": 3 });
+  resolve();
+});
