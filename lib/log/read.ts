@@ -4,14 +4,13 @@
  * @module
  */
 import { errorMessage, fileError } from "../errors.ts";
+import { gunzip, readWithRetry } from "./gzip.ts";
 import { pathIn } from "../layout.ts";
 import { type InvalidRecordReason, type LogRecord, MAX_LINE_BYTES, validateRecord } from "../records.ts";
 import { decodeUtf8, LENIENT, NEWLINE, NUL, parseJson, splitBrokenLine, trim } from "./broken_line.ts";
 
 /** How much of a file is read at a time. Text of 1 MiB would cost a page fault for each page, and outlive its use. */
 const CHUNK_BYTES = 64 * 1024;
-/** How much gzip is inflated at a time. Where gzip is damaged, the content of this much before it is lost. */
-const GZIP_BYTES = 1024;
 /** How much of a rejected part is returned. */
 const SHOWN_BYTES = 64 * 1024;
 
@@ -162,19 +161,25 @@ export async function* readLogs(
   files: Iterable<string>,
   options: ReadOptions = {},
 ): AsyncGenerator<(Scanned | StartLine)[], void> {
-  const buffer = new Uint8Array(options.chunkBytes ?? CHUNK_BYTES);
   for (const path of files) {
     const lines = new Lines(path, options);
+    let chunks: AsyncGenerator<Uint8Array, boolean> | undefined;
     try {
-      using file = await openFile(path);
-      for await (const chunk of path.endsWith(".gz") ? inflate(file) : chunksOf(file, buffer)) {
-        const found = chunk === DAMAGED ? lines.endDamaged() : lines.read(chunk);
+      // Opening a pipe would wait for its other end.
+      if (!(await Deno.stat(path)).isFile) throw new Error("not a file");
+      using file = await Deno.open(path);
+      chunks = path.endsWith(".gz") ? gunzip(file) : chunksOf(file, options.chunkBytes ?? CHUNK_BYTES);
+      let next = await chunks.next();
+      for (; !next.done; next = await chunks.next()) {
+        const found = lines.read(next.value);
         if (found.length > 0) yield found;
       }
-      const found = lines.end();
+      const found = next.value ? lines.end() : lines.endDamaged();
       if (found.length > 0) yield found;
     } catch (error) {
       yield lines.endUnreadable(error);
+    } finally {
+      await chunks?.return(true);
     }
   }
 }
@@ -184,70 +189,11 @@ export function parseStartLine({ file, line, offset, bytes }: StartLine): Scanne
   return new Lines(file, {}, { line, offset }).parse(bytes);
 }
 
-/** Opens a log. Examines it first, because opening a pipe would wait for its other end. */
-async function openFile(path: string): Promise<Deno.FsFile> {
-  if (!(await Deno.stat(path)).isFile) throw new Error("not a file");
-  return await Deno.open(path);
-}
-
-/** The content of a file. A chunk is valid until the next one is asked for. */
-async function* chunksOf(file: Deno.FsFile, buffer: Uint8Array): AsyncGenerator<Uint8Array, void> {
-  for (let count; (count = await readPatiently(file, buffer)) !== null;) yield buffer.subarray(0, count);
-}
-
-/** How long to wait before a failed read is tried again, in milliseconds. */
-const READ_PAUSES_MS = [20, 50, 100];
-
-/** Tries again when a read fails: on Windows nobody can read a file while an appender has it locked. */
-async function readPatiently(file: Deno.FsFile, buffer: Uint8Array): Promise<number | null> {
-  for (const pause of READ_PAUSES_MS) {
-    try {
-      return await file.read(buffer);
-    } catch {
-      await new Promise((resolve) => setTimeout(resolve, pause));
-    }
-  }
-  return await file.read(buffer);
-}
-
-/** Marks the place where gzip is damaged. */
-const DAMAGED = Symbol("damaged");
-
-/** The content of a gzip file with any number of members (`cat a.gz b.gz` and `gzip >>` create several). */
-async function* inflate(file: Deno.FsFile): AsyncGenerator<Uint8Array | typeof DAMAGED, void> {
-  // Imported here because it would slow down the start of every agent, and few logs are gzipped.
-  const { createGunzip } = await import("node:zlib");
-  const gunzip = createGunzip();
-  const chunks: Uint8Array[] = [];
-  gunzip.on("data", (chunk: Uint8Array) => chunks.push(chunk));
-  const finished = new Promise<"end" | "error">((resolve) => {
-    gunzip.on("end", () => resolve("end")).on("error", () => resolve("error"));
-  });
-  let state: "end" | "error" | undefined;
-  let read = 0;
-  /** The end of the file without the zeros that pad it. */
-  let end = 0;
-  try {
-    for await (const bytes of chunksOf(file, new Uint8Array(GZIP_BYTES))) {
-      const last = bytes.findLastIndex((byte) => byte !== 0);
-      if (last >= 0) end = read + last + 1;
-      read += bytes.length;
-      // After zeros the stream is at its end. Callbacks are not called after an error.
-      const written = new Promise<undefined>((resolve) => gunzip.write(bytes, () => resolve(undefined)));
-      state ??= await Promise.race([finished, written]);
-      yield* chunks.splice(0);
-      if (state === "error") break;
-    }
-    if (read > 0 && state === undefined) {
-      gunzip.end();
-      state = await finished;
-      yield* chunks.splice(0);
-    }
-    // Zeros between members end the stream, too.
-    if (state === "error" || gunzip.bytesWritten < end) yield DAMAGED;
-  } finally {
-    gunzip.destroy();
-  }
+/** Reads a file to its end. Each chunk is overwritten by the next one. */
+async function* chunksOf(file: Deno.FsFile, chunkBytes: number): AsyncGenerator<Uint8Array, boolean> {
+  const buffer = new Uint8Array(chunkBytes);
+  for (let count; (count = await readWithRetry(file, buffer)) !== null;) yield buffer.subarray(0, count);
+  return true;
 }
 
 /** Splits one file into lines and parses them. Holds at most the longest line. */
