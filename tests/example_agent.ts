@@ -7,7 +7,7 @@ import { TelemetryClient } from "../mod.ts";
 const [folder, base] = Deno.args;
 if (!folder || !base) throw new Error("usage: example_agent.ts FOLDER BASE");
 
-/** The files below a folder that are worth an index: no hidden ones. */
+/** The text files below a folder, without hidden files. */
 function* textFiles(folder: string): Generator<string> {
   for (const { name, isDirectory } of Deno.readDirSync(folder)) {
     if (name.startsWith(".") || name === "node_modules") continue;

@@ -3,7 +3,7 @@ import { python, ROOT, run, runScript, TempFolder, testWith } from "./fixtures/m
 
 testWith(
   ["python"],
-  "an agent that indexes this repository is recorded in log and database, as Python reads them",
+  "Python reads the run of the example agent in the log and the database",
   async () => {
     using folder = new TempFolder();
     const base = `${folder.path}/base`;

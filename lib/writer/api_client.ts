@@ -21,8 +21,8 @@ export interface ApiClientOptions {
 }
 
 /**
- * The result of a post. `tries` counts the attempts. `final` means that another attempt would fail, too. `reason` is one
- * line.
+ * The result of a post. `tries` counts the attempts. `final` means that another attempt would fail, too. `reason` is
+ * one line of text.
  */
 export type PostResult =
   | { posted: true; tries: number }
@@ -161,8 +161,8 @@ export class ApiClient {
 }
 
 /**
- * Creates the client that the environment configures (contract, "Where `{base}` is", other variables). Returns undefined
- * when posting is off: no URL or token, `METRICS_API_ENABLED` is not true, or `TELEMETRY_TEST_MODE` is `mock`.
+ * Creates the client that the environment configures (contract, "Where `{base}` is", other variables). Returns
+ * undefined when posting is off: no URL or token, `METRICS_API_ENABLED` not true, or `TELEMETRY_TEST_MODE` is `mock`.
  *
  * @throws {TelemetryError} `usage` when posting is on, but the URL or the token is invalid
  */
@@ -213,7 +213,7 @@ function withoutCredentials(url: URL): URL {
   return url;
 }
 
-/** The permission that is missing to connect, or undefined. `fetch` itself would show a prompt, which stops the agent. */
+/** The permission that is missing to connect, or undefined. `fetch` would show a prompt, which stops the agent. */
 function missingPermission({ protocol, hostname, port, host }: URL): string | undefined {
   try {
     const address = `${hostname}:${port || (protocol === "https:" ? 443 : 80)}`;

@@ -311,7 +311,7 @@ export class TelemetryClient implements AsyncDisposable {
     }
   }
 
-  /** Writes to the log, then to the database, then to the API. What the log rejects is still written to the database. */
+  /** Writes to the log, then the database, then the API. What the log rejects is still written to the database. */
   async #record(run: RunRecord): Promise<void> {
     await this.#store.append({ ...run, record_type: "run" });
     this.#store.save(`run ${run.run_id}`, (writer) => writer.updateRun(run));

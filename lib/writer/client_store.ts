@@ -14,7 +14,7 @@ const REOPEN_AFTER_MS = 10_000;
 /** The length of a text in the log when its run is over the limit of a line: all columns of that length always fit. */
 const MAX_LOGGED_TEXT = 100_000;
 
-/** Writes to the log and, in the background, to the database. Nothing it does throws: it warns. */
+/** Writes to the log and, through a queue, to the database. Its methods never throw: they warn. */
 export class ClientStore {
   readonly #base: string | undefined;
   readonly #warnings: Warnings;
@@ -155,7 +155,7 @@ function open(found: Layout, warnings: Warnings): { log: EventLog; writer: Datab
   return { log: new EventLog(layout, { onFolderMade }), writer: new DatabaseWriter(layout, { wait: false }) };
 }
 
-/** A run with its long texts cut. Half of `metrics_json` is no JSON, so it is left out. Undefined when nothing is long. */
+/** Cuts the long texts of a run, or returns undefined. A part of `metrics_json` would not be JSON: it is left out. */
 function truncateForLog(record: LogRecord): LogRecord | undefined {
   if (record.record_type === "event") return undefined;
   const isLong = ([name, value]: [string, unknown]) => name !== "run_id" && String(value).length > MAX_LOGGED_TEXT;

@@ -56,8 +56,8 @@ function serve(...answers: Answer[]) {
 }
 
 /**
- * A loopback server on TCP. It writes `reply` after the first bytes of the request. Then it waits until the client closes
- * the connection, or closes it first: normally, or by a reset because it did not read all bytes.
+ * A loopback server on TCP. It writes `reply` after the first bytes of the request. Then it waits until the client
+ * closes the connection, or closes it first: normally, or by a reset because it did not read all bytes.
  */
 function serveRaw(reply: string, leave: "last" | "first" | "reset" = "last") {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
