@@ -13,8 +13,6 @@ export interface ReadRow {
 }
 
 export interface ReadOptions {
-  /** Called for each range of rows that cannot be read. */
-  onDamage?: () => void;
   /**
    * Returns each cell with its stored type, integers as `bigint`. This is slower, and needed only where the declaration
    * of a column does not determine the type. @default false
@@ -65,9 +63,8 @@ export function* readRows(
   columns: string[],
   options: ReadOptions = {},
 ): Generator<ReadRow[], void> {
-  const { onDamage = () => {} } = options;
   const rowid = rowidOf(db, table);
-  if (rowid === undefined) return yield* readWithoutRowid(db, table, columns, onDamage);
+  if (rowid === undefined) return yield* readWithoutRowid(db, table, columns);
   const reader = rangeReader(db, table, rowid, columns, options);
   let damaged = 0, found = false;
   // Leftmost range first, so that intact rows are read before the limit of damaged ranges is reached.
@@ -84,7 +81,6 @@ export function* readRows(
       }
     } catch (error) {
       if (!hasCode(error, "damaged")) throw error;
-      onDamage();
       if (from >= to || ++damaged > (found ? MAX_DAMAGED_RANGES : MAX_DAMAGED_RANGES_WITHOUT_ROWS)) continue;
       const middle = from + (to - from) / 2n;
       pending.push([middle + 1n, to], [from, middle]);
@@ -92,18 +88,12 @@ export function* readRows(
   }
 }
 
-function* readWithoutRowid(
-  db: Connection,
-  table: string,
-  columns: string[],
-  onDamage: () => void,
-): Generator<ReadRow[], void> {
+function* readWithoutRowid(db: Connection, table: string, columns: string[]): Generator<ReadRow[], void> {
   try {
     const rows = prepareExact(db, columns, `FROM ${quotedName(table)}`).all();
     yield rows.map((row) => ({ rowid: undefined, cells: exactCells(row, columns.length) }));
   } catch (error) {
     if (!hasCode(error, "damaged")) throw error;
-    onDamage();
   }
 }
 

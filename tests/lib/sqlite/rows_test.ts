@@ -12,7 +12,7 @@ function memory(sql: string): Connection {
 }
 
 function read(db: Connection, table: string, columns: string[]): ReadRow[] {
-  return [...readRows(db, table, columns, { onDamage: () => assert.fail("nothing is damaged") })].flat();
+  return [...readRows(db, table, columns)].flat();
 }
 
 const cellsOf = (rows: ReadRow[]) => rows.map(({ cells }) => cells);
@@ -139,15 +139,13 @@ Deno.test("rows: damaged pages are skipped in few reads", async () => {
   for (const page of damaged) bytes.fill(0x55, 4096 * page, 4096 * (page + 1));
   Deno.writeFileSync(path, bytes);
   using db = Connection.open(path, { readOnly: true });
-  let places = 0;
   const found = new Map<ReadRow["rowid"], SqlValue>();
   const reads = await callsOf(StatementSync.prototype, "all", () => {
-    for (const { rowid, cells } of [...readRows(db, "t", ["a"], { onDamage: () => places++ })].flat()) {
+    for (const { rowid, cells } of [...readRows(db, "t", ["a"])].flat()) {
       found.set(rowid, cells[0]!);
     }
   });
-  assert.ok(reads > places && reads < 1000, `${reads} reads`);
-  assert.ok(places > 0);
+  assert.ok(reads < 1000, `${reads} reads`);
   // A page has nine rows. The damaged last page hides the highest row number.
   assert.ok(found.size >= rows - 10 * damaged.length && found.size < rows, String(found.size));
   for (const [rowid, cell] of found) assert.equal(cell, rowid);
