@@ -267,6 +267,11 @@ export function folderOf(path: string): string {
   return dirname(path);
 }
 
+/** Whether a path is inside a folder, or the folder itself. Compares text: `..` and links are not resolved. */
+export function isInFolder(path: string, folder: string): boolean {
+  return path === folder || path.startsWith(folder.endsWith(sep) ? folder : `${folder}${sep}`);
+}
+
 /** Where a file is written before it is published: `NAME.partial`. */
 export function partialOf(path: string): string {
   return `${path}.partial`;

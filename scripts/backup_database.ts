@@ -1,19 +1,21 @@
-#!/usr/bin/env -S deno run --allow-env=TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,HOME,USERPROFILE --allow-read=/agent-metrics,/opt/telemetry,/data/telemetry --allow-write=/agent-metrics,/opt/telemetry,/data/telemetry
+#!/usr/bin/env -S deno run -q -P
 /**
- * Takes the daily backup of the database, and keeps the newest of them.
+ * Takes the daily backup of the database, and keeps the newest ones.
  * @module
  */
 import { backupAndPrune, listBackupsAsTable } from "../lib/cli/backup_output.ts";
-import { runCommand, wholeNumber } from "../lib/cli/command.ts";
+import { type Command, runCommand, wholeNumber } from "../lib/cli/command.ts";
 
-const COMMAND = {
+/** The flags and permissions of this script. */
+export const COMMAND: Command = {
   name: "backup_database",
   summary: "takes a backup of the database while agents write, and keeps the newest ones",
   flags: {
-    keep: { value: "N", about: "how many of its own backups stay (default: 7)" },
-    "dry-run": { about: "take nothing and remove nothing, but say what would go" },
-    list: { about: "show all backups, what is in them and whether they are sound" },
+    keep: { value: "N", about: "how many of its own backups to keep (default: 7)" },
+    "dry-run": { about: "only print what would be removed" },
+    list: { about: "list all backups with their content, and whether they are intact" },
   },
+  writes: ["db", "backups"],
   example: "--keep 14",
 };
 

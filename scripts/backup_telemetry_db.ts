@@ -1,28 +1,30 @@
-#!/usr/bin/env -S deno run --allow-env=TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,HOME,USERPROFILE --allow-read=/agent-metrics,/opt/telemetry,/data/telemetry --allow-write=/agent-metrics,/opt/telemetry,/data/telemetry
+#!/usr/bin/env -S deno run -q -P
 /**
  * Takes a fully checked backup of the database and keeps those of the last days; or restores one.
  * @module
  */
-import { assertNotLive, backupPath, inspectBackup, resolveBackup, restoreBackup } from "../lib/backup/backup.ts";
+import { assertNotLive, inspectBackup, resolveBackup, restoreBackup } from "../lib/backup/backup.ts";
 import { backupAndPrune, listBackupsAsTable } from "../lib/cli/backup_output.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
 import { logFiles } from "../lib/log/read.ts";
 import { mergeRuns, replayLog } from "../lib/store/merge.ts";
 import { Connection } from "../lib/sqlite/connection.ts";
-import { type Result, runCommand, type Terminal, wholeNumber } from "../lib/cli/command.ts";
+import { type Command, type Result, runCommand, type Terminal, wholeNumber } from "../lib/cli/command.ts";
 
-const COMMAND = {
+/** The flags and permissions of this script. */
+export const COMMAND: Command = {
   name: "backup_telemetry_db",
-  summary: "takes a fully checked backup while agents write, keeps those of the last days; restores one",
+  summary: "takes a fully checked backup while agents write, and keeps those of the last days; or restores one",
   flags: {
-    "keep-days": { value: "N", about: "how many days its own backups stay, the newest always (default: 7)" },
-    "dry-run": { about: "take nothing and remove nothing, but say what would go" },
-    list: { about: "show all backups, what is in them and whether they are sound" },
-    restore: { value: "PATH", about: "put this backup (or `latest`) in the place of the database" },
-    replay: { about: "with --restore: then add what the log knows, and keep all marks of posting" },
-    yes: { about: "with --restore: do not ask" },
+    "keep-days": { value: "N", about: "how many days to keep its own backups; the newest is always kept (default: 7)" },
+    "dry-run": { about: "only print what would be removed" },
+    list: { about: "list all backups with their content, and whether they are intact" },
+    restore: { value: "PATH", path: "backup", about: "replace the database by this backup, or by `latest`" },
+    replay: { about: "with --restore: also add the runs of the log, and keep all `api_posted` markers" },
+    yes: { about: "with --restore: do not ask for confirmation" },
   },
+  writes: ["db", "backups"],
   example: "--keep-days 30",
 };
 
@@ -36,7 +38,7 @@ if (import.meta.main) {
       const how = flags["restore"] === undefined ? "goes only with" : "does not go with";
       throw new TelemetryError("usage", `--${others[0]} ${how} --restore`, { hint: `see ${COMMAND.name} --help` });
     }
-    const layout = terminal.locate({ reads: backupPath(flags["restore"]) });
+    const layout = terminal.locate();
     if (flags["list"]) return listBackupsAsTable(terminal, layout);
     if (flags["restore"] === undefined) return await backupAndPrune(terminal, layout, "full_backup", { days });
     return await restore(terminal, layout, resolveBackup(layout, String(flags["restore"])));

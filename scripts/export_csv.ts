@@ -1,33 +1,40 @@
-#!/usr/bin/env -S deno run --allow-env=TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,HOME,USERPROFILE --allow-read=/agent-metrics,/opt/telemetry,/data/telemetry --allow-write=/agent-metrics,/opt/telemetry,/data/telemetry
+#!/usr/bin/env -S deno run -q -P
 /**
  * Exports runs, events or commits as CSV.
  * @module
  */
 import { type Exported, exportTo, exportToFile, readRequest } from "../lib/export/export.ts";
 import { TelemetryError } from "../lib/errors.ts";
-import { megabytes, runCommand, type Terminal } from "../lib/cli/command.ts";
+import { type Command, runCommand, type Terminal } from "../lib/cli/command.ts";
+import { formatBytes } from "../lib/cli/output.ts";
 
-const COMMAND = {
+/** The flags and permissions of this script. */
+export const COMMAND: Command = {
   name: "export_csv",
   summary: "exports runs, events or commits as CSV, while agents write",
   flags: {
     table: { value: "NAME", about: "runs, events (from the log) or commits (default: runs)" },
-    output: { value: "PATH", about: "the file, which must not be there yet; - is stdout (default: in exports/)" },
+    output: {
+      value: "PATH",
+      path: "write",
+      about: "the file, which must not exist yet; - is stdout (default: in exports/)",
+    },
     columns: { value: "A,B", about: "these columns, in this order (default: all)" },
     since: {
       value: "TIME",
-      about: "what started (events: happened; commits: were made) then or later: 2025-12-10 (a UTC day), " +
-        "2025-12-10T12:05:30Z (without a zone it is UTC), or 7d, 24h, 30m ago",
+      about: "runs that started then or later (events: happened; commits: date of the commit): a UTC day " +
+        "(2025-12-10), a time (2025-12-10T12:05:30Z), or an age (7d, 24h, 30m)",
     },
-    until: { value: "TIME", about: "the same before that time; a day alone includes the whole day" },
-    "updated-since": { value: "TIME", about: "runs that were made, changed, ended or posted then or later" },
-    agent: { value: "A,B", about: "of these agents" },
-    status: { value: "A,B", about: "runs that are running, success, failed or partial" },
+    until: { value: "TIME", about: "the same, before that time; a day includes all of it" },
+    "updated-since": { value: "TIME", about: "runs that were created, changed, ended or posted then or later" },
+    agent: { value: "A,B", about: "only these agents" },
+    status: { value: "A,B", about: "only runs with these statuses: running, success, failed, partial" },
     for: {
       value: "PROGRAM",
-      about: "sheets or excel: disarms formulas, keeps to the program's longest cell; postgres: replaces NUL",
+      about: "sheets or excel: escapes formulas, and cuts cells that are too long; postgres: replaces NUL",
     },
   },
+  writes: ["db", "exports"],
   example: "--since 7d --status failed,partial",
 };
 
@@ -41,7 +48,7 @@ if (import.meta.main) {
         hint: `see ${COMMAND.name} --help`,
       });
     }
-    const layout = terminal.locate({ writes: output === "-" ? undefined : output });
+    const layout = terminal.locate();
     if (output === "-") {
       const exported = await exportTo(layout, request, Deno.stdout, "stdout");
       warnOf(terminal, exported, request.program);
@@ -49,7 +56,7 @@ if (import.meta.main) {
     }
     const exported = await exportToFile(layout, request, output, terminal.progress("export", 1));
     warnOf(terminal, exported, request.program);
-    terminal.say(`${exported.path}: ${exported.rows} ${exported.table}, ${megabytes(exported.bytes)}`);
+    terminal.say(`${exported.path}: ${exported.rows} ${exported.table}, ${formatBytes(exported.bytes)}`);
     return { ...exported };
   });
 }

@@ -1,28 +1,32 @@
-#!/usr/bin/env -S deno run --allow-env=TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,HOME,USERPROFILE --allow-read=/agent-metrics,/opt/telemetry,/data/telemetry --allow-write=/agent-metrics,/opt/telemetry,/data/telemetry
+#!/usr/bin/env -S deno run -q -P
 /**
- * Gives back a damaged or lost database: from the log, and from all that can still be read of it.
+ * Rebuilds a damaged or lost database from the log and from the readable data of the old one.
  * @module
  */
-import { backupPath, inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
+import { inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
 import { checkHealth, type Health } from "../lib/recovery/health.ts";
 import type { Layout } from "../lib/layout.ts";
 import { SCHEMA_VERSION } from "../lib/records.ts";
 import { recoverDatabase, type Recovery, removeLeftovers } from "../lib/recovery/recover.ts";
-import { megabytes, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
+import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
+import { formatBytes } from "../lib/cli/output.ts";
 
-const COMMAND = {
+/** The flags and permissions of this script. */
+export const COMMAND: Command = {
   name: "recover_database",
-  summary: "gives back a damaged or lost database: from the log, and from all that can still be read of it",
+  summary: "rebuilds a damaged or lost database from the log and from the readable data of the old one",
   flags: {
-    "check-only": { about: "say whether the database is healthy, and change nothing (exits with 1 when it is not)" },
-    force: { about: "rebuild a healthy database too: runs that are in the log alone get into it" },
-    "no-salvage": { about: "use the log alone: runs and marks of posting that are not in it are lost" },
+    "check-only": { about: "only check whether the database is healthy; exit with 1 when it is not" },
+    force: { about: "also rebuild a healthy database, which adds the runs that are only in the log" },
+    "no-salvage": { about: "use only the log: runs and `api_posted` markers that are not in it are lost" },
     "with-backup": {
       value: "PATH",
-      about: "also take what this backup (or `latest`) has and nothing else has any more",
+      path: "backup",
+      about: "also use this backup, or `latest`, for runs that are nowhere else",
     },
   },
+  writes: ["db", "reports"],
   example: "--check-only",
 };
 
@@ -35,7 +39,7 @@ if (import.meta.main) {
         hint: "see recover_database --help",
       });
     }
-    const layout = terminal.locate({ reads: backupPath(flags["with-backup"]) });
+    const layout = terminal.locate();
     const checkOnly = flags["check-only"] === true;
     const health = checkOnly ? await checkHealth(layout, { compare: true }) : await look(terminal, layout);
     printHealth(terminal, layout, health);
@@ -123,7 +127,7 @@ async function recover(terminal: Terminal, layout: Layout): Promise<Result> {
 function tellRecovery(terminal: Terminal, recovery: Recovery): void {
   const { database, runs, runs_from: from, commits, run_events, files, lines, bytes, duration_ms } = recovery;
   terminal.say(`recovered ${database}: ${runs} runs, ${commits} commits, ${run_events} events, schema v3`);
-  terminal.say(`  read ${files} logs, ${lines} lines, ${megabytes(bytes)}, in ${(duration_ms / 1000).toFixed(1)} s`);
+  terminal.say(`  read ${files} logs, ${lines} lines, ${formatBytes(bytes)}, in ${(duration_ms / 1000).toFixed(1)} s`);
   terminal.say(
     `  runs from the log alone ${from.log}, from both ${from.log_and_salvaged}, from no log ${from.salvaged}`,
   );

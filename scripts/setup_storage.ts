@@ -1,42 +1,45 @@
-#!/usr/bin/env -S deno run --allow-env=TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,HOME,USERPROFILE --allow-read=/agent-metrics,/opt/telemetry,/data/telemetry --allow-write=/agent-metrics,/opt/telemetry,/data/telemetry
+#!/usr/bin/env -S deno run -q -P
 /**
- * Makes the folders of a telemetry store, and with `--with-database` its database too.
+ * Creates the folders of a store and, with `--with-database`, its database.
  * @module
  */
 import { type DatabaseSetup, describeSetup, setUpDatabase } from "../lib/store/database.ts";
 import { sizeOf } from "../lib/fs/locate.ts";
 import { createStorage, proveWritable } from "../lib/store/folders.ts";
-import { runCommand } from "../lib/cli/command.ts";
+import { type Command, runCommand } from "../lib/cli/command.ts";
 
-const COMMAND = {
+/** The flags and permissions of this script. */
+export const COMMAND: Command = {
   name: "setup_storage",
-  summary: "makes the folders of a telemetry store; safe to run any number of times",
+  summary: "creates the folders of a store; can be run any number of times",
   flags: {
-    "with-database": { about: "also make or upgrade the database, as setup_database does" },
+    "with-database": { about: "also create or upgrade the database, as setup_database does" },
   },
+  writes: ["base", "raw", "db"],
+  createsStore: true,
   example: "--with-database",
 };
 
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
-    const { layout, created, refused } = createStorage(terminal.locate({ mustExist: false }));
+    const { layout, created, refused } = createStorage(terminal.locate());
     proveWritable(layout);
     for (const reason of refused) {
       terminal.warn(`${reason}; the store is in ${layout.base} instead, where all scripts find it`);
     }
-    terminal.say(`storage is ready in ${layout.base}${created.length ? "" : " (nothing had to be made)"}`);
-    for (const path of created) terminal.say(`  made ${path}`);
+    terminal.say(`the store is ready in ${layout.base}${created.length ? "" : " (nothing to create)"}`);
+    for (const path of created) terminal.say(`  created ${path}`);
 
     let database: DatabaseSetup | undefined;
     if (terminal.flags["with-database"]) {
       database = await setUpDatabase(layout);
       for (const line of describeSetup(database, layout)) terminal.say(line);
-      terminal.say("next: record runs with mod.ts (the README has an example); they are kept from now on");
+      terminal.say("next: record runs with mod.ts, as the README shows");
     } else if (sizeOf(layout.database) === undefined) {
       terminal.say("next: setup_database");
     }
     if (Deno.statSync(layout.base).uid === 0) {
-      terminal.say(`only root can write there: for agents of another user, chown -R USER ${layout.base}`);
+      terminal.say(`only root can write there; for agents of another user: chown -R USER ${layout.base}`);
     }
     return { base: layout.base, created, ...(database ? { database } : {}) };
   });

@@ -16,7 +16,8 @@ import {
 import { errorMessage, TelemetryError } from "../errors.ts";
 import type { Layout } from "../layout.ts";
 import type { DatabaseCopy } from "../sqlite/snapshot.ts";
-import { megabytes, type Result, type Terminal } from "./command.ts";
+import type { Result, Terminal } from "./command.ts";
+import { formatBytes } from "./output.ts";
 
 /** SQLite's usual page, for the rate on the progress bar. */
 const PAGE_BYTES = 4096;
@@ -31,7 +32,9 @@ export async function backupAndPrune(
   const dryRun = terminal.flags["dry-run"] === true;
   const taken = dryRun ? undefined : await takeBackup(layout, kind, terminal.progress("backup", PAGE_BYTES));
   if (taken) {
-    terminal.say(`backup ${taken.path}: ${taken.runs} runs, schema v${taken.schema_version}, ${megabytes(taken.size)}`);
+    terminal.say(
+      `backup ${taken.path}: ${taken.runs} runs, schema v${taken.schema_version}, ${formatBytes(taken.size)}`,
+    );
     if (taken.runs_before !== null && taken.runs < taken.runs_before) {
       terminal.warn(`the backup before this one had ${taken.runs_before} runs, this one has ${taken.runs}: see why`);
     }
@@ -52,13 +55,13 @@ export function listBackupsAsTable(terminal: Terminal, layout: Layout): Result {
   terminal.say(row(["name", "size", "age", "schema", "runs", "check"]));
   for (const { name, size, time, schema_version, runs, check, problem } of backups) {
     terminal.say(
-      row([name, megabytes(size), ageOf(time), schema_version ? `v${schema_version}` : "", runs ?? "", check]),
+      row([name, formatBytes(size), ageOf(time), schema_version ? `v${schema_version}` : "", runs ?? "", check]),
     );
     if (problem !== undefined) terminal.say(`  ${problem}`);
   }
   if (backups.length === 0) terminal.say(`no backups in ${layout.backups}`);
   if (others.length > 0) terminal.say("copies that are kept until you remove them:");
-  for (const { path, size, time } of others) terminal.say(`  ${path}  ${megabytes(size)}, ${ageOf(time)} old`);
+  for (const { path, size, time } of others) terminal.say(`  ${path}  ${formatBytes(size)}, ${ageOf(time)} old`);
   return { backups: backups.map(plain), others: others.map(plain) };
 }
 

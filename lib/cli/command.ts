@@ -1,128 +1,79 @@
 /**
- * What the six scripts share: flags, help, permissions, report lines, exit codes. The only module that prints or
- * exits; for scripts alone.
+ * Runs a script: flags, help, permissions, errors, exit codes. Only `cli/` prints or exits.
  * @module
  */
 import { parseArgs } from "node:util";
-import { writeAll } from "../fs/atomic_file.ts";
 import { errorMessage, fileError, TelemetryError } from "../errors.ts";
+import { isFolder, locate, otherStoresWithData, readEnv, statIfExists } from "../fs/locate.ts";
+import { BASE_VARIABLES, candidateFolders, type Layout, layoutOf } from "../layout.ts";
+import type { OnProgress } from "../sqlite/connection.ts";
 import {
-  BASE_VARIABLES,
-  candidateFolders,
-  defaultFolders,
-  folderOf,
-  homeFolderOf,
-  type Layout,
-  LAYOUT_VARIABLES,
-  pathIn,
-  STORE_VARIABLES,
-} from "../layout.ts";
-import {
+  type Access,
+  accessOf,
+  accessWithoutStore,
+  type Command,
   firstNotGranted,
-  isFolder,
-  isGranted,
-  locate,
-  otherStoresWithData,
-  readEnv,
-  realPath,
-  statIfExists,
-} from "../fs/locate.ts";
+  type Flag,
+  type FlagValues,
+  HOME_STORE,
+  isHomeKnown,
+  quoteForShell,
+  shellFlags,
+} from "./access.ts";
+import { paint, print, progressBar, wrap } from "./output.ts";
 
-/** A flag of a script. */
-export interface Flag {
-  /** What it does, for `--help`; with its default, if it has one. */
-  about: string;
-  /** What its value stands for, as `DIR`; without it the flag takes none. */
-  value?: string;
-}
+export type { Command } from "./access.ts";
 
-/** What `--help` says of a script. */
-export interface Command {
-  /** The script's name, without `.ts`. */
-  name: string;
-  /** What it does, in a line. */
-  summary: string;
-  /** Its own flags, beside those that every script has. */
-  flags?: Record<string, Flag>;
-  /** The arguments of an example. */
-  example: string;
-}
+const SHARED_FLAGS: Record<string, Flag> = {
+  base: { value: "DIR", about: "the folder of the store (default: see below)" },
+  json: { about: "print one JSON object on stdout instead of text" },
+  quiet: { about: "print only warnings and errors" },
+  help: { about: "print this help and exit" },
+};
 
 /** What a script did, for `--json`. */
 export type Result = Record<string, unknown>;
 
-const SHARED_FLAGS: Record<string, Flag> = {
-  base: { value: "DIR", about: "the folder of the store (default: the first that is set or exists, see below)" },
-  json: { about: "print one JSON object on stdout instead of text" },
-  quiet: { about: "print warnings and errors alone" },
-  help: { about: "print this and exit" },
-};
-
-/** What a task needs beside a store that may be used. */
-export interface Use {
-  /** Whether a folder that is no store is refused: an operator may have mistyped it. @default true */
-  mustExist?: boolean;
-  /** A file that is read, wherever it is. */
-  reads?: string | undefined;
-  /** A file that is written, wherever it is. */
-  writes?: string | undefined;
-}
-
-/** The operator's side of a running script. */
+/** What a running script uses to talk to its operator. */
 export interface Terminal {
-  /** What the script exits with when its task has come to its end. @default 0 */
+  /** The exit code when the task returns. @default 0 */
   exitCode: number;
-  /** The value of each flag that was given: text, or true. */
-  readonly flags: Readonly<Record<string, string | boolean | undefined>>;
+  readonly flags: FlagValues;
   /**
-   * Where the store is. Warns when another folder holds data too.
-   * @param use what else the task needs
-   * @throws {TelemetryError} `no_storage`, `in_the_way` when it must exist and does not
-   * @throws {TelemetryError} `permission` when Deno does not let the script see or change it
+   * Finds the store and checks that Deno grants what the script needs. Warns when another store has data, too.
+   *
+   * @throws {TelemetryError} `permission`, `no_storage`, `in_the_way`
    */
-  locate(use?: Use): Layout;
-  /** A line of the report: stdout, unless `--quiet` or `--json`. */
+  locate(): Layout;
+  /** Prints a line of the report on stdout, except with `--quiet` or `--json`. */
   say(line: string): void;
-  /** A warning: stderr, always. */
+  /** Prints a warning on stderr. */
   warn(line: string): void;
-  /**
-   * How far a piece of work is: a bar on stderr, with the rate and the time left. Undefined where there is no terminal.
-   * @param what is done
-   * @param unitBytes how many bytes one step of `done` is
-   */
-  progress(what: string, unitBytes: number): ((done: number, total: number) => void) | undefined;
-  /** Asks a question that `y` or `yes` answers with yes; undefined without a terminal, where nobody can answer. */
+  /** A progress bar for steps of so many bytes. Undefined when stderr is not a terminal. */
+  progress(label: string, unitBytes: number): OnProgress | undefined;
+  /** Asks a question. Returns undefined when stdin is not a terminal. */
   confirm(question: string): boolean | undefined;
 }
 
-/**
- * Runs a script: reads its flags, does its task, reports, and exits with 0 (done), 1 (failed) or 2 (wrong usage).
- *
- * @param command what `--help` says
- * @param task does the work; what it returns is what `--json` prints
- */
+/** Runs a script and exits: 0 done, 1 failed, 2 wrong usage. With `--json`, prints what `task` returns. */
 export async function runCommand(command: Command, task: (terminal: Terminal) => Result | Promise<Result>) {
   let json = Deno.args.includes("--json");
   try {
-    const flags = parseFlags(command);
+    const flags = parseFlags(command, Deno.args);
     json = flags["json"] === true;
     if (flags["help"]) {
-      print(Deno.stdout, helpOf(command));
+      print(Deno.stdout, helpText(command));
       Deno.exit(0);
     }
-    const silent = json || flags["quiet"] === true;
+    const isSilent = json || flags["quiet"] === true;
     const warn = (line: string) => print(Deno.stderr, `${paint("warning:", 33)} ${line}`);
     const terminal: Terminal = {
       exitCode: 0,
       flags,
-      locate: (use = {}) => {
-        const layout = locateForScript(flags["base"] as string | undefined, use, warn);
-        if (use.mustExist ?? true) requireStore(layout);
-        return layout;
-      },
-      say: (line) => silent || print(Deno.stdout, line),
+      locate: () => locateStore(command, flags, warn),
+      say: (line) => isSilent || print(Deno.stdout, line),
       warn,
-      progress: (what, unitBytes) => silent || !Deno.stderr.isTerminal() ? undefined : progressBar(what, unitBytes),
+      progress: (label, unitBytes) => isSilent || !Deno.stderr.isTerminal() ? undefined : progressBar(label, unitBytes),
       confirm: (question) =>
         Deno.stdin.isTerminal() ? /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? "") : undefined,
     };
@@ -130,166 +81,103 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
     if (json) print(Deno.stdout, JSON.stringify({ ok: terminal.exitCode === 0, ...result }));
     Deno.exit(terminal.exitCode);
   } catch (error) {
-    Deno.exit(reportFailure(command, isFromSystem(error) ? fileError(error, "this failed") : error, json));
+    Deno.exit(reportFailure(command, isSystemError(error) ? fileError(error, "this failed") : error, { json }));
   }
 }
 
 /**
- * A flag's value as a number of at least 1.
+ * Parses the arguments of a script.
+ *
+ * @throws {TelemetryError} `usage`
+ */
+export function parseFlags(command: Command, args: string[]): FlagValues {
+  const options = Object.fromEntries(
+    Object.entries({ ...command.flags, ...SHARED_FLAGS })
+      .map(([name, flag]) => [name, { type: flag.value ? "string" as const : "boolean" as const }]),
+  );
+  try {
+    const { values, tokens } = parseArgs({ args, options, strict: true, allowPositionals: false, tokens: true });
+    const given = tokens.flatMap((token) => token.kind === "option" && token.value !== undefined ? [token.name] : []);
+    const repeated = given.find((name, i) => given.indexOf(name) < i);
+    if (repeated !== undefined) throw new Error(`--${repeated} is given twice`);
+    const { base } = values;
+    if (base === "") throw new Error("--base needs a folder");
+    // A shell does not expand --base=~/store, and a folder named "~" would be created.
+    if (/^~/.test(String(base))) throw new Error(`--base ${base}: the shell did not expand "~", use "$HOME"`);
+    return values as FlagValues;
+  } catch (error) {
+    throw new TelemetryError("usage", errorMessage(error), { hint: `see ${command.name} --help` });
+  }
+}
+
+/**
+ * The value of a flag as a number of at least 1.
  *
  * @throws {TelemetryError} `usage`
  */
 export function wholeNumber(flag: string, value: string | boolean | undefined, byDefault: number): number {
   if (value === undefined) return byDefault;
   if (typeof value === "string" && /^[1-9]\d{0,5}$/.test(value)) return Number(value);
-  throw new TelemetryError("usage", `--${flag} takes a whole number from 1 on, not "${value}"`, {
-    hint: `say --${flag} ${byDefault}, which is also what happens without it`,
+  throw new TelemetryError("usage", `--${flag} takes a whole number of at least 1, not "${value}"`, {
+    hint: `use --${flag} ${byDefault}, which is the default`,
   });
 }
 
-function parseFlags(command: Command): Terminal["flags"] {
-  const options = Object.fromEntries(
-    Object.entries({ ...command.flags, ...SHARED_FLAGS })
-      .map(([name, flag]) => [name, { type: flag.value ? "string" as const : "boolean" as const }]),
-  );
-  try {
-    const { values, tokens } = parseArgs({
-      args: Deno.args,
-      options,
-      strict: true,
-      allowPositionals: false,
-      tokens: true,
-    });
-    const given = tokens.flatMap((token) => token.kind === "option" && token.value !== undefined ? [token.name] : []);
-    const twice = given.find((name, i) => given.indexOf(name) < i);
-    if (twice !== undefined) throw new Error(`--${twice} is given twice`);
-    const { base } = values;
-    if (base === "") throw new Error("--base needs a folder");
-    // A shell leaves it in --base=~/store, and a folder of that name would be made.
-    if (/^~/.test(String(base))) throw new Error(`--base ${base}: "~" was not replaced by the shell, say "$HOME"`);
-    return values as Terminal["flags"];
-  } catch (error) {
-    throw new TelemetryError("usage", errorMessage(error), { hint: `see ${command.name} --help` });
-  }
-}
-
-/** Whether the operating system or Deno's permissions refused something that the task did not expect. */
-function isFromSystem(error: unknown): boolean {
+function isSystemError(error: unknown): boolean {
   return Object.values(Deno.errors).some((type) => error instanceof type);
 }
 
-/** Prints what went wrong and what to do about it; the exit code. */
-function reportFailure(command: Command, thrown: unknown, json: boolean): number {
-  const foreseen = thrown instanceof TelemetryError;
+/** Prints what is wrong and what to do about it. Returns the exit code. */
+function reportFailure(command: Command, thrown: unknown, { json }: { json: boolean }): number {
+  const isExpected = thrown instanceof TelemetryError;
   const message = errorMessage(thrown);
-  const hint = foreseen ? hintOf(thrown) : "this is a defect of the toolkit: please report it with the lines below";
+  const hint = isExpected ? hintOf(thrown) : "this is a defect of the toolkit: please report it with the lines below";
   print(Deno.stderr, `${paint(`${command.name}:`, 31)} ${message}`);
   if (hint) print(Deno.stderr, `  -> ${hint}`);
-  if (!foreseen && thrown instanceof Error) print(Deno.stderr, thrown.stack ?? "");
+  if (!isExpected && thrown instanceof Error) print(Deno.stderr, thrown.stack ?? "");
   if (json) {
-    const error = { code: foreseen ? thrown.code : "unexpected", message, hint: hint ?? null };
+    const error = { code: isExpected ? thrown.code : "unexpected", message, hint: hint ?? null };
     try {
       print(Deno.stdout, JSON.stringify({ ok: false, error }));
-    } catch { /* that may be what has failed */ }
+    } catch { /* this may be what failed */ }
   }
-  return foreseen && thrown.code === "usage" ? 2 : 1;
+  return isExpected && thrown.code === "usage" ? 2 : 1;
 }
 
-/** What to do about a failure. What Deno refused in the midst of the work needs more permissions, not other rights. */
+/** The hint of an error. A permission that is missing in the middle of the work is not one of the file system. */
 function hintOf(error: TelemetryError): string | undefined {
   if (!(error.cause instanceof Deno.errors.NotCapable)) return error.hint;
-  return `Deno was not allowed to: ${error.cause.message.replace(/, run again.*/, "")}; see --help for the permissions`;
+  return `Deno denied this: ${error.cause.message.replace(/, run again.*/, "")}; --help lists the permissions`;
 }
 
-/** Writes a line at once. A reader that has gone (`| head`) is no error. */
-function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): void {
-  clearBar();
-  const bytes = new TextEncoder().encode(`${line}\n`);
-  try {
-    writeAll(to, bytes);
-  } catch (error) {
-    // Nobody can be told that the errors cannot be told.
-    if (to === Deno.stdout && !(error instanceof Deno.errors.BrokenPipe)) {
-      throw fileError(error, "cannot write to stdout");
-    }
-  }
-}
-
-/** Draws a bar anew at most ten times a second, and takes it away when the work is done. */
-function progressBar(what: string, unitBytes: number): (done: number, total: number) => void {
-  // From the first step on: other work may come before it.
-  let start: number | undefined;
-  let drawn = 0;
-  return (done, total) => {
-    const now = performance.now();
-    start ??= now;
-    if (done >= total) return clearBar();
-    if (now - start < 100 || now - drawn < 100) return;
-    drawn = now;
-    isBarDrawn = true;
-    const width = 30;
-    const filled = Math.round(done / total * width);
-    const perSecond = done / (now - start) * 1000;
-    const left = Math.ceil((total - done) / perSecond);
-    const bar = "#".repeat(filled).padEnd(width, ".");
-    printRaw(
-      `\r${what} [${bar}] ${Math.floor(done / total * 100)}% ${
-        megabytes(perSecond * unitBytes)
-      }/s, ${left} s left\x1b[K`,
-    );
+function locateStore(command: Command, flags: FlagValues, warn: Terminal["warn"]): Layout {
+  const base = flags["base"] as string | undefined;
+  const anyStore = accessWithoutStore(command);
+  const check = (needed: Access, printed: Access) => {
+    const denied = firstNotGranted(needed);
+    if (denied !== undefined) throw missingPermission(denied, printed);
   };
-}
-
-/** Whether a bar stands in the line where the next text would go. */
-let isBarDrawn = false;
-
-function clearBar(): void {
-  if (isBarDrawn) printRaw("\r\x1b[K");
-  isBarDrawn = false;
-}
-
-/** A number of bytes for people. */
-export function megabytes(bytes: number): string {
-  return bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;
-}
-
-function printRaw(text: string): void {
-  Deno.stderr.writeSync(new TextEncoder().encode(text));
-}
-
-/** Colours a word on a terminal; `NO_COLOR` is obeyed. */
-function paint(word: string, colour: number): string {
-  return Deno.stderr.isTerminal() && !Deno.noColor ? `\x1b[${colour}m${word}\x1b[0m` : word;
-}
-
-/** Finds the store, and sees first that Deno lets the script use it: else the whole command that would do. */
-function locateForScript(base: string | undefined, use: Use, warn: Terminal["warn"]): Layout {
-  const env = base ? [] : [...STORE_VARIABLES, HOME];
-  const platform = Deno.build.os;
-  if (env.some((variable) => !isGranted({ name: "env", variable }))) {
-    throw missingPermission("Deno does not let this script read the variables that say where the store is", {
-      folders: [...candidateFolders(platform, undefined), HOME_STORE],
-    });
-  }
-  const candidates = candidateFolders(platform, homeFolderOf(readEnv, platform));
+  if (base === undefined) check({ ...anyStore, read: [], write: [] }, anyStore);
   const layout = locate(base, {
     env: readEnv,
     exists: (folder) => {
-      if (isGranted({ name: "read", path: folder })) return isFolder(folder);
-      throw missingPermission(`Deno does not let this script see whether ${folder} exists`, { folders: candidates });
+      check({ env: [], read: [folder], write: [] }, anyStore);
+      return isFolder(folder);
     },
   });
-  requireAccess(layout, use, base === undefined);
-  const moved = base === undefined ? undefined : readEnv("TELEMETRY_NDJSON_DIR");
-  if (moved) warn(`TELEMETRY_NDJSON_DIR (${moved}) does not count beside --base: the log is in ${layout.raw}`);
-  for (const other of base ? [] : otherStoresWithData(layout)) {
-    warn(`using ${layout.base} (${layout.choice.source}), but ${other} holds data too: choose with --base DIR`);
+  const access = accessOf(command, flags, layout);
+  check(access, access);
+  const ignored = base === undefined ? undefined : readEnv("TELEMETRY_NDJSON_DIR");
+  if (ignored) warn(`TELEMETRY_NDJSON_DIR (${ignored}) is ignored with --base: the log is in ${layout.raw}`);
+  for (const other of base === undefined ? otherStoresWithData(layout) : []) {
+    warn(`using ${layout.base} (${layout.choice.source}), but ${other} has data, too: choose with --base DIR`);
   }
+  if (!command.createsStore) assertStore(layout);
   return layout;
 }
 
-/** Sees that there is a store: who has mistyped its folder must not get a new and empty one there. */
-function requireStore({ base, raw, db }: Layout): void {
+/** Checks that there is a store, so that a mistyped folder does not become a new, empty one. */
+function assertStore({ base, raw, db, choice }: Layout): void {
   if (isFolder(raw) || isFolder(db)) return;
   const stat = statIfExists(base);
   if (stat !== undefined && !stat.isDirectory) {
@@ -297,68 +185,25 @@ function requireStore({ base, raw, db }: Layout): void {
       hint: "name the folder of the store with --base DIR",
     });
   }
-  const what = stat === undefined ? `there is no folder ${base}` : `${base} is no store: it has neither raw/ nor db/`;
+  const what = stat === undefined ? `${base} does not exist` : `${base} is not a store: it has neither raw/ nor db/`;
+  const home = choice.source === "--base" || isHomeKnown() ? "" : "; a store in the home folder needs --allow-env=HOME";
   throw new TelemetryError("no_storage", what, {
-    hint: "name the folder of the store with --base DIR; setup_storage makes a new one",
+    hint: `name the folder of the store with --base DIR, or create a store with setup_storage${home}`,
   });
 }
 
-const HOME = Deno.build.os === "windows" ? "USERPROFILE" : "HOME";
-/** The store in the user's home folder, as a shell understands it. */
-const HOME_STORE = Deno.build.os === "windows" ? "%USERPROFILE%\\.telemetry" : '"$HOME/.telemetry"';
-
-function requireAccess({ choice, base, raw, db }: Layout, { reads, writes }: Use, byEnvironment: boolean): void {
-  const platform = Deno.build.os;
-  const folders = choice.source === "default"
-    ? [...defaultFolders(platform, homeFolderOf(readEnv, platform)), ...choice.raw ? [choice.raw] : []]
-    : [base, db, raw];
-  const written = writes === undefined ? [] : [folderOf(writes)];
-  const read = reads === undefined ? [] : [folderOf(reads)];
-  const refused = firstNotGranted([...folders, ...written]) ??
-    (reads === undefined || isGranted({ name: "read", path: reads }) ? undefined : read[0]);
-  if (refused === undefined) return;
-  const isOuter = (path: string) => !path.startsWith(pathIn(base, "x").slice(0, -1));
-  const outer = choice.source === "default"
-    ? candidateFolders(platform, homeFolderOf(readEnv, platform)).concat(choice.raw ?? [])
-    : folders.filter(isOuter);
-  outer.push(...written.filter(isOuter));
-  throw missingPermission(`Deno does not let this script use ${refused}`, {
-    folders: [...new Set([...outer, ...outer.map(realPath)])],
-    reads: read.filter(isOuter),
-    env: byEnvironment,
-  });
+/** The error for a missing permission, with the complete command to paste. */
+function missingPermission(denied: string, access: Access): TelemetryError {
+  const command = `deno run ${shellFlags(access).join(" ")} ${
+    [scriptPath(), ...Deno.args].map(quoteForShell).join(" ")
+  }`;
+  const hint = Deno.build.standalone
+    ? "the permissions of this program are built in: compile it with others, or run the script with deno run"
+    : `run: ${command}`;
+  return new TelemetryError("permission", `Deno does not let this script ${denied}`, { hint });
 }
 
-/** What Deno has to grant. */
-interface Access {
-  /** Folders to read and write. */
-  folders: string[];
-  /** Folders to read alone. */
-  reads?: string[];
-  /** Whether the variables that say where the store is are read. @default true */
-  env?: boolean;
-}
-
-/** The error for a permission that is missing, with the whole command, ready to paste. */
-function missingPermission(message: string, access: Access): TelemetryError {
-  const again = Deno.build.standalone
-    ? "the permissions of this program are built in: use the script with deno run, or compile it with other ones"
-    : `run: deno run ${permissionFlags(access)} ${[scriptPath(), ...Deno.args].map(quoted).join(" ")}`;
-  return new TelemetryError("permission", message, { hint: again });
-}
-
-function permissionFlags({ folders, reads = [], env = true }: Access): string {
-  const listOf = (folders: string[]) => {
-    // A comma ends a path in these flags, and nothing escapes it.
-    if (folders.some((folder) => folder.includes(","))) return "";
-    return `=${folders.map((folder) => folder === HOME_STORE ? folder : quoted(folder)).join(",")}`;
-  };
-  const flags = [`--allow-read${listOf([...folders, ...reads])}`, `--allow-write${listOf(folders)}`];
-  if (env) flags.unshift(`--allow-env=${LAYOUT_VARIABLES.join(",")}`);
-  return flags.join(" ");
-}
-
-/** The script as it was named to Deno: a URL, or a path. */
+/** The script as it was given to Deno: a URL, or a path. */
 function scriptPath(): string {
   const url = new URL(Deno.mainModule);
   if (url.protocol !== "file:") return url.href;
@@ -366,36 +211,38 @@ function scriptPath(): string {
   return Deno.build.os === "windows" ? path.slice(1) : path;
 }
 
-/** An argument as a shell takes it. */
-function quoted(argument: string): string {
-  if (/^[\w@%+=:,./-]+$/.test(argument)) return argument;
-  return Deno.build.os === "windows" ? `"${argument}"` : `'${argument.replaceAll("'", `'\\''`)}'`;
-}
+const HELP_WIDTH = 80;
 
-function helpOf({ name, summary, flags, example }: Command): string {
+function helpText(command: Command): string {
+  const { name, summary, flags, example } = command;
   const all = Object.entries({ ...flags, ...SHARED_FLAGS })
     .map(([flag, { value, about }]) => ({ usage: `--${flag}${value ? ` ${value}` : ""}`, about }));
-  const width = Math.max(...all.map(({ usage }) => usage.length));
+  const column = Math.max(...all.map(({ usage }) => usage.length)) + 4;
+  const indented = (text: string, indent: number) => wrap(text, HELP_WIDTH - indent).join(`\n${" ".repeat(indent)}`);
+  const base = "/srv/telemetry";
+  const access = accessOf(command, { base }, layoutOf(base));
+  const words = ["deno run", ...shellFlags(access), `scripts/${name}.ts --base ${base}`, ...example ? [example] : []];
   const folders = [...candidateFolders(Deno.build.os, undefined), HOME_STORE];
-  const script = `scripts/${name}.ts`;
-  return `${name}: ${summary}
+  return `${wrap(`${name}: ${summary}`, HELP_WIDTH).join("\n")}
 
-usage: ${name} ${all.map(({ usage }) => `[${usage}]`).join(" ")}
+usage: ${
+    indented(`${name} ${all.map(({ usage }) => `[${usage.replace(" ", "\0")}]`).join(" ")}`, 7).replaceAll("\0", " ")
+  }
 
 options:
-${all.map(({ usage, about }) => `  ${usage.padEnd(width)}  ${about}`).join("\n")}
+${all.map(({ usage, about }) => `  ${usage.padEnd(column - 2)}${indented(about, column)}`).join("\n")}
 
 where the store is (the first that applies):
-  --base DIR, ${BASE_VARIABLES.map((variable) => `$${variable}`).join(", ")},
-  the first of these folders that exists: ${folders.join(", ")}
-  ($TELEMETRY_NDJSON_DIR moves raw/ alone, unless there is --base)
+  --base DIR
+  ${BASE_VARIABLES.map((variable) => `$${variable}`).join(", ")}
+  the first of these folders that exists:
+    ${indented(folders.join(", "), 4)}
+  ($TELEMETRY_NDJSON_DIR moves only raw/, and is ignored with --base)
 
-example, with all permissions it needs:
-  deno run ${permissionFlags({ folders: ["/srv/telemetry"], env: false })} ${script} --base /srv/telemetry${
-    example && ` ${example}`
-  }
-without --base:
-  deno run ${permissionFlags({ folders })} ${script}${example && ` ${example}`}
+example, with the permissions that it needs:
+  ${words.join(" \\\n  ")}
+Without --base, use "deno task ${name}", or run the script: it
+prints the permissions that are missing.
 
 exit codes: 0 done, 1 failed, 2 wrong usage`;
 }

@@ -2,28 +2,34 @@
  * Finds the store of this process: environment variables, folders on disk, and Deno's permissions.
  * @module
  */
-import { isAbsolute, join, normalize } from "node:path";
+import { basename, dirname, isAbsolute, join, normalize } from "node:path";
 import { fileError, TelemetryError } from "../errors.ts";
 import { type Layout, layoutOf, parseFileName, resolveBase, type Surroundings } from "../layout.ts";
 
 /**
- * The layout that this process means: `base` if given (it beats all, `TELEMETRY_NDJSON_DIR` included),
- * else what environment and disk say. Never lets Deno ask for a permission: that would stop an agent.
+ * Finds the store. Never triggers a permission prompt, which would stop an agent: variables and folders that this process
+ * has no permission to read count as missing.
  *
- * @param base the value of `--base`
- * @param look how to read variables and folders
- * @default look what may not be read counts as not there
+ * @param base the base folder; wins over every variable. By default environment and disk decide (contract, "Where `{base}` is")
+ * @param look how variables and folders are read
+ *
+ * @example
+ * ```ts
+ * import { locate } from "./locate.ts";
+ *
+ * console.log(locate("/srv/telemetry").raw); // "/srv/telemetry/raw"
+ * ```
  */
 export function locate(
   base?: string,
   look: Pick<Surroundings, "env" | "exists"> = { env: readEnv, exists: isFolder },
 ): Layout {
-  if (base) return followed(layoutOf(isAbsolute(base) ? normalize(base) : join(Deno.cwd(), base)));
-  return followed(layoutOf(resolveBase({ ...look, platform: Deno.build.os, cwd: Deno.cwd() })));
+  if (base) return resolveLink(layoutOf(isAbsolute(base) ? normalize(base) : join(Deno.cwd(), base)));
+  return resolveLink(layoutOf(resolveBase({ ...look, platform: Deno.build.os, cwd: Deno.cwd() })));
 }
 
-/** The same layout where the database is a link: SQLite keeps its sidecars beside the real file. */
-function followed(layout: Layout): Layout {
+/** Resolves a database that is a link: SQLite keeps the sidecars beside the real file. */
+function resolveLink(layout: Layout): Layout {
   const { database, choice } = layout;
   if (!isGranted({ name: "read", path: database })) return layout;
   try {
@@ -34,12 +40,12 @@ function followed(layout: Layout): Layout {
   return layoutOf({ ...choice, database: realPath(database) });
 }
 
-/** A variable, or undefined where it is unset or Deno does not let us read it. */
+/** The value of a variable, or undefined when it is unset or this process has no permission to read it. */
 export function readEnv(name: string): string | undefined {
   return isGranted({ name: "env", variable: name }) ? Deno.env.get(name) : undefined;
 }
 
-/** Whether a folder is there, as far as Deno lets us see. */
+/** Whether a folder exists. False when this process has no permission to read it. */
 export function isFolder(path: string): boolean {
   if (!isGranted({ name: "read", path })) return false;
   try {
@@ -49,54 +55,49 @@ export function isFolder(path: string): boolean {
   }
 }
 
-/** Whether Deno grants something without asking anybody. */
+/** Whether Deno grants a permission without a prompt. */
 export function isGranted(permission: Deno.PermissionDescriptor): boolean {
   return Deno.permissions.querySync(permission).state === "granted";
 }
 
-/**
- * The first folder that Deno does not let us read and write, if any. Behind a link, Deno wants the real folder granted
- * as well as the link.
- */
-export function firstNotGranted(folders: string[]): string | undefined {
-  const refused = (path: string) => !isGranted({ name: "read", path }) || !isGranted({ name: "write", path });
-  return folders.find(refused) ?? folders.map(realPath).find(refused);
-}
-
-/** Where a path leads when all links are followed; the path itself when that cannot be told. */
+/** The path with all links resolved, as far as it exists and can be read. */
 export function realPath(path: string): string {
   try {
-    return isGranted({ name: "read", path }) ? Deno.realPathSync(path) : path;
+    if (isGranted({ name: "read", path })) return Deno.realPathSync(path);
   } catch {
-    return path;
+    const folder = dirname(path);
+    if (folder !== path) return join(realPath(folder), basename(path));
   }
+  return path;
 }
 
 /**
- * Sees that Deno lets us read and write folders, without asking anybody.
+ * Checks that Deno lets this process read and write folders. Behind a link, Deno requires the permission for the real
+ * path, too.
  *
  * @throws {TelemetryError} `permission`
  */
 export function assertGranted(folders: string[]): void {
-  const refused = firstNotGranted(folders);
-  if (refused === undefined) return;
-  throw new TelemetryError("permission", `Deno does not let this program use ${refused}`, {
-    hint: `run it with --allow-read=${refused} --allow-write=${refused}`,
+  const denied = [...folders, ...folders.map(realPath)]
+    .find((path) => !isGranted({ name: "read", path }) || !isGranted({ name: "write", path }));
+  if (denied === undefined) return;
+  throw new TelemetryError("permission", `Deno does not let this program read and write ${denied}`, {
+    hint: `run it with --allow-read=${denied} --allow-write=${denied}`,
   });
 }
 
-/** The other folders that could have been `{base}` and hold data: a database, or a log with something in it. */
+/** The other folders that the rules for `{base}` name, and that have a database or logs. */
 export function otherStoresWithData(layout: Layout): string[] {
   const base = realPath(layout.base);
   return layout.choice.others.filter((other) => realPath(other) !== base && holdsData(layoutOf(other)));
 }
 
-/** Whether a `{base}` holds a database, or a log. Folders that cannot be read count as empty. */
+/** Whether a base folder has a database or logs. Folders that cannot be read count as empty. */
 function holdsData({ base, raw, database }: Layout): boolean {
   if (!isGranted({ name: "read", path: base })) return false;
   try {
     if (Deno.statSync(database).size > 0) return true;
-  } catch { /* no database: the log may still be there */ }
+  } catch { /* there may be logs without a database */ }
   try {
     return Deno.readDirSync(raw).some(({ name }) => parseFileName(name)?.kind === "log");
   } catch {
@@ -104,21 +105,17 @@ function holdsData({ base, raw, database }: Layout): boolean {
   }
 }
 
-/**
- * What a path leads to, or undefined when there is nothing, or a link that leads nowhere.
- *
- * @throws {TelemetryError} when it cannot be looked at
- */
+/** The file at a path, links resolved; undefined when there is none. Throws a `TelemetryError` when it cannot be examined. */
 export function statIfExists(path: string): Deno.FileInfo | undefined {
   try {
     return Deno.statSync(path);
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return undefined;
-    throw fileError(error, `cannot look at ${path}`);
+    throw fileError(error, `cannot examine ${path}`);
   }
 }
 
-/** The size of a file in bytes, or undefined when there is none. */
+/** The size of a file in bytes; undefined when there is none. */
 export function sizeOf(path: string): number | undefined {
   return statIfExists(path)?.size;
 }

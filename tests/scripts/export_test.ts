@@ -132,12 +132,14 @@ Deno.test("--output PATH: what is there stays, and nothing is left beside it", a
   for (const output of ["", `${base}/none/x.csv`]) {
     assert.notEqual((await exportJson(base, ["--output", output])).code, 0);
   }
-  const elsewhere = await exportJson(base, ["--output", `${temp.path}/x.csv`]);
-  assert.deepEqual([elsewhere.code, elsewhere.error.code], [1, "permission"]);
+  const args = [`${ROOT}scripts/export_csv.ts`, "--base", base, "--json", "--output", `${temp.path}/x.csv`];
+  const access = ["--no-prompt", `--allow-read=${base}`, `--allow-write=${base}`];
+  const elsewhere = await run(Deno.execPath(), ["run", ...access, ...args]);
+  const { error } = JSON.parse(elsewhere.stdout);
+  assert.deepEqual([elsewhere.code, error.code], [1, "permission"]);
   assert.equal(
-    elsewhere.error.hint,
-    `run: deno run --allow-read=${base},${temp.path} --allow-write=${base},${temp.path} ${ROOT}scripts/export_csv.ts ` +
-      `--base ${base} --json --output ${temp.path}/x.csv`,
+    error.hint,
+    `run: deno run --allow-read=${temp.path} --allow-write=${temp.path} ${args.join(" ")}`,
   );
   assert.deepEqual(treeOf(base), tree);
   Deno.removeSync(path);

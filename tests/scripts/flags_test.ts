@@ -44,6 +44,13 @@ function paste(printed: string, options: RunOptions = {}): Promise<Output> {
   return run("sh", ["-c", line], { ...options, env: { PATH: pathWithDeno(), ...options.env } });
 }
 
+/** The example that `--help` prints, on one line. */
+function exampleIn(help: string): string {
+  const example = /^ +(deno run \\\n(?: {2}.*\n)+)/m.exec(help)?.[1];
+  assert.ok(example, help);
+  return example.trim().replaceAll(/ \\\n +/g, " ");
+}
+
 /** The command that a refused script prints. */
 function commandIn(stderr: string): string {
   const command = /^ {2}-> run: (deno run .*)$/m.exec(stderr)?.[1];
@@ -68,19 +75,20 @@ for (const [name, flags] of SCRIPTS) {
   Deno.test(`${name} --help: all that is needed to use it, without any permission`, async () => {
     const { code, stdout, stderr } = await runWith([], name, ["--help"]);
     assert.deepEqual([code, stderr], [0, ""]);
-    assert.match(stdout, new RegExp(`^${name}: .+\n\nusage: ${name} `));
-    const usage = /^usage: .*$/m.exec(stdout)?.[0] ?? "";
+    assert.match(stdout, new RegExp(`^${name}: [^]+?\n\nusage: ${name} `));
+    const usage = stdout.slice(stdout.indexOf("\nusage: "), stdout.indexOf("\noptions:"));
+    for (const line of stdout.split("\n")) assert.ok(line.length <= 80, `"${line}" is longer than 80 columns`);
     const options = stdout.slice(stdout.indexOf("\noptions:"), stdout.indexOf("\nwhere"));
     for (const flag of flags) {
       assert.ok(usage.includes(`[${flag}]`), flag);
-      assert.match(options, new RegExp(`^ +${flag}  +\\S`, "m"));
+      assert.match(options, new RegExp(`^ {2}${flag}  +\\S`, "m"));
     }
-    assert.equal(options.trim().split("\n").length, 1 + flags.length, "and no other option");
+    assert.equal(options.match(/^ {2}--/gm)?.length, flags.length, "and no other option");
     for (const variable of ["TELEMETRY_DB_PATH", "TELEMETRY_BASE_DIR", "AGENT_METRICS_DIR"]) {
       assert.ok(stdout.includes(`$${variable}`), variable);
     }
     assert.match(stdout, /^exit codes: 0 .*, 1 .*, 2 .*/m);
-    assert.match(stdout, /^ +deno run --allow-read=\S+ --allow-write=\S+ scripts\/\w+\.ts --base /m);
+    assert.match(exampleIn(stdout), /^deno run --allow-read=\S+ --allow-write=\S+ scripts\/\w+\.ts --base /);
   });
 
   testWith(["unix"], `${name} --help: its example works as it is printed`, async () => {
@@ -88,8 +96,7 @@ for (const [name, flags] of SCRIPTS) {
     const base = newStore(temp);
     if (!name.startsWith("setup")) await setUp(base);
     const { stdout } = await runWith([], name, ["--help"]);
-    const example = /^ +(deno run .* --base \/srv\/telemetry.*)$/m.exec(stdout)?.[1] ?? "";
-    const { code, stderr } = await paste(example.replaceAll("/srv/telemetry", base), { cwd: ROOT });
+    const { code, stderr } = await paste(exampleIn(stdout).replaceAll("/srv/telemetry", base), { cwd: ROOT });
     assert.deepEqual([code, stderr], [0, ""]);
     assert.ok("db/telemetry.sqlite" in treeOf(base));
   });
@@ -111,7 +118,7 @@ for (const [name, flags] of SCRIPTS) {
       assert.equal(code, 2, `${args}`);
       assert.match(stderr, new RegExp(`^${name}: [^\n]+\n  -> [^\n]*--help[^\n]*\n$`), `${args}`);
     }
-    if (name === "setup_storage") assert.match(all, /--base is given twice[^]*"~" was not replaced by the shell/);
+    if (name === "setup_storage") assert.match(all, /--base is given twice[^]*the shell did not expand "~"/);
     assert.deepEqual(treeOf(temp.path), {});
   });
 

@@ -1,0 +1,82 @@
+/**
+ * What scripts print: lines, progress bars, sizes.
+ * @module
+ */
+import { fileError } from "../errors.ts";
+import { writeAll } from "../fs/atomic_file.ts";
+import type { OnProgress } from "../sqlite/connection.ts";
+
+/** Prints a line at once. A reader that has closed the pipe (`| head`) is not an error. */
+export function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): void {
+  clearBar();
+  try {
+    writeAll(to, new TextEncoder().encode(`${line}\n`));
+  } catch (error) {
+    // A failure to print an error cannot be reported.
+    if (to === Deno.stdout && !(error instanceof Deno.errors.BrokenPipe)) {
+      throw fileError(error, "cannot write to stdout");
+    }
+  }
+}
+
+/** Colours a word on a terminal, unless `NO_COLOR` is set. */
+export function paint(word: string, colour: number): string {
+  return Deno.stderr.isTerminal() && !Deno.noColor ? `\x1b[${colour}m${word}\x1b[0m` : word;
+}
+
+/** Whether a progress bar is drawn on the line where the next text would go. */
+let isBarDrawn = false;
+
+function clearBar(): void {
+  if (isBarDrawn) printRaw("\r\x1b[K");
+  isBarDrawn = false;
+}
+
+function printRaw(text: string): void {
+  Deno.stderr.writeSync(new TextEncoder().encode(text));
+}
+
+/** How often a progress bar is drawn, in milliseconds. */
+const BAR_INTERVAL_MS = 100;
+const BAR_WIDTH = 30;
+
+/** A progress bar on stderr, with the rate and the time left. It is removed at the end. */
+export function progressBar(label: string, unitBytes: number): OnProgress {
+  // The first step starts the clock: other work may come before it.
+  let start: number | undefined;
+  let drawn = 0;
+  return (done, total) => {
+    const now = performance.now();
+    start ??= now;
+    if (done >= total) return clearBar();
+    if (now - start < BAR_INTERVAL_MS || now - drawn < BAR_INTERVAL_MS) return;
+    drawn = now;
+    isBarDrawn = true;
+    const perSecond = done / (now - start) * 1000;
+    const left = Math.ceil((total - done) / perSecond);
+    const bar = "#".repeat(Math.round(done / total * BAR_WIDTH)).padEnd(BAR_WIDTH, ".");
+    const rate = formatBytes(perSecond * unitBytes);
+    printRaw(`\r${label} [${bar}] ${Math.floor(done / total * 100)}% ${rate}/s, ${left} s left\x1b[K`);
+  };
+}
+
+/** `12 kB`, `3.4 MB`. */
+export function formatBytes(bytes: number): string {
+  return bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;
+}
+
+/** `1 run`, `2 runs`. */
+export function plural(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+}
+
+/** Breaks text into lines of at most `width` characters, where it has blanks. */
+export function wrap(text: string, width: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const longer = `${lines.at(-1) ?? ""} ${word}`;
+    if (lines.length > 0 && longer.length <= width) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines;
+}
