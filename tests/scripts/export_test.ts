@@ -337,7 +337,7 @@ Deno.test("a damaged database: said where the damage is, and nothing is left", a
   assert.equal((await runScript("export_csv", base, ["--output", "-"])).code, 1);
 });
 
-testWith(["sample"], "the sample's damaged database", async () => {
+Deno.test("the sample's damaged database", async () => {
   using temp = new TempFolder();
   Deno.mkdirSync(`${temp.path}/db`);
   Deno.copyFileSync(`${SAMPLE}/databases/damaged.sqlite`, `${temp.path}/db/telemetry.sqlite`);

@@ -244,7 +244,7 @@ function assertMarks(content: DatabaseContent, healthy: DatabaseContent): void {
 }
 
 testWith(
-  ["sample", "python"],
+  ["python"],
   "the sample without its database: the log, field by field, and its rejects",
   async () => {
     using store = Store.ofSample(null);
@@ -287,7 +287,7 @@ testWith(
 );
 
 testWith(
-  ["sample", "python"],
+  ["python"],
   "the sample's damaged database gives the markers and times of all readable runs, and all commits",
   async () => {
     using store = Store.ofSample(`${SAMPLE}/databases/damaged.sqlite`);
@@ -309,7 +309,7 @@ testWith(
 );
 
 testWith(
-  ["sample", "python"],
+  ["python"],
   "the healthy sample forced: equal in every column of every row, and what is in logs",
   async () => {
     using store = Store.ofSample();
@@ -343,7 +343,7 @@ testWith(
 
 for (const [what, bytes] of [["header", 100], ["first page", 4096]] as const) {
   testWith(
-    ["sample", "python"],
+    ["python"],
     `the sample with a ${what} of zeros: all rows and marks, with and without the log`,
     async () => {
       const healthy = await healthySample();
@@ -363,7 +363,7 @@ for (const [what, bytes] of [["header", 100], ["first page", 4096]] as const) {
   );
 }
 
-testWith(["sample", "python"], "the sample's damaged database alone, its log empty or gone", async () => {
+testWith(["python"], "the sample's damaged database alone, its log empty or gone", async () => {
   const healthy = await healthySample();
   for (const kind of ["empty", "missing"]) {
     using store = Store.ofSample(`${SAMPLE}/databases/damaged.sqlite`);

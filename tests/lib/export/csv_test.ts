@@ -231,7 +231,7 @@ async function proveRoundTrip(base: string, expected: (string | null)[][]): Prom
   }
 }
 
-testWith(["sample", "python"], `round trip of the sample${duck}`, async () => {
+testWith(["python"], `round trip of the sample${duck}`, async () => {
   using temp = new TempFolder();
   Deno.mkdirSync(`${temp.path}/db`);
   const database = `${temp.path}/db/telemetry.sqlite`;
@@ -590,7 +590,7 @@ Deno.test("events: from the log, in its order, as they are", async () => {
   assert.deepEqual([late.rows, late.untimed_rows], [[['{"old":[1]}']], 1]);
 });
 
-testWith(["sample"], "events: all that the sample's log has", async () => {
+Deno.test("events: all that the sample's log has", async () => {
   const { rows, rejected_lines } = await exported(`${SAMPLE}/base`, { table: "events" });
   const facts = JSON.parse(Deno.readTextFileSync(`${SAMPLE}/facts.json`));
   assert.deepEqual([rows.length, rejected_lines], [facts.events, facts.rejected_lines]);

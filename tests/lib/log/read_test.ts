@@ -6,7 +6,7 @@ import fc from "npm:fast-check@4.10.2";
 import { splitBrokenLine } from "../../../lib/log/broken_line.ts";
 import { TelemetryError } from "../../../lib/errors.ts";
 import { MAX_LINE_BYTES, newRun } from "../../../lib/records.ts";
-import { rounds, SAMPLE, testWith } from "../../fixtures/mod.ts";
+import { rounds, SAMPLE } from "../../fixtures/mod.ts";
 import {
   logFiles,
   parseStartLine,
@@ -579,7 +579,7 @@ Deno.test("an object of a million levels is parsed", () => {
   ]);
 });
 
-testWith(["sample"], "the sample of a real folder", async () => {
+Deno.test("the sample of a real folder", async () => {
   const all: Scanned[] = [];
   for await (const item of scan(logFiles(`${SAMPLE}/base/raw`))) all.push(item);
   const records = all.flatMap((item) => "record" in item ? [item.record] : []);

@@ -13,7 +13,7 @@ import { readRows } from "../../../lib/sqlite/rows.ts";
 import { recoverySchemaSql } from "../../../lib/schema.ts";
 import { applySchema } from "../../../lib/sqlite/migrate.ts";
 import { Connection } from "../../../lib/sqlite/connection.ts";
-import { makeOldDatabase, run, SAMPLE, TempFolder, testWith } from "../../fixtures/mod.ts";
+import { makeOldDatabase, run, SAMPLE, TempFolder } from "../../fixtures/mod.ts";
 
 type Fields = Record<string, unknown>;
 
@@ -95,7 +95,7 @@ const insert = (id: string, fields: Record<string, string | number | null>) => {
 
 // ------------------------------------------------------------------------------------------------ readRunStates, upsertSql
 
-testWith(["sample"], "lastStates: the sample's runs, field by field", async () => {
+Deno.test("lastStates: the sample's runs, field by field", async () => {
   const { runs, rejections } = await readLogs(logFiles(`${SAMPLE}/base/raw`));
   const facts = JSON.parse(Deno.readTextFileSync(`${SAMPLE}/facts.json`));
   const expected = Deno.readTextFileSync(`${SAMPLE}/expected_runs.ndjson`).trimEnd().split("\n")
@@ -429,8 +429,7 @@ Deno.test("keepRuns: what the table refuses is counted", () => {
   assert.equal(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"], 8);
 });
 
-testWith(
-  ["sample"],
+Deno.test(
   "mergeRuns merges the readable runs of the sample's damaged database with their markers",
   () => {
     using temp = new TempFolder();
