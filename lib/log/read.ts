@@ -9,7 +9,9 @@ import { pathIn } from "../layout.ts";
 import { type InvalidRecordReason, type LogRecord, MAX_LINE_BYTES, validateRecord } from "../records.ts";
 import { decodeUtf8, LENIENT, NEWLINE, NUL, parseJson, splitBrokenLine, trim } from "./broken_line.ts";
 
-/** How much of a file is read at a time. Text of 1 MiB would cost a page fault for each page, and outlive its use. */
+/** How much of a file is read at a time. Each read waits for another thread. */
+const READ_BYTES = 1024 * 1024;
+/** How much is decoded at a time. Longer strings would cost a page fault for each page, and outlive their use. */
 const CHUNK_BYTES = 64 * 1024;
 /** How much of a rejected part is returned. */
 const SHOWN_BYTES = 64 * 1024;
@@ -64,7 +66,7 @@ export type Scanned = ScannedRecord | Rejection;
 export interface StartLine {
   /** The id of the run. */
   start: string;
-  bytes: Uint8Array;
+  text: string;
   file: string;
   line: number;
   offset: number;
@@ -84,8 +86,8 @@ export interface ReadOptions {
   only?: LogRecord["record_type"];
   /** Updated during the read. */
   progress?: ReadProgress;
-  /** @default 65_536 */
-  chunkBytes?: number;
+  /** How much of a file is read at a time, in bytes. @default 1_048_576 */
+  readBytes?: number;
 }
 
 /**
@@ -168,7 +170,7 @@ export async function* readLogs(
       // Opening a pipe would wait for its other end.
       if (!(await Deno.stat(path)).isFile) throw new Error("not a file");
       using file = await Deno.open(path);
-      chunks = path.endsWith(".gz") ? gunzip(file) : chunksOf(file, options.chunkBytes ?? CHUNK_BYTES);
+      chunks = path.endsWith(".gz") ? gunzip(file) : chunksOf(file, options.readBytes ?? READ_BYTES);
       let next = await chunks.next();
       for (; !next.done; next = await chunks.next()) {
         const found = lines.read(next.value);
@@ -185,14 +187,16 @@ export async function* readLogs(
 }
 
 /** Parses a start that was not parsed when it was read. */
-export function parseStartLine({ file, line, offset, bytes }: StartLine): Scanned[] {
-  return new Lines(file, {}, { line, offset }).parse(bytes);
+export function parseStartLine({ file, line, offset, text }: StartLine): Scanned[] {
+  return new Lines(file, {}, { line, offset }).parse(text);
 }
 
 /** Reads a file to its end. Each chunk is overwritten by the next one. */
-async function* chunksOf(file: Deno.FsFile, chunkBytes: number): AsyncGenerator<Uint8Array, boolean> {
-  const buffer = new Uint8Array(chunkBytes);
-  for (let count; (count = await readWithRetry(file, buffer)) !== null;) yield buffer.subarray(0, count);
+async function* chunksOf(file: Deno.FsFile, readBytes: number): AsyncGenerator<Uint8Array, boolean> {
+  const buffer = new Uint8Array(readBytes);
+  for (let count; (count = await readWithRetry(file, buffer)) !== null;) {
+    for (let at = 0; at < count; at += CHUNK_BYTES) yield buffer.subarray(at, Math.min(at + CHUNK_BYTES, count));
+  }
   return true;
 }
 
@@ -267,8 +271,8 @@ class Lines {
   }
 
   /** Parses a single line. */
-  parse(bytes: Uint8Array): Scanned[] {
-    this.#parse(decodeUtf8(bytes), bytes);
+  parse(text: string): Scanned[] {
+    this.#parse(text, new TextEncoder().encode(text));
     return this.#found as Scanned[];
   }
 
@@ -339,12 +343,8 @@ class Lines {
       const textEnd = text === undefined ? 0 : text.indexOf("\n", textAt);
       const end = isAscii ? textEnd : bytes.indexOf(NEWLINE, at);
       if (text === undefined) this.#parse(decodeUtf8(bytes.subarray(at, end)), bytes.subarray(at, end));
-      else if (!this.#isSkipped(text, textAt, textEnd)) {
-        const line = text.slice(textAt, textEnd);
-        const start = this.#only === "run" ? startOf(line) : undefined;
-        if (start === undefined) this.#parse(line, bytes.subarray(at, end));
-        // A copy, since the id and the bytes would keep the chunk in memory.
-        else this.#found.push({ ...this.#place(), start: copyOf(start), bytes: bytes.slice(at, end) });
+      else if (this.#only === undefined || !this.#isLeftOut(text, textAt, textEnd)) {
+        this.#parse(text.slice(textAt, textEnd), bytes.subarray(at, end));
       }
       this.#position += end - at;
       this.#nextLine();
@@ -353,11 +353,17 @@ class Lines {
     }
   }
 
-  /** Whether a line is a record of the type that is not wanted, and no other record is glued to it. */
-  #isSkipped(text: string, start: number, end: number): boolean {
-    if (this.#only === undefined) return false;
-    const ends = this.#only === "run" ? EVENT_ENDS : RUN_ENDS;
-    return isSingleObject(text, start, end, ends);
+  /** Whether a line needs no parsing, because it is of the other type or the start of a run. */
+  #isLeftOut(text: string, start: number, end: number): boolean {
+    if (text.charCodeAt(end - 1) === CARRIAGE_RETURN) end--;
+    const isEvent = endsAs("event", text, end);
+    if (!isEvent && !endsAs("run", text, end) || !isSingleObject(text, start, end)) return false;
+    if (isEvent || this.#only === "event") return isEvent === (this.#only === "run");
+    const line = text.slice(start, end);
+    const id = idOfStart(line);
+    if (id === undefined) return false;
+    this.#found.push({ start: id, text: line, ...this.#place() });
+    return true;
   }
 
   /** Parses one line. `text` is undefined when the bytes are not UTF-8. */
@@ -392,26 +398,32 @@ class Lines {
   }
 }
 
-/** How both clients end a line. Python puts a blank after each colon. */
-const EVENT_ENDS = ['"record_type":"event"}', '"record_type": "event"}'];
-const RUN_ENDS = ['"record_type":"run"}', '"record_type": "run"}'];
+const CARRIAGE_RETURN = 0x0d, SPACE = 0x20, QUOTE = 0x22;
 
-/** Whether a line is one object with one of these ends. `{"` starts an object wherever it stands, see `OBJECT_START`. */
-function isSingleObject(text: string, start: number, end: number, ends: string[]): boolean {
-  if (text[end - 1] === "\r") end--;
-  return ends.some((suffix) => text.endsWith(suffix, end)) && text.lastIndexOf('{"', end) === start;
+/** Whether a line ends as both clients end a record of this type. Python puts a blank after each colon. */
+function endsAs(type: LogRecord["record_type"], text: string, end: number): boolean {
+  return text.endsWith(`"record_type":"${type}"}`, end) || text.endsWith(`"record_type": "${type}"}`, end);
+}
+
+/** Whether no second object starts in a line. Quotes in JSON text have a backslash: a brace before a quote is a start. */
+function isSingleObject(text: string, start: number, end: number): boolean {
+  for (let at = start; (at = text.indexOf("{", at + 1)) >= 0 && at < end;) {
+    const next = text.charCodeAt(at + 1);
+    if (next === QUOTE || next <= SPACE) return false;
+  }
+  return text.startsWith('{"', start);
 }
 
 /** The run id in a line that is the start of a run, as both clients write it. Undefined for any other line. */
-function startOf(line: string): string | undefined {
-  if (!line.includes('"status": "running"') && !line.includes('"status":"running"')) return undefined;
+function idOfStart(line: string): string | undefined {
+  const status = line.indexOf('status"');
+  if (!line.startsWith(': "running"', status + 7) && !line.startsWith(':"running"', status + 7)) return undefined;
   // A run that was posted has a marker, which must not be lost with its line.
-  if (!line.includes('"api_posted": 0,') && !line.includes('"api_posted":0,')) return undefined;
-  if (!isSingleObject(line, 0, line.length, RUN_ENDS) || line.lastIndexOf('"run_id"') !== 1) return undefined;
-  return /^\{"run_id": ?"([^"\\]+)"/.exec(line)?.[1];
-}
-
-/** A copy that does not keep the text alive that it was cut from. */
-function copyOf(text: string): string {
-  return LENIENT.decode(new TextEncoder().encode(text));
+  const posted = line.indexOf('_posted"', status);
+  if (!line.startsWith(": 0,", posted + 8) && !line.startsWith(":0,", posted + 8)) return undefined;
+  // Of a field that is there twice, the last one counts.
+  if (line.indexOf('status"', status + 7) >= 0 || line.indexOf('run_id"', 9) >= 0) return undefined;
+  const [, id] = /^\{"run_id": ?"([^"\\]+)"/.exec(line) ?? [];
+  // A copy, because a slice of the line would keep a whole chunk of the log in memory.
+  return id && (" " + id).slice(1);
 }

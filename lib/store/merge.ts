@@ -53,6 +53,8 @@ type Run = LogRecord & { record_type: "run" };
 class HeldStarts {
   out: RunStates = { rows: [], posted: [], rejections: [] };
   readonly #held = new Map<string, Run | StartLine>();
+  /** The starts of which no copy was made yet. */
+  #added: StartLine[] = [];
 
   add(id: string, run: Run | StartLine): void {
     const before = this.#held.get(id);
@@ -64,6 +66,7 @@ class HeldStarts {
     // A line without a status is a start, too.
     if ("run_id" in run && run.status && run.status !== "running") return this.#put(run);
     this.#held.set(id, run);
+    if ("start" in run) this.#added.push(run);
     if (this.#held.size <= MAX_HELD) return;
     const [[oldest, start]] = this.#held as Iterable<[string, Run | StartLine]> as [[string, Run | StartLine]];
     this.#held.delete(oldest);
@@ -71,6 +74,11 @@ class HeldStarts {
   }
 
   take(): RunStates {
+    // The strings are slices, each of which keeps a whole chunk of the log in memory. Appending copies them.
+    for (const start of this.#added) {
+      if (this.#held.get(start.start) === start) start.text = (" " + start.text).slice(1);
+    }
+    this.#added = [];
     const { out } = this;
     this.out = { rows: [], posted: [], rejections: [] };
     return out;

@@ -39,9 +39,9 @@ function bytesOf(...contents: Content[]): Uint8Array {
   return new Uint8Array(Buffer.concat(contents.map((content) => Buffer.from(content))));
 }
 
-async function scanned(files: string[], chunkBytes = 64 * 1024): Promise<Scanned[]> {
+async function scanned(files: string[], readBytes = 1024 * 1024): Promise<Scanned[]> {
   const all: Scanned[] = [];
-  for await (const batch of readLogs(files, { chunkBytes })) {
+  for await (const batch of readLogs(files, { readBytes })) {
     assert.ok(batch.length > 0);
     all.push(...batch);
   }
@@ -143,7 +143,7 @@ Deno.test("scan: leaving the loop closes the file", { sanitizeResources: true },
         assert.ok("record" in item);
         break;
       }
-      for await (const batch of readLogs([join(folder, name)], { chunkBytes: 8 })) {
+      for await (const batch of readLogs([join(folder, name)], { readBytes: 8 })) {
         assert.ok(batch.length === 1);
         break;
       }
