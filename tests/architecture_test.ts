@@ -8,11 +8,13 @@ const LAYERS = ["lib", "lib/fs", "lib/sqlite lib/log", "lib/store"]
     row.split(" ")
   );
 
+/** The connection knows the binding, and so does the program of the other thread, which cannot import the connection. */
+const KNOW_THE_BINDING = ["lib/sqlite/connection.ts", "lib/sqlite/writer_thread.ts"];
+
 /** Violations that are still in the code. Delete an entry together with its cause; never add one. */
 const KNOWN = [
   "lib/backup/backup.ts: over 400 lines",
   "lib/export/export.ts: over 400 lines",
-  "lib/log/read.ts: over 400 lines",
   "lib/recovery/recover.ts: in an import circle",
   "lib/recovery/report.ts: in an import circle",
   "lib/sqlite/connection.ts: over 400 lines",
@@ -47,11 +49,7 @@ function violationsOf(path: string): string[] {
   for (const to of importsOf(path)) {
     const isBelow = layerOf(to) < layerOf(path) || posix.dirname(to) === posix.dirname(path);
     const isShipped = isCore ? to === "node:path" : to.startsWith("node:");
-    const isAllowed = to === "node:sqlite"
-      ? path === "lib/sqlite/connection.ts"
-      : SOURCES.has(to)
-      ? isBelow
-      : isShipped;
+    const isAllowed = to === "node:sqlite" ? KNOW_THE_BINDING.includes(path) : SOURCES.has(to) ? isBelow : isShipped;
     if (!isAllowed) found.push(`imports ${to}`);
   }
   if (isCore && /(?<!typeof )\bDeno\./.test(code)) found.push("calls Deno");

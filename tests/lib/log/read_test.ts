@@ -853,6 +853,14 @@ Deno.test("scans for runs or events agree with scan on lines of every kind, alon
     }
     assert.deepEqual(await lookedAt(EVENT), { events: 0, runs: 0, starts: 0 });
     assert.deepEqual(await lookedAt(LOOKALIKES["an end"]!), { events: 0, runs: 0, starts: 0 });
+    const others = [
+      START.replace('"api_posted"', '"x_posted": 0, "api_posted"').replace('"api_posted": 0', '"api_posted": 1'),
+      START.replace('"status"', '"x_status": "running", "status"').replace(
+        '"status": "running", "dur',
+        '"status": "failed", "dur',
+      ),
+    ];
+    for (const other of others) assert.deepEqual(await lookedAt(other), { events: 0, runs: 0, starts: 0 }, other);
     for (const marked of ["1", "true", "1.0", '"1"']) {
       const posted = START.replace('"api_posted": 0', `"api_posted": ${marked}`);
       assert.deepEqual(await lookedAt(posted), { events: 0, runs: 0, starts: 0 }, posted);
