@@ -17,6 +17,7 @@ export const COMMAND: Command = {
     output: {
       value: "PATH",
       path: "write",
+      writes: ["db"],
       about: "the file, which must not exist yet; - is stdout (default: in exports/)",
     },
     columns: { value: "A,B", about: "these columns, in this order (default: all)" },

@@ -17,7 +17,7 @@ export const COMMAND: Command = {
   name: "recover_database",
   summary: "rebuilds a damaged or lost database from the log and from the readable data of the old one",
   flags: {
-    "check-only": { about: "only check whether the database is healthy; exit with 1 when it is not" },
+    "check-only": { writes: ["db"], about: "only check whether the database is healthy; exit with 1 when it is not" },
     force: { about: "also rebuild a healthy database, which adds the runs that are only in the log" },
     "no-salvage": { about: "use only the log: runs and `api_posted` markers that are not in it are lost" },
     "with-backup": {

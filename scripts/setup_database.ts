@@ -16,6 +16,7 @@ export const COMMAND: Command = {
   flags: {
     "print-schema": {
       value: "NAME",
+      needsNoStore: true,
       about: "only print SQL: `sqlite`, `postgres` (tables for the runs of many machines), or `postgres-load` " +
         "(loads an export into them)",
     },

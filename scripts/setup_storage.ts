@@ -15,7 +15,7 @@ export const COMMAND: Command = {
   flags: {
     "with-database": { about: "also create or upgrade the database, as setup_database does" },
   },
-  writes: ["base", "raw", "db"],
+  writes: ["base", "raw", "db", "config", "backups"],
   createsStore: true,
   example: "--with-database",
 };

@@ -3,7 +3,7 @@
  * grants exactly these.
  * @module
  */
-import { isGranted, readEnv, realPath } from "../fs/locate.ts";
+import { isFolder, isGranted, readEnv, realPath } from "../fs/locate.ts";
 import {
   candidateFolders,
   defaultFolders,
@@ -11,8 +11,14 @@ import {
   homeFolderOf,
   isInFolder,
   type Layout,
-  LAYOUT_VARIABLES,
+  layoutOf,
+  partialOf,
+  sidecarsOf,
+  STORE_VARIABLES,
 } from "../layout.ts";
+
+/** A folder of the store. */
+type StoreFolder = "base" | "raw" | "db" | "config" | "backups" | "reports" | "exports";
 
 /** A flag of a script. */
 export interface Flag {
@@ -22,6 +28,10 @@ export interface Flag {
   value?: string;
   /** For a flag whose value is a path: whether the script writes that file, or reads it as a backup. */
   path?: "write" | "backup";
+  /** The folders that the script writes with this flag, instead of those of the command. */
+  writes?: readonly StoreFolder[];
+  /** Whether the script runs without a store with this flag. */
+  needsNoStore?: boolean;
 }
 
 /** The flags that were given: text, or true. */
@@ -36,7 +46,7 @@ export interface Command {
   /** Its own flags. All scripts have some more. */
   flags: Record<string, Flag>;
   /** The folders of the store that it writes. */
-  writes: readonly ("base" | "raw" | "db" | "config" | "backups" | "reports" | "exports")[];
+  writes: readonly StoreFolder[];
   /** Whether it also runs without a store, because it creates one. */
   createsStore?: boolean;
   /** The arguments of the example in `--help`. */
@@ -52,6 +62,7 @@ export interface Access {
 
 const PLATFORM = Deno.build.os;
 const HOME = PLATFORM === "windows" ? "USERPROFILE" : "HOME";
+const VARIABLES = [...STORE_VARIABLES, HOME];
 /** The store in the home folder, as a shell expands it. */
 export const HOME_STORE = PLATFORM === "windows" ? "%USERPROFILE%\\.telemetry" : "$HOME/.telemetry";
 
@@ -62,52 +73,65 @@ export function isHomeKnown(): boolean {
 
 /** The access that one run of a script needs. */
 export function accessOf(command: Command, flags: FlagValues, layout: Layout): Access {
-  const isNamed = flags["base"] !== undefined;
+  const given = Object.entries(command.flags).filter(([name]) => flags[name] !== undefined);
+  if (given.some(([, flag]) => flag.needsNoStore)) return { env: [], read: [], write: [] };
+  const { choice } = layout;
   const home = homeFolderOf(readEnv, PLATFORM);
-  const isNew = command.createsStore === true && layout.choice.source === "default";
-  const store = isNew
-    ? [...defaultFolders(PLATFORM, home), layout.raw, layout.db]
-    : [layout.base, layout.raw, layout.db];
-  const write = isNew ? store : command.writes.map((folder) => layout[folder]);
-  const isSearched = layout.choice.source === "found" || layout.choice.source === "default";
-  const read = [...isSearched ? candidateFolders(PLATFORM, home) : [], ...store];
-  for (const [name, { path }] of Object.entries(command.flags)) {
-    const value = flags[name];
-    if (typeof value !== "string" || value === "-") continue;
-    if (path === "write") write.push(folderOf(value));
-    // SQLite keeps sidecars beside a backup in the store, too. A name without a folder is in `backups/`.
-    else if (path === "backup") {
-      (folderOf(value) === "." ? write : read).push(folderOf(value) === "." ? layout.backups : folderOf(value));
-    }
+  // 1. The folders of the store. Setup tries several when there is none.
+  const folders = given.find(([, { writes }]) => writes)?.[1].writes ?? command.writes;
+  const stores = command.createsStore && choice.source === "default"
+    ? defaultFolders(PLATFORM, home).map((base) => layoutOf({ ...choice, base }))
+    : [layout];
+  const read = stores.flatMap(({ base, raw, db, backups }) => [base, raw, db, backups]);
+  const write = stores.flatMap((store) => folders.map((folder) => store[folder]));
+  // 2. The folders where a store may be, as far as they decide which one it is.
+  if (choice.source === "found" || choice.source === "default") read.push(...candidateFolders(PLATFORM, home));
+  // 3. The paths that are given to flags.
+  for (const [name, { path }] of given) {
+    const value = String(flags[name]);
+    if (path === undefined || value === "" || value === "-") continue;
+    if (path === "write") {
+      write.push(value, partialOf(value));
+      // To make the new name durable.
+      read.push(folderOf(value));
+    } // A name without a folder is in `backups/`, where SQLite may create sidecars.
+    else if (folderOf(value) === ".") write.push(layout.backups);
+    else read.push(value, ...Object.values(sidecarsOf(value)));
   }
   return {
-    env: isNamed ? [] : LAYOUT_VARIABLES,
+    env: choice.source === "--base" ? [] : VARIABLES,
     read: outermost(withRealPaths([...read, ...write])),
     write: outermost(withRealPaths(write)),
   };
 }
 
+/** The access that a script uses only to warn: of other stores with data, or of a variable that is ignored. */
+export function accessToWarn({ choice }: Layout): Access {
+  const isIgnored = choice.source === "--base" && readEnv("TELEMETRY_NDJSON_DIR");
+  return {
+    env: isIgnored ? ["TELEMETRY_NDJSON_DIR"] : [],
+    read: withRealPaths(choice.others.filter(isFolder)),
+    write: [],
+  };
+}
+
 /** The access that finds a store wherever it is. Folders of the home folder are as a shell expands them. */
 export function accessWithoutStore(command: Command): Access {
-  const folders = [...candidateFolders(PLATFORM, undefined), HOME_STORE];
-  const write = command.createsStore
-    ? folders
-    : folders.flatMap((base) => command.writes.map((name) => `${base}/${name}`));
-  return { env: LAYOUT_VARIABLES, read: folders, write };
+  const read = [...candidateFolders(PLATFORM, undefined), HOME_STORE];
+  const write = command.writes.includes("base")
+    ? read
+    : read.flatMap((base) => command.writes.map((name) => `${base}/${name}`));
+  return { env: VARIABLES, read, write };
 }
 
 /** What Deno does not grant of an access, in words. Undefined when all is granted. */
 export function firstNotGranted({ env, read, write }: Access): string | undefined {
-  const variable = env.find((variable) => variable !== "HOME" && variable !== "USERPROFILE" && !isEnvGranted(variable));
+  const variable = env.find((variable) => variable !== HOME && !isGranted({ name: "env", variable }));
   if (variable !== undefined) return `read the variable ${variable}`;
   const unread = read.find((path) => !isGranted({ name: "read", path }));
   if (unread !== undefined) return `read ${unread}`;
   const unwritten = write.find((path) => !isGranted({ name: "write", path }));
   return unwritten === undefined ? undefined : `write ${unwritten}`;
-}
-
-function isEnvGranted(variable: string): boolean {
-  return isGranted({ name: "env", variable });
 }
 
 /** Behind a link, Deno requires the permission for the real path, too. */

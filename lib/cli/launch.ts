@@ -5,7 +5,7 @@
  * @module
  */
 import { locate } from "../fs/locate.ts";
-import { accessFlags, accessOf, type Command } from "./access.ts";
+import { accessFlags, accessOf, accessToWarn, type Command } from "./access.ts";
 import { parseFlags } from "./command.ts";
 
 /** The flags of `deno run` for these arguments. None for wrong usage and `--help`: the script prints these itself. */
@@ -13,10 +13,20 @@ function permissionsFor(command: Command, args: string[]): string[] {
   try {
     const flags = parseFlags(command, args);
     if (flags["help"]) return [];
-    return accessFlags(accessOf(command, flags, locate(flags["base"] as string | undefined)));
+    const layout = locate(flags["base"] as string | undefined);
+    const { env, read, write } = accessOf(command, flags, layout);
+    if (read.length === 0) return [];
+    const warn = accessToWarn(layout);
+    return accessFlags({ env: [...env, ...warn.env], read: [...read, ...warn.read], write });
   } catch {
     return [];
   }
+}
+
+function passOn(signal: Deno.Signal, child: Deno.ChildProcess): void {
+  try {
+    if (Deno.build.os !== "windows") child.kill(signal);
+  } catch { /* it has just ended */ }
 }
 
 if (import.meta.main) {
@@ -32,9 +42,9 @@ if (import.meta.main) {
     stdout: "inherit",
     stderr: "inherit",
   }).spawn();
-  // Ctrl-C in a terminal reaches the script, too: it decides when to end.
-  Deno.addSignalListener("SIGINT", () => {});
-  if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", () => child.kill("SIGTERM"));
-  const { code, signal } = await child.status;
-  Deno.exit(signal === null ? code : 1);
+  // The script decides when to end: it must never go on alone. On Windows, Ctrl-C reaches it by itself.
+  for (const signal of ["SIGINT", ...Deno.build.os === "windows" ? [] : ["SIGTERM", "SIGHUP"] as const] as const) {
+    Deno.addSignalListener(signal, () => passOn(signal, child));
+  }
+  Deno.exit((await child.status).code);
 }

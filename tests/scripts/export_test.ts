@@ -139,7 +139,8 @@ Deno.test("--output PATH: what is there stays, and nothing is left beside it", a
   assert.deepEqual([elsewhere.code, error.code], [1, "permission"]);
   assert.equal(
     error.hint,
-    `run: deno run --allow-read=${temp.path} --allow-write=${temp.path} ${args.join(" ")}`,
+    `run: deno run --allow-read=${temp.path} --allow-write=${base}/db,${temp.path}/x.csv,${temp.path}/x.csv.partial ` +
+      args.join(" "),
   );
   assert.deepEqual(treeOf(base), tree);
   Deno.removeSync(path);

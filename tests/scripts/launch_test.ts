@@ -1,6 +1,16 @@
 /** `deno task NAME` starts a script with exactly the permissions that the run needs. */
 import assert from "node:assert/strict";
-import { COMMANDS, type Output, ROOT, run, type RunOptions, TempFolder, testWith } from "../fixtures/mod.ts";
+import {
+  command,
+  COMMANDS,
+  type Output,
+  pathWithDeno,
+  ROOT,
+  run,
+  type RunOptions,
+  TempFolder,
+  testWith,
+} from "../fixtures/mod.ts";
 
 function task(args: string[], options: RunOptions = {}): Promise<Output> {
   return run(Deno.execPath(), ["task", "--quiet", "--config", `${ROOT}deno.json`, ...args], options);
@@ -12,56 +22,202 @@ async function setUp(base: string): Promise<string> {
   return base;
 }
 
-/** Prints what a started script may do. */
-const PROBE = `
-const state = (name: "read" | "write", path: string) => Deno.permissions.querySync({ name, path }).state === "granted";
-const paths = ["", "raw", "db", "backups", "reports", "exports", "config"].map((name) => Deno.args[1] + "/" + name);
-const others = ["net", "run", "ffi", "sys"] as const;
-console.log(JSON.stringify({
-  read: paths.filter((path) => state("read", path)),
-  write: paths.filter((path) => state("write", path)),
-  outside: [state("read", "/"), state("write", "/"), state("read", Deno.args[3] ?? "/"), state("write", Deno.args[3] ?? "/")],
-  env: Deno.permissions.querySync({ name: "env", variable: "PATH" }).state,
-  others: others.filter((name) => Deno.permissions.querySync({ name }).state === "granted"),
-}));`;
+/** What stands in for the work of each script: prints which permissions the process holds, or tests what it inherits. */
+const CODE = `
+  const isGranted = (permission: Deno.PermissionDescriptor) =>
+    Deno.permissions.querySync(permission).state === "granted";
+  const { paths, variables, wait, echo } = PROBE;
+  if (echo) await Deno.stdin.readable.pipeTo(Deno.stdout.writable);
+  else if (wait) {
+    for (const [code, signal] of ["SIGHUP", "SIGINT", "SIGTERM"].entries()) {
+      Deno.addSignalListener(signal as Deno.Signal, () => Deno.exit(40 + code));
+    }
+    console.log("ready");
+    setTimeout(() => {}, 60_000);
+  } else {
+    console.log(JSON.stringify({
+      read: paths.filter((path: string) => isGranted({ name: "read", path })),
+      write: paths.filter((path: string) => isGranted({ name: "write", path })),
+      env: variables.filter((variable: string) => isGranted({ name: "env", variable })),
+      others: (["net", "run", "ffi", "sys", "import"] as const).filter((name) => isGranted({ name })),
+    }));
+  }`;
 
-testWith(["unix"], "a started script may write only its folders, and only setup may write raw/", async () => {
-  using temp = new TempFolder();
-  const base = `${temp.path}/a store`;
-  // The launcher with the commands of the real scripts, which print their permissions instead of doing their work.
-  const copied = await run("cp", ["-r", `${ROOT}lib`, temp.path]);
-  assert.equal(copied.code, 0, copied.stderr);
-  Deno.mkdirSync(`${temp.path}/scripts`);
-  Deno.mkdirSync(base);
-  const wanted: Record<string, string[]> = {
-    setup_storage: ["", "raw", "db", "backups", "reports", "exports", "config"],
-    setup_database: ["db", "backups", "config"],
-    backup_database: ["db", "backups"],
-    backup_telemetry_db: ["db", "backups"],
-    recover_database: ["db", "reports"],
-    export_csv: ["db", "exports"],
-  };
-  for (const [name, command] of Object.entries(COMMANDS)) {
-    const code = `export const COMMAND = ${JSON.stringify(command)};\nif (import.meta.main) {${PROBE}}`;
-    Deno.writeTextFileSync(`${temp.path}/scripts/${name}.ts`, code);
-    const launch = ["run", "-q", "-A", `${temp.path}/lib/cli/launch.ts`, name, "--base", base];
-    const { stdout, stderr } = await run(Deno.execPath(), launch);
-    assert.equal(stderr, "");
-    const found = JSON.parse(stdout);
-    const pathOf = (folder: string) => `${base}/${folder}`;
-    const every = ["", "raw", "db", "backups", "reports", "exports", "config"].map(pathOf);
-    assert.deepEqual(found.read, every, name);
-    assert.deepEqual(found.write, every.filter((path) => wanted[name]!.map(pathOf).includes(path)), name);
-    assert.deepEqual([found.outside, found.env, found.others], [[false, false, false, false], "prompt", []], name);
+/** The permissions that a started script holds. */
+interface Held {
+  read: string[];
+  write: string[];
+  env: string[];
+  others: string[];
+}
+
+const FOLDERS = ["", "/raw", "/db", "/backups", "/reports", "/exports", "/config", "/logs", "/of its own"];
+const VARIABLES = ["TELEMETRY_DB_PATH", "TELEMETRY_BASE_DIR", "AGENT_METRICS_DIR", "TELEMETRY_NDJSON_DIR"];
+
+/** A copy of the toolkit whose scripts are probes: launcher, tasks and commands are those of the toolkit. */
+class ProbeToolkit {
+  readonly #folder: string;
+  readonly #probe: string;
+
+  constructor(temp: TempFolder) {
+    this.#folder = `${temp.path}/tool kit`;
+    this.#probe = `${this.#folder}/scripts/probe.json`;
+    Deno.mkdirSync(`${this.#folder}/scripts`, { recursive: true });
+    Deno.copyFileSync(`${ROOT}deno.json`, `${this.#folder}/deno.json`);
+    copyFolder(`${ROOT}lib`, `${this.#folder}/lib`);
+    for (const [name, command] of Object.entries(COMMANDS)) {
+      // Modules are imported without a permission.
+      Deno.writeTextFileSync(
+        `${this.#folder}/scripts/${name}.ts`,
+        `import PROBE from "./probe.json" with { type: "json" };
+         export const COMMAND = ${JSON.stringify(command)};
+         if (import.meta.main) {${CODE}}`,
+      );
+    }
   }
-  // A path that is given to a flag is granted, too.
+
+  /** The arguments of Deno that run a task, whose script then does what `probe` says. */
+  arguments(args: string[], probe: object): string[] {
+    Deno.writeTextFileSync(this.#probe, JSON.stringify({ variables: [...VARIABLES, "HOME", "PATH"], ...probe }));
+    return ["task", "--quiet", "--config", `${this.#folder}/deno.json`, ...args];
+  }
+
+  /** Runs a task; which of `paths` and of the variables it may use. */
+  async heldBy(args: string[], paths: string[], options: RunOptions = {}): Promise<Held> {
+    const { stdout, stderr } = await run(Deno.execPath(), this.arguments(args, { paths }), options);
+    assert.equal(stderr, "");
+    return JSON.parse(stdout);
+  }
+}
+
+function copyFolder(from: string, to: string): void {
+  Deno.mkdirSync(to);
+  for (const { name, isDirectory } of Deno.readDirSync(from)) {
+    if (isDirectory) copyFolder(`${from}/${name}`, `${to}/${name}`);
+    else Deno.copyFileSync(`${from}/${name}`, `${to}/${name}`);
+  }
+}
+
+testWith(["unix"], "a task may read the store and write only the folders of its script", async () => {
+  using temp = new TempFolder();
+  const toolkit = new ProbeToolkit(temp);
+  const base = `${temp.path}/a store`;
+  const log = `${temp.path}/log`;
+  const outside = [temp.path, "/", `${temp.path}/elsewhere`, ROOT.slice(0, -1)];
+  const written: Record<string, string[]> = {
+    setup_storage: FOLDERS,
+    setup_database: ["/db", "/backups", "/config"],
+    backup_database: ["/db", "/backups"],
+    backup_telemetry_db: ["/db", "/backups"],
+    recover_database: ["/db", "/reports"],
+    export_csv: ["/db", "/exports"],
+  };
+  const every = FOLDERS.map((folder) => base + folder);
+  for (const name of Object.keys(COMMANDS)) {
+    const write = every.filter((path) => written[name]!.includes(path.slice(base.length)));
+    const byFlag = await toolkit.heldBy([name, "--base", base], [...every, log, ...outside]);
+    assert.deepEqual(byFlag, { read: every, write, env: [], others: [] }, name);
+    const env = { TELEMETRY_BASE_DIR: base, TELEMETRY_NDJSON_DIR: log };
+    const byVariable = await toolkit.heldBy([name], [...every, log, ...outside], { env });
+    const isSetup = name === "setup_storage";
+    assert.deepEqual(byVariable, {
+      read: [...every, log],
+      write: isSetup ? [...write, log] : write,
+      env: [...VARIABLES, "HOME"],
+      others: [],
+    }, name);
+  }
+});
+
+testWith(["unix"], "a flag that is a path grants that path and nothing beside it", async () => {
+  using temp = new TempFolder();
+  const toolkit = new ProbeToolkit(temp);
+  const base = `${temp.path}/store`;
   const elsewhere = `${temp.path}/elsewhere`;
-  for (
-    const [name, flag, expected] of [["export_csv", "--output", true], ["recover_database", "--with-backup", false]]
-  ) {
-    const launch = ["run", "-q", "-A", `${temp.path}/lib/cli/launch.ts`, String(name), "--base", base];
-    const { stdout } = await run(Deno.execPath(), [...launch, String(flag), `${elsewhere}/file`]);
-    assert.deepEqual(JSON.parse(stdout).outside, [false, false, true, expected], String(name));
+  for (const folder of [base, elsewhere, `${base}/raw`]) Deno.mkdirSync(folder);
+  const every = FOLDERS.map((folder) => base + folder);
+  const file = `${elsewhere}/file`;
+  const paths = [...every, file, `${file}.partial`, `${file}-wal`, `${file}2`, elsewhere, `${base}/runs.csv`];
+  const held = async (...args: string[]) => {
+    const { read, write } = await toolkit.heldBy([...args, "--base", base], paths, {
+      cwd: base,
+      env: { INIT_CWD: base },
+    });
+    return { read: read.filter((path) => !path.startsWith(base)), write };
+  };
+  assert.deepEqual(await held("export_csv", "--output", file), {
+    read: [file, `${file}.partial`, `${file}-wal`, `${file}2`, elsewhere],
+    write: [`${base}/db`, file, `${file}.partial`],
+  });
+  assert.deepEqual((await held("export_csv", "--output", "-")).write, [`${base}/db`]);
+  // In the store's own folder: neither that folder nor the log.
+  assert.deepEqual((await held("export_csv", "--output", "runs.csv")).write, [`${base}/db`, `${base}/runs.csv`]);
+  for (const [name, flag] of [["recover_database", "--with-backup"], ["backup_telemetry_db", "--restore"]] as const) {
+    const { read, write } = await held(name, flag, file);
+    assert.deepEqual(read, [file, `${file}-wal`]);
+    assert.deepEqual(write.filter((path) => !path.startsWith(base)), []);
+  }
+  assert.deepEqual((await held("recover_database", "--with-backup", "latest")).write, [
+    `${base}/db`,
+    `${base}/backups`,
+    `${base}/reports`,
+  ]);
+  assert.deepEqual(await held("recover_database", "--check-only"), { read: [], write: [`${base}/db`] });
+  const nothing = { read: [], write: [], env: [], others: [] };
+  for (const args of [["setup_database", "--print-schema", "sqlite"], ["export_csv", "--help"], ["setup", "--nope"]]) {
+    assert.deepEqual(await toolkit.heldBy(args, paths), nothing, `${args}`);
+  }
+});
+
+testWith(["unix"], "links in a store are granted with the paths that they lead to", async () => {
+  using temp = new TempFolder();
+  const toolkit = new ProbeToolkit(temp);
+  const [base, disk] = [`${temp.path}/link`, `${temp.path}/disk`];
+  for (const folder of ["real", "disk", "disk/raw", "disk/backups"]) Deno.mkdirSync(`${temp.path}/${folder}`);
+  Deno.symlinkSync("real", base);
+  for (const name of ["raw", "backups"]) Deno.symlinkSync(`${disk}/${name}`, `${base}/${name}`);
+  const paths = [base, `${temp.path}/real/db`, `${disk}/raw`, `${disk}/backups`, disk];
+  const { read, write } = await toolkit.heldBy(["backup_database", "--base", base], paths);
+  assert.deepEqual(read, paths.slice(0, -1));
+  assert.deepEqual(write, [`${temp.path}/real/db`, `${disk}/backups`]);
+  // A folder that does not exist yet, behind a link.
+  const below = `${base}/none/store`;
+  const held = await toolkit.heldBy(["setup_storage", "--base", below], [below, `${temp.path}/real/none/store`]);
+  assert.deepEqual(held.write, held.read);
+  assert.equal(held.write.length, 2);
+});
+
+testWith(["unix", "noDefaultStore"], "without a store, only setup_storage may write a raw/ folder", async () => {
+  using temp = new TempFolder();
+  const toolkit = new ProbeToolkit(temp);
+  const env = { HOME: temp.path };
+  const bases = ["/agent-metrics", `${temp.path}/.telemetry`];
+  const logs = bases.map((base) => `${base}/raw`);
+  for (const name of Object.keys(COMMANDS)) {
+    const { read, write } = await toolkit.heldBy([name], [...bases, "/opt/telemetry", ...logs], { env });
+    assert.deepEqual(read, [...bases, "/opt/telemetry", ...logs]);
+    assert.deepEqual(write, name === "setup_storage" ? [...bases, ...logs] : [], name);
+  }
+});
+
+testWith(["unix"], "a task passes on stdin and signals", async () => {
+  using temp = new TempFolder();
+  const toolkit = new ProbeToolkit(temp);
+  const start = (probe: object) =>
+    command(Deno.execPath(), toolkit.arguments(["recover_database"], probe), { stdin: "piped" }).spawn();
+  const echo = start({ echo: true });
+  const writer = echo.stdin.getWriter();
+  await writer.write(new TextEncoder().encode("yes\n"));
+  await writer.close();
+  assert.equal(new TextDecoder().decode((await echo.output()).stdout), "yes\n");
+  for (const [code, signal] of (["SIGHUP", "SIGINT", "SIGTERM"] as const).entries()) {
+    const process = start({ wait: true });
+    await process.stdin.close();
+    const reader = process.stdout.getReader();
+    await reader.read();
+    process.kill(signal);
+    reader.releaseLock();
+    assert.equal((await process.output()).code, 40 + code, signal);
   }
 });
 
@@ -84,20 +240,35 @@ testWith(["unix"], "each task works for any store, by --base and by TELEMETRY_BA
 testWith(["unix"], "a store behind a link, and a restore of a file outside the store, work as tasks", async () => {
   using temp = new TempFolder();
   const real = await setUp(`${temp.path}/real`);
-  Deno.symlinkSync(real, `${temp.path}/link`);
-  assert.equal((await task(["backup_telemetry_db", "--base", `${temp.path}/link`])).code, 0);
+  const base = `${temp.path}/link`;
+  Deno.symlinkSync(real, base);
+  Deno.writeTextFileSync(`${real}/raw/events_20251210.ndjson`, "");
+  assert.equal((await task(["backup_telemetry_db", "--base", base])).code, 0);
   const [backup] = Deno.readDirSync(`${real}/backups`);
-  Deno.renameSync(`${real}/backups/${backup!.name}`, `${temp.path}/mine.sqlite`);
-  const restore = [
-    "backup_telemetry_db",
-    "--restore",
-    `${temp.path}/mine.sqlite`,
-    "--yes",
-    "--base",
-    `${temp.path}/link`,
-  ];
-  const { code, stderr } = await task(restore);
-  assert.deepEqual([code, stderr], [0, ""]);
+  const moved = `${temp.path}/mine.sqlite`;
+  Deno.renameSync(`${real}/backups/${backup!.name}`, moved);
+  for (
+    const args of [
+      ["backup_telemetry_db", "--restore", moved, "--yes"],
+      ["recover_database", "--force", "--with-backup", moved],
+      ["export_csv", "--output", `${base}/runs.csv`],
+    ]
+  ) {
+    const { code, stderr } = await task([...args, "--base", base]);
+    assert.deepEqual([code, stderr], [0, ""], `${args}`);
+  }
+  assert.ok(Deno.statSync(`${real}/runs.csv`).isFile);
+});
+
+testWith(["unix"], "a task warns of other stores with data, and of an ignored TELEMETRY_NDJSON_DIR", async () => {
+  using temp = new TempFolder();
+  const [one, two] = [await setUp(`${temp.path}/one`), await setUp(`${temp.path}/two`)];
+  const twice = await task(["backup_database"], { env: { TELEMETRY_BASE_DIR: one, AGENT_METRICS_DIR: two } });
+  assert.equal(twice.code, 0);
+  assert.match(twice.stderr, /^warning: using .*one.* but .*two has data, too.*\n$/);
+  const moved = await task(["backup_database", "--base", one], { env: { TELEMETRY_NDJSON_DIR: two } });
+  assert.equal(moved.code, 0);
+  assert.match(moved.stderr, /^warning: TELEMETRY_NDJSON_DIR .* is ignored with --base.*\n$/);
 });
 
 Deno.test("a task passes on exit codes, and wrong usage is reported by the script", async () => {
@@ -105,25 +276,30 @@ Deno.test("a task passes on exit codes, and wrong usage is reported by the scrip
   const missing = await task(["backup_database", "--base", `${temp.path}/none`]);
   assert.equal(missing.code, 1);
   assert.match(missing.stderr, /^backup_database: .*none does not exist\n {2}-> /);
-  const wrong = await task(["backup_database", "--nope"]);
-  assert.equal(wrong.code, 2);
-  assert.match(wrong.stderr, /--help/);
+  for (const args of [["backup_database", "--nope"], ["export_csv", "--output", ""]]) {
+    const wrong = await task(args);
+    assert.equal(wrong.code, 2, `${args}`);
+    assert.match(wrong.stderr, /^\w+: .*\n {2}-> .*--help\n$/);
+  }
   const help = await task(["export_csv", "--help"]);
   assert.deepEqual([help.code, help.stderr], [0, ""]);
 });
 
 testWith(["unix"], "relative paths of a task start where it was called", async () => {
   using temp = new TempFolder();
-  const cwd = `${temp.path}/here`;
-  Deno.mkdirSync(cwd);
-  assert.equal((await task(["setup", "--base", "store"], { cwd, env: { INIT_CWD: cwd } })).code, 0);
-  assert.ok(Deno.statSync(`${cwd}/store/raw`).isDirectory);
+  const env = { INIT_CWD: temp.path };
+  assert.equal((await task(["setup", "--base", "store"], { cwd: temp.path, env })).code, 0);
+  assert.ok(Deno.statSync(`${temp.path}/store/raw`).isDirectory);
+  const exported = await task(["export_csv", "--base", "./store/", "--output", "runs.csv"], { cwd: temp.path, env });
+  assert.equal(exported.code, 0, exported.stderr);
+  assert.ok(Deno.statSync(`${temp.path}/runs.csv`).isFile);
 });
 
 Deno.test("the permission set and the scripts' first lines name no store of a user", () => {
   const { permissions, tasks } = JSON.parse(Deno.readTextFileSync(`${ROOT}deno.json`));
   assert.deepEqual(Object.keys(permissions), ["default"]);
-  assert.ok(!permissions.default.env.includes("HOME"));
+  assert.deepEqual(permissions.default.env, VARIABLES);
+  assert.deepEqual(permissions.default.read, permissions.default.write);
   for (const name of Object.keys(COMMANDS)) {
     const [first] = Deno.readTextFileSync(`${ROOT}scripts/${name}.ts`).split("\n");
     assert.equal(first, "#!/usr/bin/env -S deno run -q -P");
@@ -133,8 +309,12 @@ Deno.test("the permission set and the scripts' first lines name no store of a us
 
 testWith(["unix", "noDefaultStore"], "-P finds no store on a machine without one, and prints what to do", async () => {
   using temp = new TempFolder();
-  const args = ["run", "-q", "--no-prompt", "-P", `${ROOT}scripts/backup_database.ts`];
-  const { code, stderr } = await run(Deno.execPath(), args, { cwd: temp.path });
-  assert.equal(code, 1);
-  assert.match(stderr, /^backup_database: \/agent-metrics does not exist\n {2}-> .*setup_storage.*\n$/);
+  const script = `${ROOT}scripts/backup_database.ts`;
+  for (
+    const [program, args] of [[Deno.execPath(), ["run", "-q", "--no-prompt", "-P", script]], [script, []]] as const
+  ) {
+    const { code, stderr } = await run(program, [...args], { cwd: temp.path, env: { PATH: pathWithDeno() } });
+    assert.equal(code, 1);
+    assert.match(stderr, /^backup_database: \/agent-metrics does not exist\n {2}-> .*setup_storage.*\n$/);
+  }
 });

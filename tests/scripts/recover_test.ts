@@ -752,7 +752,10 @@ Deno.test("--with-backup: one that may be read alone is read as it is; one that 
   const again = /-> run: deno (.*)\n/.exec(refused.stderr)?.[1]?.split(" ");
   assert.deepEqual(again, [
     "run",
-    ...access(`${store.base},${temp.path}`, `${store.base}/db,${store.base}/reports`),
+    ...access(
+      [store.base, ...["", "-wal", "-shm", "-journal"].map((suffix) => backup + suffix)].join(),
+      `${store.base}/db,${store.base}/reports`,
+    ),
     ...script,
   ]);
   const { code, stdout, stderr } = await run(Deno.execPath(), again!);

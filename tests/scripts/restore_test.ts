@@ -508,7 +508,13 @@ testWith(["unix"], "a backup elsewhere, without the permission: one line and wha
   const { base, backup } = newStore(temp);
   const elsewhere = `${temp.path}/elsewhere.sqlite`;
   Deno.renameSync(backup, elsewhere);
-  assert.match((await assertRefused(base, elsewhere)).todo, /allow|permission/);
+  const before = treeOf(base);
+  const script = [`${ROOT}scripts/backup_telemetry_db.ts`, "--base", base, "--restore", elsewhere, "--yes"];
+  const access = [`--allow-read=${base}`, `--allow-write=${base}`];
+  const { code, stdout, stderr } = await run(Deno.execPath(), ["run", "--no-prompt", ...access, ...script]);
+  assert.deepEqual([code, stdout], [1, ""]);
+  assert.match(stderr, /^backup_telemetry_db: .*elsewhere\.sqlite\n {2}-> run: deno run --allow-read=.*\n$/);
+  assert.deepEqual(treeOf(base), before);
 });
 
 // ------------------------------------------------------------------------------------------------ --replay
