@@ -1,5 +1,5 @@
 /**
- * The log of `raw/`: records are appended durably, one JSON object a line (contract, "NDJSON records").
+ * Appends records to the log in `raw/` durably, one JSON object a line.
  * @module
  */
 import { chownToOwnerOf, ensureFolder, statIfSameFile, syncFolder, writeAll } from "../fs/atomic_file.ts";
@@ -7,25 +7,24 @@ import { fileError, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
 import { type LogRecord, MAX_LINE_BYTES, toJson, validateRecord } from "../records.ts";
 
-/** Bounds of an {@linkcode EventLog}. */
+/** Options of an {@linkcode EventLog}. */
 export interface EventLogOptions {
-  /** How long a batch waits for the file's lock, in milliseconds. @default 10_000 */
+  /** How long a batch waits for the lock of the file, in milliseconds. @default 10_000 */
   lockTimeoutMs?: number;
-  /** How much may wait to be written, in characters, before `append` refuses. @default 67_108_864 (64 Mi) */
+  /** How many characters may wait to be written before `append` refuses more. @default 67_108_864 (64 Mi) */
   maxQueued?: number;
-  /** Told when the log's folder was missing and has been made again. */
-  onFolderMade?: (folder: string) => void;
+  /** Called when the folder of the log was missing and has been created. */
+  onFolderCreated?: (folder: string) => void;
 }
 
-/** A batch takes further records until it holds this many characters. It bounds how long the lock is held. */
+/** How many characters a batch holds before a new one is started. Bounds how long the lock is held. */
 const BATCH_CHARACTERS = 4 * 1024 * 1024;
-
-/** An `fsync` that takes longer than this is slow, in milliseconds. */
+/** An `fsync` that takes longer is slow, in milliseconds. */
 const SLOW_SYNC_MS = 2;
-/** How many fast ones in a row it takes to trust a disk. */
+/** How many fast `fsync` calls in a row make a disk a fast one. */
 const TRUSTED_AFTER = 4;
 
-/** Records that share one open, one lock, one write and one fsync. */
+/** Records that share one open, lock, write and fsync. */
 interface Batch {
   lines: string[];
   characters: number;
@@ -33,8 +32,8 @@ interface Batch {
 }
 
 /**
- * Appends records to the day's file. Every append resolves when its line is on the disk, and not before.
- * Appends that arrive while others are being written share the next write (group commit).
+ * Appends records to the log of the UTC day. Each append resolves when its line is on the disk. Appends that arrive while
+ * others are being written share the next write (group commit).
  *
  * @example
  * ```ts
@@ -58,39 +57,37 @@ export class EventLog {
   readonly #raw: string;
   readonly #lockTimeoutMs: number;
   readonly #maxQueued: number;
-  readonly #onFolderMade: (folder: string) => void;
+  readonly #onFolderCreated: (folder: string) => void;
   readonly #encoder = new TextEncoder();
   #waiting: Batch[] = [];
   #queued = 0;
   #drained: Promise<void> | undefined;
   #abandoned = false;
   #fastSyncs = 0;
-  /** The file that was written last, whose name is durable, and its length after that. */
+  /** The last written file, whose name is durable, and its size. */
   #end: { ino: number | null; size: number } | undefined;
-  /** The UTC day that was last written in, in days since 1970, and its file. */
+  /** The UTC day of the last write, in days since 1970, and its file. */
   #day = NaN;
   #path = "";
 
   /**
-   * A log that is opened afresh for each batch; nothing is touched yet.
+   * Touches no file: the log is opened for each batch.
    *
    * @param layout where the log is
-   * @param options bounds
    */
   constructor(layout: Layout, options: EventLogOptions = {}) {
     this.#base = layout.base;
     this.#raw = layout.raw;
     this.#lockTimeoutMs = options.lockTimeoutMs ?? 10_000;
     this.#maxQueued = options.maxQueued ?? 64 * 1024 * 1024;
-    this.#onFolderMade = options.onFolderMade ?? (() => {});
+    this.#onFolderCreated = options.onFolderCreated ?? (() => {});
   }
 
   /**
-   * Appends one record. What the record says is taken now: it may be changed afterwards.
+   * Appends one record. The record is copied: it may be changed after the call.
    *
-   * @returns resolves when the line is on the disk; rejects with a {@linkcode TelemetryError} when it is not:
-   * `invalid_record` (JSON cannot carry it, or readers would refuse it), `queue_full`, `locked`, `disk_full`,
-   * `permission`, `closed`, `io`. Then nothing of it is in the log.
+   * @returns resolves when the line is on the disk; rejects with a {@linkcode TelemetryError} `invalid_record` (it cannot be written as JSON, or readers would reject it), `queue_full`,
+   * `locked`, `disk_full`, `permission`, `in_the_way`, `closed`, `io`. Then the log contains nothing of it.
    */
   append(record: LogRecord): Promise<void> {
     try {
@@ -100,26 +97,12 @@ export class EventLog {
     }
   }
 
-  /**
-   * Appends several records in one batch: all of them are on the disk, or none.
-   *
-   * @returns as {@linkcode append} does
-   */
-  appendAll(records: Iterable<LogRecord>): Promise<void> {
-    try {
-      const text = Array.from(records, lineOf).join("");
-      return text === "" ? Promise.resolve() : this.#enqueue(text);
-    } catch (error) {
-      return Promise.reject(error);
-    }
-  }
-
-  /** Resolves when everything that has been appended is written, or has failed. */
+  /** Resolves when every append has been written or has failed. Never rejects. */
   async idle(): Promise<void> {
     await this.#drained;
   }
 
-  /** Gives up what waits for the lock or its turn: that rejects with `closed`, and so does every later append. */
+  /** Rejects the appends that wait for the lock or their turn, and all later ones, with `closed`. */
   abandon(): void {
     this.#abandoned = true;
   }
@@ -127,8 +110,8 @@ export class EventLog {
   #enqueue(text: string): Promise<void> {
     if (this.#abandoned) throw closed();
     if (this.#queued > 0 && this.#queued + text.length > this.#maxQueued) {
-      throw new TelemetryError("queue_full", `${this.#queued} characters wait already to be written to the log`, {
-        hint: "await the promises of append, or see what keeps the disk or the lock",
+      throw new TelemetryError("queue_full", `${this.#queued} characters already wait to be written to the log`, {
+        hint: "await the promises of append, or find out what blocks the disk or the lock",
       });
     }
     let batch = this.#waiting.at(-1);
@@ -139,7 +122,7 @@ export class EventLog {
     batch.lines.push(text);
     batch.characters += text.length;
     this.#queued += text.length;
-    // Not at once: what is appended in the same turn of the event loop shares the batch.
+    // In a microtask, so that all appends of this turn of the event loop share the batch.
     this.#drained ??= Promise.resolve().then(() => this.#drain());
     return batch.written.promise;
   }
@@ -166,23 +149,23 @@ export class EventLog {
     const bytes = this.#encoder.encode(!isOurEnd && endsInHalfLine(file, size) ? `\n${lines}` : lines);
     if (Deno.build.os === "windows") file.seekSync(0, Deno.SeekMode.End);
     try {
-      // On a full disk the first sign is a short write.
+      // A full disk shows first as a short write.
       writeAll(file, bytes);
       await this.#sync(file);
       if (this.#end?.ino !== ino || size === 0) syncFolder(this.#raw);
       this.#end = { ino, size: size + bytes.length };
     } catch (error) {
-      // Still under the lock: what failed is reported as failed, so it must not be read later.
+      // Under the same lock, because records that are reported as failed must not be read later.
       try {
         file.truncateSync(size);
-      } catch { /* a half line stays, after which the next record starts on a new line */ }
+      } catch { /* half a line remains, and the next record starts on a new line */ }
       throw error;
     }
   }
 
   /**
-   * Makes the file's content durable. A disk that has been fast for some time is waited for on this thread, which
-   * takes less than the way to another one and back; any other disk must not stop the agent.
+   * Syncs on this thread when the disk has been fast, which takes less time than the way to another thread and back. A slow
+   * disk must not block the agent.
    */
   async #sync(file: Deno.FsFile): Promise<void> {
     const start = performance.now();
@@ -201,7 +184,7 @@ export class EventLog {
     return this.#path;
   }
 
-  /** The file of the UTC day of writing, locked, and still the one at its path. */
+  /** Opens and locks the file of the current UTC day. Makes sure that it is still the file at its path. */
   async #openLocked(): Promise<{ file: Deno.FsFile; path: string; size: number; ino: number | null }> {
     const deadline = performance.now() + this.#lockTimeoutMs;
     for (;;) {
@@ -217,30 +200,28 @@ export class EventLog {
         throw error;
       }
       file.close();
-      // Where the inode of an open file never is that of its path, this must not go round without a pause.
+      // On a file system where the inodes never agree, this must not loop without a pause.
       await new Promise((resolve) => setTimeout(resolve, 1));
     }
   }
 
   #open(path: string): Deno.FsFile {
-    // Windows does not truncate what is open for append alone, and lets nobody else write to what is locked.
+    // Windows does not truncate a file that is open for append only.
     const mode = Deno.build.os === "windows" ? { write: true } : { append: true };
     const options: Deno.OpenOptions = { read: true, create: true, ...mode };
     try {
       return Deno.openSync(path, options);
     } catch (error) {
       if (!(error instanceof Deno.errors.NotFound)) throw error;
-      if (ensureFolder(this.#base, this.#raw)) this.#onFolderMade(this.#raw);
+      if (ensureFolder(this.#base, this.#raw)) this.#onFolderCreated(this.#raw);
       return Deno.openSync(path, options);
     }
   }
 
   /**
-   * Takes the exclusive lock by asking again and again: a blocking request cannot be taken back, and would keep
-   * the process alive for as long as another one holds the lock.
-   *
-   * But who only asks hardly ever gets a lock that busy writers hand to each other within microseconds. So once the
-   * file has grown, which shows that its writers are alive and let go of it, this queues up with them.
+   * Tries the lock again and again. A blocking request cannot be cancelled, and would keep the process alive while another
+   * one holds the lock. Trying alone starves, though, beside busy writers that hand the lock on within microseconds. So
+   * when the file has grown, which shows that its writers release the lock, this queues with a blocking request.
    */
   async #lock(file: Deno.FsFile, deadline: number): Promise<void> {
     if (file.tryLockSync(true)) return;
@@ -256,7 +237,7 @@ export class EventLog {
       clearTimeout(timer);
       if (queued === undefined && file.statSync().size !== size) {
         queued = file.lock(true).then(() => void (locked = true));
-        // Given up, the file is closed: the lock, when it comes, goes at once.
+        // After a timeout the file is closed, which releases the lock when it comes.
         queued.catch(() => {});
       } else if (queued === undefined) {
         locked = file.tryLockSync(true);
@@ -269,30 +250,38 @@ function lineOf(record: LogRecord): string {
   const line = toJson(record, "record") + "\n";
   const reason = validateRecord(record);
   if (reason !== undefined) {
-    throw new TelemetryError("invalid_record", `readers of the log would not take this for a record: ${reason}`, {
-      hint: "give it the fields that the contract requires",
+    throw new TelemetryError("invalid_record", `not a valid record: ${reason}`, {
+      hint: "a run needs run_id, agent_name and start_time; an event needs run_id, event_type and timestamp",
     });
   }
-  // A character takes at most three bytes; only long lines are worth counting.
+  // A character takes at most three bytes, so only long lines need to be encoded to count them.
   if (line.length * 3 > MAX_LINE_BYTES && new TextEncoder().encode(line).length > MAX_LINE_BYTES) {
-    throw new TelemetryError("invalid_record", `a record of ${line.length} characters is too long for the log`, {
-      hint: `keep it below ${MAX_LINE_BYTES} bytes: write large data to a file and record its name`,
-    });
+    throw new TelemetryError(
+      "invalid_record",
+      `the record has ${line.length} characters, which is too long for the log`,
+      {
+        hint: `the limit is ${MAX_LINE_BYTES} bytes; write large data to a file and record its path`,
+      },
+    );
   }
   return line;
 }
 
 function lockedTooLong(raw: string): TelemetryError {
-  return new TelemetryError("locked", `another process has locked the log in ${raw} for too long`, {
-    hint: "see which process holds it; the record was not written",
-  });
+  return new TelemetryError(
+    "locked",
+    `another process holds the lock of the log in ${raw}; the record was not written`,
+    {
+      hint: "find the process that holds the lock (lsof or fuser show it) and stop it",
+    },
+  );
 }
 
 function closed(): TelemetryError {
-  return new TelemetryError("closed", "the log has been closed");
+  return new TelemetryError("closed", "the log is closed");
 }
 
-/** Whether a killed writer has left half a line at the end, which must not swallow the next record. */
+/** Whether the file ends without a newline, as a killed writer leaves it. The next record must not be glued to that. */
 function endsInHalfLine(file: Deno.FsFile, size: number): boolean {
   if (size === 0) return false;
   const last = new Uint8Array(1);

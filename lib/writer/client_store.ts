@@ -151,8 +151,8 @@ function open(found: Layout, warnings: Warnings): { log: EventLog; writer: Datab
     }
   }
   assertGranted([layout.base, layout.raw, layout.db]);
-  const onFolderMade = (folder: string) => warnings.warn("storage:made", `created the missing folder ${folder}`);
-  return { log: new EventLog(layout, { onFolderMade }), writer: new DatabaseWriter(layout, { wait: false }) };
+  const onFolderCreated = (folder: string) => warnings.warn("storage:made", `created the missing folder ${folder}`);
+  return { log: new EventLog(layout, { onFolderCreated }), writer: new DatabaseWriter(layout, { wait: false }) };
 }
 
 /** Cuts the long texts of a run, or returns undefined. A part of `metrics_json` would not be JSON: it is left out. */

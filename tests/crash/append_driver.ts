@@ -67,7 +67,7 @@ async function append({ base, name, loops = 1, count = Infinity, batches, holdMs
   let next = 0;
   const appendSome = async (some: number, all: boolean) => {
     const ids = Array.from({ length: some }, () => `${name}-${next++}`);
-    if (all) await log.appendAll(ids.map(recordOf)).then(() => ids.forEach(acknowledge));
+    if (all) await Promise.all(ids.map((id) => log.append(recordOf(id)))).then(() => ids.forEach(acknowledge));
     else await Promise.all(ids.map((id) => log.append(recordOf(id)).then(() => acknowledge(id))));
   };
   for (const some of batches ?? []) await appendSome(some, false);

@@ -24,14 +24,14 @@ function randomFrom(seed: number): () => number {
   };
 }
 
-/** Where to die: in each phase in turn. Of what is written most often a part, so that lines are torn. */
+/** Where the driver kills itself: in each phase in turn. Most writes are cut in the middle, so that lines are torn. */
 function planned(random: () => number, round: number): Orders["die"] {
   const phase = PHASES[round % PHASES.length]!;
   const done = [random(), 0, random(), 1][Math.floor(round / PHASES.length) % 4]!;
   return { phase, call: 1 + Math.floor(random() * 8), done };
 }
 
-/** Starts a driver and kills it after a while, if it has not done so itself. What it had acknowledged by then. */
+/** Starts a driver and kills it after a delay, unless it kills itself. Returns what it acknowledged. */
 async function killed(orders: Orders, delayMs: number): Promise<string[]> {
   const child = command(Deno.execPath(), driverArgs(orders)).spawn();
   const kill = () => {
@@ -43,7 +43,7 @@ async function killed(orders: Orders, delayMs: number): Promise<string[]> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   let acknowledged = "";
   for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
-    // From the first acknowledgement on: a kill while it starts proves nothing.
+    // From the first acknowledgement on, because a kill during the start proves nothing.
     timer ??= setTimeout(kill, delayMs);
     acknowledged += text;
   }
@@ -53,7 +53,7 @@ async function killed(orders: Orders, delayMs: number): Promise<string[]> {
   return acknowledged.split("\n").slice(0, -1);
 }
 
-/** How often a process was killed in which phase. */
+/** How many processes were killed in each phase. */
 type Counts = Record<Phase | "other", number>;
 
 async function killOneByOne(lane: number, layout: Layout, random: () => number, acknowledged: Set<string>) {
@@ -77,12 +77,12 @@ async function killOneByOne(lane: number, layout: Layout, random: () => number, 
   return counts;
 }
 
-/** What was killed where, in words. */
+/** The counts as text. */
 function told(counts: Counts): string {
   return Object.entries(counts).map(([phase, count]) => `${count} ${phase}`).join(", ");
 }
 
-/** That a log holds what it must after kills, read line by line and by `scan`. Gives how many lines are torn. */
+/** Checks a log after kills, line by line and with `scan`. Returns how many lines are torn. */
 async function checkLog(layout: Layout, acknowledged: Set<string>, kills: number): Promise<number> {
   const files = logFiles(layout.raw);
   const whole = new Set<string>();
@@ -108,12 +108,12 @@ async function checkLog(layout: Layout, acknowledged: Set<string>, kills: number
   return torn;
 }
 
-testWith(["unix"], `kill -9, ${KILLS} times: what was acknowledged is in the log, whole, and once`, async (t) => {
+testWith(["unix"], `after ${KILLS} kills, each acknowledged record is in the log completely and once`, async (t) => {
   using folder = new TempFolder();
   const layout = layoutOf(folder.path);
   const seed = Number(Deno.env.get("TEST_SEED") ?? Math.floor(Math.random() * 2 ** 31));
   const acknowledged = new Set<string>();
-  // A process that keeps the lock for a while again and again, so that there is something to wait for.
+  // A process that holds the lock for a while again and again, so that the others have to wait.
   const beside = command(Deno.execPath(), driverArgs({ base: layout.base, name: "beside", holdMs: 3 })).spawn();
   const besides = beside.output();
   try {
@@ -141,7 +141,7 @@ testWith(["unix"], `kill -9, ${KILLS} times: what was acknowledged is in the log
       ) as Counts
     ) as [Counts, Counts];
     await t.step(`seed ${seed}: by itself ${told(inside)}; by another process ${told(outside)}`, () => {
-      for (const phase of PHASES) assert.ok(inside[phase] + outside[phase] > 0, `never killed while ${phase}`);
+      for (const phase of PHASES) assert.ok(inside[phase] + outside[phase] > 0, `no process was killed while ${phase}`);
     });
     await t.step(`${acknowledged.size} acknowledged, ${torn} lines torn`, () => {
       assert.ok(acknowledged.size > KILLS, "hardly anything was acknowledged");
@@ -158,7 +158,7 @@ testWith(["unix"], `kill -9, ${KILLS} times: what was acknowledged is in the log
   }
 });
 
-/** A system call: its name, its text, and the places of its beginning and its end in the trace. */
+/** A system call: its name, its text, and where it begins and ends in the trace. */
 interface Call {
   name: string;
   text: string;
@@ -193,7 +193,7 @@ function parseTrace(trace: string): Call[] {
   return calls;
 }
 
-/** What a call is to this test; undefined where it is something else. */
+/** The role of a call in this test; undefined when it has none. */
 function roleOf({ name, text }: Call, { base, raw }: Layout): string | undefined {
   if (name === "write" && text.startsWith("write(1<")) return "acknowledge";
   if (/ = -1 /.test(text)) return undefined;
@@ -208,7 +208,7 @@ function roleOf({ name, text }: Call, { base, raw }: Layout): string | undefined
   return isSync ? "sync" : name;
 }
 
-testWith(["strace"], "strace: opened, locked, written at once, synced; and only then acknowledged", async () => {
+testWith(["strace"], "strace shows open, lock, one write and fsync before each acknowledgement", async () => {
   using folder = new TempFolder();
   const layout = layoutOf(folder.path);
   const trace = `${folder.path}/trace`;
@@ -235,7 +235,7 @@ testWith(["strace"], "strace: opened, locked, written at once, synced; and only 
   });
   const one = ["open", "lock", "write", "sync", "acknowledge"];
   assert.deepEqual(seen.map(({ role }) => role), [
-    // The name of a new file, and that of a new folder, are made durable, too.
+    // The folders are synced, too, so that the names of a new file and a new folder are durable.
     ...["sync base", "open", "lock", "write", "sync", "sync folder", "acknowledge"],
     ...[...one, ...Array(49).fill("acknowledge")],
     ...one,

@@ -9,7 +9,7 @@ import { run, SmallDisk, TempFolder, testWith } from "../fixtures/mod.ts";
 const DAY = new Date("2025-12-10T12:00:00Z");
 const PAGE = 4096;
 
-/** A `{base}` on a disk of 256 KiB, on a day that does not end. */
+/** A `{base}` on a disk of 256 KiB, with a clock that stands still. */
 class FullStore implements Disposable {
   readonly #disk = new SmallDisk("256k");
   readonly #realNow = Date.now;
@@ -27,7 +27,7 @@ class FullStore implements Disposable {
     this.#disk[Symbol.dispose]();
   }
 
-  /** Leaves no page free. The rest of a page that a file has already begun can still be written. */
+  /** Leaves no page free. The last page of a file can still be filled. */
   fill(): void {
     this.#disk.fill();
   }
@@ -72,13 +72,13 @@ for (
     ["no file", "", ""],
   ] as const
 ) {
-  testWith(["mount"], `disk full after ${name}: nothing changes until there is space again`, async () => {
+  testWith(["mount"], `on a full disk after ${name}, append rejects and changes nothing`, async () => {
     using disk = new FullStore();
     if (before !== "") Deno.writeTextFileSync(disk.path, before);
     disk.fill();
     await rejectsAsFull(disk.log.append(event(3, 2 * PAGE)));
     assert.equal(disk.text, before);
-    await rejectsAsFull(disk.log.appendAll([event(4), event(5), event(6, PAGE)]));
+    await Promise.all([event(4), event(5), event(6, PAGE)].map((record) => rejectsAsFull(disk.log.append(record))));
     assert.equal(disk.text, before);
     disk.free();
     await disk.log.append(event(7, 2 * PAGE));
@@ -88,19 +88,23 @@ for (
   });
 }
 
-testWith(["mount"], "disk full: all of a batch are rejected, none of it stays; what fits is written", async () => {
-  using disk = new FullStore();
-  await disk.log.append(event(0));
-  disk.fill();
-  // The first ones would have fitted in what is left of the page.
-  const batch = Array.from({ length: 40 }, (_, n) => disk.log.append(event(1 + n, 200)));
-  await Promise.all(batch.map(rejectsAsFull));
-  assert.equal(disk.text, lines(event(0)));
-  await disk.log.append(event(50, 200));
-  disk.free();
-  await Promise.all([disk.log.append(event(51, PAGE)), disk.log.append(event(52))]);
-  assert.equal(disk.text, lines(event(0), event(50, 200), event(51, PAGE), event(52)));
-});
+testWith(
+  ["mount"],
+  "on a full disk, all records of a batch are rejected, and a record that fits is written",
+  async () => {
+    using disk = new FullStore();
+    await disk.log.append(event(0));
+    disk.fill();
+    // The first ones would have fitted in what is left of the page.
+    const batch = Array.from({ length: 40 }, (_, n) => disk.log.append(event(1 + n, 200)));
+    await Promise.all(batch.map(rejectsAsFull));
+    assert.equal(disk.text, lines(event(0)));
+    await disk.log.append(event(50, 200));
+    disk.free();
+    await Promise.all([disk.log.append(event(51, PAGE)), disk.log.append(event(52))]);
+    assert.equal(disk.text, lines(event(0), event(50, 200), event(51, PAGE), event(52)));
+  },
+);
 
 const APPEND_UNTIL_REFUSED = `
 const { EventLog } = await import("${new URL("../../lib/log/append.ts", import.meta.url)}");
@@ -116,7 +120,7 @@ for (let n = 0; n < 1000; n++) {
   }
 }`;
 
-testWith(["linux"], "a file that may not grow any further: the record that failed is cut off", async () => {
+testWith(["linux"], "a record that exceeds the size limit of the file is rejected and truncated", async () => {
   using folder = new TempFolder();
   const { raw } = layoutOf(folder.path);
   const script = `trap '' XFSZ; ulimit -f 64; exec "$0" eval --quiet "$1" "$2"`;

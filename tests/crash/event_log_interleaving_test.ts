@@ -8,7 +8,7 @@ import { type Orders, recordOf } from "./append_driver.ts";
 const DRIVER = fileURLToPath(new URL("./append_driver.ts", import.meta.url));
 const COUNT = rounds(250, 2_000);
 
-/** The plain way to append durably, as the older agents have it. */
+/** Appends durably as the older Python agents do. */
 const PYTHON_WRITER = `
 import fcntl, json, os, sys
 from datetime import datetime, timezone
@@ -25,7 +25,7 @@ for number in range(count):
         fcntl.flock(file.fileno(), fcntl.LOCK_UN)
 `;
 
-/** Appends from a process of Deno. The ids that it has acknowledged. */
+/** Appends from a process of Deno. Returns the ids that it has acknowledged. */
 async function denoWriter({ base }: Layout, name: string, loops: number): Promise<string[]> {
   const orders: Orders = { base, name, loops, count: COUNT };
   const args = ["run", "--allow-all", "--no-prompt", "--quiet", DRIVER, JSON.stringify(orders)];
@@ -44,7 +44,7 @@ function idsOf(name: string): string[] {
   return Array.from({ length: COUNT }, (_, number) => `${name}-${number}`);
 }
 
-/** A record, its id aside from that which depends on the time. */
+/** Checks the content of a line. Returns its run id. */
 function checkRecord(line: string): string {
   const record = JSON.parse(line);
   const number = Number(record.run_id.split("-")[1]);
@@ -53,26 +53,30 @@ function checkRecord(line: string): string {
   return record.run_id;
 }
 
-testWith(["python", "unix"], `4 processes of Deno and 2 of Python, ${COUNT} records each, in one log`, async (t) => {
-  using folder = new TempFolder();
-  const layout = layoutOf(folder.path);
-  Deno.mkdirSync(layout.raw);
-  // One at a time as well as many at once.
-  const loops = [1, 1, 8, 32];
-  const written = await Promise.all([
-    ...loops.map((count, i) => denoWriter(layout, `deno${i}`, count)),
-    ...["python0", "python1"].map((name) => pythonWriter(layout, name)),
-  ]);
-  assert.deepEqual(written.map((ids) => ids.length), Array(6).fill(COUNT));
+testWith(
+  ["python", "unix"],
+  `4 processes of Deno and 2 of Python append ${COUNT} records each to one log`,
+  async (t) => {
+    using folder = new TempFolder();
+    const layout = layoutOf(folder.path);
+    Deno.mkdirSync(layout.raw);
+    // One at a time, and many concurrently.
+    const loops = [1, 1, 8, 32];
+    const written = await Promise.all([
+      ...loops.map((count, i) => denoWriter(layout, `deno${i}`, count)),
+      ...["python0", "python1"].map((name) => pythonWriter(layout, name)),
+    ]);
+    assert.deepEqual(written.map((ids) => ids.length), Array(6).fill(COUNT));
 
-  const files = logFiles(layout.raw);
-  const ids = files.flatMap((file) => Deno.readTextFileSync(file).trimEnd().split("\n").map(checkRecord));
-  assert.equal(ids.length, 6 * COUNT);
-  assert.deepEqual(new Set(ids), new Set(written.flat()));
-  const all = await Array.fromAsync(scan(files));
-  assert.deepEqual(all.map((found) => "record" in found ? found.record.run_id : found.rejected), ids);
+    const files = logFiles(layout.raw);
+    const ids = files.flatMap((file) => Deno.readTextFileSync(file).trimEnd().split("\n").map(checkRecord));
+    assert.equal(ids.length, 6 * COUNT);
+    assert.deepEqual(new Set(ids), new Set(written.flat()));
+    const all = await Array.fromAsync(scan(files));
+    assert.deepEqual(all.map((found) => "record" in found ? found.record.run_id : found.rejected), ids);
 
-  const writers = ids.map((id) => id.split("-")[0]);
-  const changes = writers.filter((writer, i) => i > 0 && writer !== writers[i - 1]).length;
-  await t.step(`the writer changes ${changes} times from one line to the next`, () => assert.ok(changes > 100));
-});
+    const writers = ids.map((id) => id.split("-")[0]);
+    const changes = writers.filter((writer, i) => i > 0 && writer !== writers[i - 1]).length;
+    await t.step(`the writer changes ${changes} times from one line to the next`, () => assert.ok(changes > 100));
+  },
+);

@@ -11,7 +11,7 @@ const NOON = "2025-12-10T12:00:00.000Z";
 const LAST_MOMENT = "2025-12-10T23:59:59.999Z";
 const MIDNIGHT = "2025-12-11T00:00:00.000Z";
 
-/** A log in a folder of its own, on a day that does not end before the test says so. */
+/** A log in its own folder, with a clock that the test sets. */
 class TestLog implements Disposable {
   readonly #folder = new TempFolder();
   readonly #realNow = Date.now;
@@ -31,7 +31,7 @@ class TestLog implements Disposable {
     this.#folder[Symbol.dispose]();
   }
 
-  /** The file of the day on which it is now. */
+  /** The file of the current day. */
   get path(): string {
     return `${this.layout.raw}/${fileName("log", new Date(this.now))}`;
   }
@@ -40,14 +40,14 @@ class TestLog implements Disposable {
     return Deno.readTextFileSync(this.path);
   }
 
-  /** Appends what is awaited later: if it is refused before that, the test fails where it is awaited. */
+  /** Appends without awaiting. A rejection is reported where the promise is awaited. */
   append(record: LogRecord): Promise<void> {
     const appended = this.log.append(record);
     appended.catch(() => {});
     return appended;
   }
 
-  /** Holds the lock of the day's file, until disposed of. */
+  /** Holds the lock of the log until disposed. */
   hold(): Deno.FsFile {
     const file = Deno.openSync(this.path, { append: true, create: true });
     file.lockSync(true);
@@ -91,7 +91,7 @@ async function rejectsWith(code: string, appended: Promise<void>): Promise<Telem
 
 type Method = "writeSync" | "sync" | "syncSync" | "truncateSync" | "tryLockSync";
 
-/** Does something else instead of a method of all open files, until disposed of; `real` is the method. */
+/** Replaces a method of all open files until disposed; `real` is the method. */
 function instead<Name extends Method>(
   name: Name,
   act: (
@@ -108,7 +108,7 @@ function instead<Name extends Method>(
   return { [Symbol.dispose]: () => void (files[name] = original) };
 }
 
-/** Counts what is written and synced, folders aside. */
+/** Counts the writes and syncs of files. */
 function counted(): Disposable & { writes: number; syncs: number } {
   const stack = new DisposableStack();
   const counts = { writes: 0, syncs: 0, [Symbol.dispose]: () => stack.dispose() };
@@ -127,7 +127,7 @@ function counted(): Disposable & { writes: number; syncs: number } {
   return counts;
 }
 
-/** Tells when a log has asked for its lock and not got it. */
+/** Resolves when a log has tried its lock and not got it. */
 function refusal(): Disposable & { seen: Promise<void> } {
   const { promise: seen, resolve } = Promise.withResolvers<void>();
   const patched = instead("tryLockSync", (_file, real, exclusive) => {
@@ -138,7 +138,7 @@ function refusal(): Disposable & { seen: Promise<void> } {
   return { seen, [Symbol.dispose]: () => patched[Symbol.dispose]() };
 }
 
-/** Syncs of files, but not of folders, fail for as long as `failing` says so. */
+/** Lets syncs of files, but not of folders, fail while `failing` returns true. */
 function failingSyncs(failing: () => boolean): Disposable {
   const failed = () => Object.assign(new Error("Input/output error (os error 5)"), { code: "EIO" });
   const stack = new DisposableStack();
@@ -150,7 +150,7 @@ function failingSyncs(failing: () => boolean): Disposable {
   return stack;
 }
 
-/** Another process that holds the lock of a file until it is ended. */
+/** Another process that holds the lock of a file until disposed. */
 async function otherHolder(path: string, program: string, args: string[]): Promise<AsyncDisposable> {
   const child = command(program, [...args, path]).spawn();
   const end = async () => {
@@ -165,7 +165,7 @@ async function otherHolder(path: string, program: string, args: string[]): Promi
   return { [Symbol.asyncDispose]: end };
 }
 
-/** It ends by itself, too, in case that the test is killed. */
+/** It also ends by itself, in case the test is killed. */
 const DENO_HOLDER = `const file = Deno.openSync(Deno.args[0], { append: true, create: true });
 file.lockSync(true);
 console.log("held");
@@ -176,7 +176,7 @@ fcntl.flock(file.fileno(), fcntl.LOCK_EX)
 print("held", flush=True)
 time.sleep(20)`;
 
-/** The longest time for which no timer could run while something was awaited, in milliseconds. */
+/** The longest time in which no timer ran while something was awaited, in milliseconds. */
 async function longestGap(awaited: () => Promise<unknown>): Promise<number> {
   let longest = 0, last = performance.now();
   const tick = () => {
@@ -193,7 +193,7 @@ async function longestGap(awaited: () => Promise<unknown>): Promise<number> {
   return longest;
 }
 
-Deno.test("append: the line is on the disk when it resolves, in the file of the UTC day", async () => {
+Deno.test("append resolves when the line is in the file of the UTC day", async () => {
   const day = () => fileName("log", new Date());
   using folder = new TempFolder();
   const layout = layoutOf(folder.path);
@@ -213,7 +213,7 @@ Deno.test("append: the line is on the disk when it resolves, in the file of the 
   assert.ok(text.endsWith('"record_type":"run"}\n'));
 });
 
-Deno.test("append: all of one turn share one write and one sync, in the order of the calls", async () => {
+Deno.test("appends of one turn share one write and one sync, in the order of the calls", async () => {
   using test = new TestLog();
   using calls = counted();
   await Promise.all(events(0, 500).map((record) => test.log.append(record)));
@@ -221,7 +221,7 @@ Deno.test("append: all of one turn share one write and one sync, in the order of
   assert.deepEqual([calls.writes, calls.syncs], [1, 1]);
 });
 
-Deno.test("append: all that come while another is written share the next write", async () => {
+Deno.test("appends that arrive during a write share the next write", async () => {
   using test = new TestLog();
   using calls = counted();
   const all: Promise<void>[] = [];
@@ -240,7 +240,7 @@ Deno.test("append: all that come while another is written share the next write",
   assert.equal(calls.writes, 2);
 });
 
-Deno.test("append: a batch is bounded, so that the lock is not held for long", async () => {
+Deno.test("the size of a batch is bounded", async () => {
   using test = new TestLog();
   using calls = counted();
   const records = Array.from({ length: 12 }, (_, n) => event(n, "x".repeat(1024 * 1024)));
@@ -249,27 +249,25 @@ Deno.test("append: a batch is bounded, so that the lock is not held for long", a
   assert.equal(test.text, lines(...records));
 });
 
-Deno.test("append: what the record says is taken at the call", async () => {
+Deno.test("append copies the record at the call", async () => {
   using test = new TestLog();
   const record = event(1, "before");
-  const list = [event(2, "before")];
-  const appended = [test.log.append(record), test.log.appendAll(list)];
-  record.run_id = list[0]!.run_id = "changed";
-  list.push(event(3));
-  await Promise.all(appended);
-  assert.equal(test.text, lines(event(1, "before"), event(2, "before")));
+  const appended = test.log.append(record);
+  record.run_id = "changed";
+  await appended;
+  assert.equal(test.text, lines(event(1, "before")));
 });
 
-Deno.test("append: writes whole lines where the system writes a few bytes at a time", async () => {
+Deno.test("append writes complete lines when the system writes a few bytes at a time", async () => {
   using test = new TestLog();
   {
     using _ = instead("writeSync", (_file, real, bytes) => real(bytes.subarray(0, 7)));
-    await test.log.appendAll([event(1, "äöü — 日本語 🚀"), event(2)]);
+    await Promise.all([event(1, "äöü — 日本語 🚀"), event(2)].map((record) => test.log.append(record)));
   }
   assert.equal(test.text, lines(event(1, "äöü — 日本語 🚀"), event(2)));
 });
 
-Deno.test("append: two logs on one folder do not disturb each other", async () => {
+Deno.test("two logs on one folder do not disturb each other", async () => {
   using test = new TestLog();
   const other = new EventLog(test.layout);
   const append = async (log: EventLog, from: number) => {
@@ -299,7 +297,7 @@ for (
     ["blank lines", "\n\n", "", [], []],
   ] as const
 ) {
-  Deno.test(`append: stands on a line of its own after ${name}`, async () => {
+  Deno.test(`append writes a line of its own after ${name}`, async () => {
     using test = new TestLog();
     const bytes = typeof before === "string" ? new TextEncoder().encode(before) : before;
     Deno.writeFileSync(test.path, bytes);
@@ -314,9 +312,9 @@ for (
   });
 }
 
-Deno.test("append: a folder that vanished is made again, and told of once", async () => {
+Deno.test("append creates a folder that has vanished, and reports it once", async () => {
   const made: string[] = [];
-  using test = new TestLog({ onFolderMade: (folder) => made.push(folder) });
+  using test = new TestLog({ onFolderCreated: (folder) => made.push(folder) });
   await test.log.append(event(1));
   assert.deepEqual(made, []);
   Deno.removeSync(test.layout.raw, { recursive: true });
@@ -330,7 +328,7 @@ Deno.test("append: a folder that vanished is made again, and told of once", asyn
   assert.equal(test.text, lines(event(4)));
 });
 
-/** What people and programs do to the day's file; gives the paths to be scanned. */
+/** What users and programs do to the log while it is in use; `kept` is whether its records can still be read. */
 const REPLACEMENTS: [name: string, replace: (path: string) => void, kept: boolean][] = [
   ["deleted", (path) => Deno.removeSync(path), false],
   ["renamed", (path) => Deno.renameSync(path, path.replace(".ndjson", "_old.ndjson")), true],
@@ -345,7 +343,7 @@ const REPLACEMENTS: [name: string, replace: (path: string) => void, kept: boolea
 ];
 
 for (const [name, replace, kept] of REPLACEMENTS) {
-  Deno.test(`append: goes to the file at the path after the day's file was ${name}`, async () => {
+  Deno.test(`append writes to the file at the path after the log was ${name}`, async () => {
     using test = new TestLog();
     await test.log.append(event(1));
     replace(test.path);
@@ -358,7 +356,7 @@ for (const [name, replace, kept] of REPLACEMENTS) {
   });
 
   // Windows does not let go of a file that is open.
-  testWith(["unix"], `append: goes to the file at the path when, while it waits, that is ${name}`, async () => {
+  testWith(["unix"], `append writes to the file at the path when the log is ${name} while it waits`, async () => {
     using test = new TestLog();
     await test.log.append(event(1));
     using held = test.hold();
@@ -375,7 +373,7 @@ for (const [name, replace, kept] of REPLACEMENTS) {
   });
 }
 
-testWith(["unix"], "append: the name of each new file is made durable, and of no other", async () => {
+testWith(["unix"], "append syncs the folder once for each new file", async () => {
   using test = new TestLog();
   let syncs = 0;
   using _ = instead("syncSync", (file, real) => {
@@ -401,7 +399,7 @@ testWith(["unix"], "append: the name of each new file is made durable, and of no
   assert.equal(await syncsOf(6), 2, "the folder, and its name in {base}");
 });
 
-Deno.test("append: a new day begins at midnight in UTC", async () => {
+Deno.test("a new log begins at midnight UTC", async () => {
   using test = new TestLog();
   test.now = LAST_MOMENT;
   const lastDay = test.path;
@@ -413,7 +411,7 @@ Deno.test("append: a new day begins at midnight in UTC", async () => {
   assert.ok(lastDay.endsWith("/events_20251210.ndjson") && test.path.endsWith("/events_20251211.ndjson"));
 });
 
-Deno.test("append: the day is that of writing, for all who wait for the lock or their turn", async () => {
+Deno.test("the day of the write decides the file, not the day of the call", async () => {
   using test = new TestLog();
   test.now = LAST_MOMENT;
   const lastDay = test.path;
@@ -435,7 +433,7 @@ for (
     [["unix", "python"], "Python", interpreter(), ["-c", PYTHON_HOLDER]],
   ] as const
 ) {
-  testWith([...needs], `append: waits for as long as a process of ${name} holds the lock`, async () => {
+  testWith([...needs], `append waits while a process of ${name} holds the lock`, async () => {
     using test = new TestLog();
     await using stack = new AsyncDisposableStack();
     const holder = stack.use(await otherHolder(test.path, program, [...args]));
@@ -450,7 +448,7 @@ for (
   });
 }
 
-testWith(["unix"], "append: gives up waiting for the lock after lockTimeoutMs; nothing was written", async () => {
+testWith(["unix"], "append rejects after lockTimeoutMs and writes nothing", async () => {
   using test = new TestLog({ lockTimeoutMs: 200 });
   await test.log.append(event(1));
   {
@@ -466,7 +464,7 @@ testWith(["unix"], "append: gives up waiting for the lock after lockTimeoutMs; n
   assert.equal(test.text, lines(event(1), event(3)));
 });
 
-testWith(["unix"], "append: leaves the event loop free while it waits for the lock", async () => {
+testWith(["unix"], "append does not block the event loop while it waits for the lock", async () => {
   using test = new TestLog({ lockTimeoutMs: 250 });
   await using _ = await otherHolder(test.path, Deno.execPath(), ["eval", "--quiet", DENO_HOLDER]);
   // A wait that blocks does so every time; a busy machine does not.
@@ -477,7 +475,7 @@ testWith(["unix"], "append: leaves the event loop free while it waits for the lo
   assert.ok(Math.min(...gaps) < 50, `gaps of ${gaps.map(Math.round)} ms`);
 });
 
-Deno.test("append: leaves the event loop free while a slow disk syncs", async () => {
+Deno.test("append does not block the event loop while a slow disk syncs", async () => {
   using test = new TestLog();
   let slow = 0, blocking = 0;
   using _ = instead("sync", async (_file, real) => {
@@ -493,7 +491,7 @@ Deno.test("append: leaves the event loop free while a slow disk syncs", async ()
   assert.deepEqual([slow, blocking], [3, 0]);
 });
 
-Deno.test("append: what waits to be written is bounded; later there is room again", async () => {
+Deno.test("append rejects when maxQueued characters wait, until they are written", async () => {
   using test = new TestLog({ maxQueued: 2_000 });
   const length = lines(event(0)).length;
   using held = test.hold();
@@ -505,7 +503,6 @@ Deno.test("append: what waits to be written is bounded; later there is room agai
   for (let n = 1; n < room; n++) accepted.push(test.append(event(n)));
   const { hint } = await rejectsWith("queue_full", test.log.append(event(room)));
   assert.ok(hint !== undefined);
-  await rejectsWith("queue_full", test.log.appendAll(events(room, room + 2)));
   held.close();
   await Promise.all(accepted);
   assert.equal(test.text, lines(...events(0, room)));
@@ -515,7 +512,7 @@ Deno.test("append: what waits to be written is bounded; later there is room agai
   assert.equal(test.text, lines(...events(0, room), event(98), event(99, "x".repeat(3_000))));
 });
 
-Deno.test("append: what failed gives its room in the queue back", async () => {
+Deno.test("failed appends no longer count as waiting", async () => {
   using test = new TestLog({ maxQueued: 2_000, lockTimeoutMs: 1 });
   const long = event(1, "x".repeat(1_500));
   {
@@ -526,7 +523,7 @@ Deno.test("append: what failed gives its room in the queue back", async () => {
   assert.equal(test.text, lines(long));
 });
 
-Deno.test("abandon: what waits is given up at once, later appends are refused, nothing is written", async () => {
+Deno.test("abandon rejects waiting and later appends, and nothing of them is written", async () => {
   using test = new TestLog();
   await test.log.append(event(1));
   using held = test.hold();
@@ -540,12 +537,11 @@ Deno.test("abandon: what waits is given up at once, later appends are refused, n
   assert.ok(performance.now() - start < 2_000);
   held.close();
   await rejectsWith("closed", test.log.append(event(5)));
-  await rejectsWith("closed", test.log.appendAll([event(6)]));
   await test.log.idle();
   assert.equal(test.text, lines(event(1)));
 });
 
-Deno.test("idle: waits for all that was appended, also when it fails, and never rejects", async () => {
+Deno.test("idle waits for all appends, also for those that fail, and never rejects", async () => {
   using test = new TestLog({ lockTimeoutMs: 1 });
   await test.log.idle();
   const settled: string[] = [];
@@ -559,31 +555,8 @@ Deno.test("idle: waits for all that was appended, also when it fails, and never 
   assert.deepEqual(settled, ["written", "locked"]);
 });
 
-Deno.test("appendAll: one write for all of them, whatever iterable; none for none", async () => {
-  using test = new TestLog();
-  using calls = counted();
-  await test.log.appendAll([]);
-  assert.deepEqual(logFiles(test.layout.raw), []);
-  await test.log.appendAll(new Set(events(0, 100)).values());
-  assert.deepEqual([calls.writes, calls.syncs], [1, 1]);
-  assert.equal(test.text, lines(...events(0, 100)));
-});
-
-Deno.test("appendAll: none of them is written where one is refused", async () => {
-  using test = new TestLog();
-  const cyclic: Record<string, unknown> = { ...event(2) };
-  cyclic["payload_json"] = { list: [1, cyclic] };
-  const { message } = await rejectsWith(
-    "invalid_record",
-    test.log.appendAll([event(1), cyclic as unknown as LogRecord, event(3)]),
-  );
-  assert.ok(message.includes("record.payload_json.list[1]"), message);
-  await rejectsWith("invalid_record", test.log.appendAll([event(1), event(2, "x".repeat(MAX_LINE_BYTES))]));
-  assert.deepEqual(logFiles(test.layout.raw), []);
-});
-
 for (const until of ["a part is written", "all is written", "it is synced"]) {
-  Deno.test(`append: what fails when ${until} is cut off under the lock; half a line before it stays`, async () => {
+  Deno.test(`a write that fails when ${until} is truncated under the lock`, async () => {
     using test = new TestLog();
     const before = `${WHOLE}\n${HALF}`;
     Deno.writeTextFileSync(test.path, before);
@@ -605,7 +578,7 @@ for (const until of ["a part is written", "all is written", "it is synced"]) {
       for (const appended of batch) await rejectsWith(until === "it is synced" ? "io" : "disk_full", appended);
       assert.equal(cuts, 1);
       assert.equal(test.text, before);
-      await rejectsWith(until === "it is synced" ? "io" : "disk_full", test.log.appendAll(events(20, 40)));
+      await rejectsWith(until === "it is synced" ? "io" : "disk_full", test.log.append(event(20)));
       assert.equal(test.text, before);
       failing = false;
       await test.log.append(event(8));
@@ -614,7 +587,7 @@ for (const until of ["a part is written", "all is written", "it is synced"]) {
   });
 }
 
-Deno.test("append: a batch that failed does not take the next one with it", async () => {
+Deno.test("the batch after a failed one is written", async () => {
   using test = new TestLog();
   let syncs = 0;
   using _ = failingSyncs(() => syncs++ === 0);
@@ -635,7 +608,7 @@ for (
     ["a toJSON that throws", { toJSON: () => assert.fail("no") }, "record.payload_json"],
   ] as const
 ) {
-  Deno.test(`append: ${name} is refused by the name of its field; nothing is written`, async () => {
+  Deno.test(`append rejects ${name} with the name of the field`, async () => {
     using test = new TestLog();
     const record = { ...event(1), payload_json: payload } as unknown as LogRecord;
     const { message } = await rejectsWith("invalid_record", test.log.append(record));
@@ -645,7 +618,7 @@ for (
   });
 }
 
-Deno.test("append: a cycle, and what is nothing in JSON, are refused; others of that turn are written", async () => {
+Deno.test("append rejects cycles and values that JSON lacks, and writes the other records of that turn", async () => {
   using test = new TestLog();
   const cyclic: Record<string, unknown> = { ...event(1) };
   cyclic["payload_json"] = cyclic;
@@ -658,7 +631,7 @@ Deno.test("append: a cycle, and what is nothing in JSON, are refused; others of 
   assert.equal(test.text, lines(event(2)));
 });
 
-Deno.test("append: the longest record that is taken can be read, a longer one is refused", async () => {
+Deno.test("the longest accepted record can be read, and a longer one is rejected", async () => {
   using test = new TestLog();
   const room = MAX_LINE_BYTES - lines(event(1, "")).length;
   await rejectsWith("invalid_record", test.log.append(event(1, "x".repeat(room + 1))));
@@ -675,7 +648,7 @@ Deno.test("append: the longest record that is taken can be read, a longer one is
   }
 });
 
-Deno.test("append: says that a file stands where the folder should be", async () => {
+Deno.test("append reports a file where the folder should be", async () => {
   using test = new TestLog();
   Deno.removeSync(test.layout.raw);
   Deno.writeTextFileSync(test.layout.raw, "a file");
@@ -687,7 +660,7 @@ Deno.test("append: says that a file stands where the folder should be", async ()
 });
 
 Deno.test({
-  name: "append: says that Deno does not let it write",
+  name: "append reports a missing permission of Deno",
   permissions: { read: true, write: false },
   fn: async () => {
     const { message } = await rejectsWith("permission", new EventLog(layoutOf("/nonexistent")).append(event(1)));
@@ -701,7 +674,7 @@ const { layoutOf } = await import("${new URL("../../../lib/layout.ts", import.me
 const record = { run_id: "r", event_type: "e", timestamp: "t", payload_json: null, id: null, record_type: "event" };
 console.log(await new EventLog(layoutOf(Deno.args[0])).append(record).then(() => "written", ({ code }) => code));`;
 
-testWith(["nobody"], "append: says that the folder, or the day's file, may not be written", async () => {
+testWith(["nobody"], "append reports a folder or a log that it has no permission to write", async () => {
   using folder = new TempFolder();
   const layout = layoutOf(folder.path);
   const path = `${layout.raw}/${fileName("log", new Date())}`;
@@ -724,7 +697,7 @@ testWith(["nobody"], "append: says that the folder, or the day's file, may not b
 
 testWith(
   ["root"],
-  "append: what root makes belongs to the owner of {base}; what others made stays theirs",
+  "files that root creates get the owner of {base}, and existing files keep theirs",
   async () => {
     using test = new TestLog();
     const owner = (path: string) => {

@@ -17,7 +17,7 @@ import {
   type Scanned,
 } from "../../../lib/log/read.ts";
 
-/** What a test writes: text, or bytes where text cannot say it. */
+/** What a test writes. */
 type Content = string | Uint8Array;
 
 const RUN = '{"run_id":"r1","agent_name":"a","start_time":"t","status":"success","record_type":"run"}';
@@ -48,12 +48,12 @@ async function scanned(files: string[], readBytes = 1024 * 1024): Promise<Scanne
   return all;
 }
 
-/** A record as its run id, a rejection as reason and text. */
+/** Each record as its run id, each rejection as its reason and text. */
 function brief(all: Scanned[]): (string | [reason: string, text: string])[] {
   return all.map((found) => "record" in found ? found.record.run_id : [found.rejected, found.text]);
 }
 
-/** What is found in one file of this name. Reading it in the smallest chunks must change nothing. */
+/** What is found in one file of this name, also when only 3 bytes are read at a time. */
 async function found(name: string, ...contents: Content[]): Promise<Scanned[]> {
   let all: Scanned[] = [];
   await inFolder(async (folder) => {
@@ -82,7 +82,7 @@ async function expectGzip(contents: Content[], expected: ReturnType<typeof brief
   assert.deepEqual(brief(await inGzip(...contents)), expected);
 }
 
-Deno.test("logFiles: days in order, gzip first, folders and other names skipped", () =>
+Deno.test("logFiles lists days in order, gzip first, and skips folders and other names", () =>
   inFolder(async (folder) => {
     const names = ["events_20251211.ndjson", "events_20251210.ndjson", "events_20251210.ndjson.gz", "other.ndjson"];
     for (const name of [...names, "events_20251210.ndjson.partial", "notes.txt", "events.gz"]) {
@@ -96,7 +96,7 @@ Deno.test("logFiles: days in order, gzip first, folders and other names skipped"
     );
   }));
 
-Deno.test("logFiles: a missing folder has none, a file in its place is an error", () =>
+Deno.test("logFiles returns nothing for a missing folder, and throws for a file in its place", () =>
   inFolder(async (folder) => {
     assert.deepEqual(logFiles(join(folder, "raw")), []);
     await Deno.writeTextFile(join(folder, "raw"), "");
@@ -107,7 +107,7 @@ Deno.test("logFiles: a missing folder has none, a file in its place is an error"
   }));
 
 Deno.test({
-  name: "logFiles: links to files count, broken ones too, so that the scan tells of them",
+  name: "logFiles lists links to files, and broken links, which the scan reports",
   ignore: Deno.build.os === "windows",
   fn: () =>
     inFolder(async (folder) => {
@@ -121,7 +121,7 @@ Deno.test({
     }),
 });
 
-Deno.test("scan: records with their places, in the order of the files", () =>
+Deno.test("scan yields records with their places, in the order of the files", () =>
   inFolder(async (folder) => {
     const first = join(folder, "b.ndjson"), second = join(folder, "a.ndjson");
     await Deno.writeTextFile(first, `${RUN}\n\n${EVENT}\n`);
@@ -135,7 +135,7 @@ Deno.test("scan: records with their places, in the order of the files", () =>
     ]);
   }));
 
-Deno.test("scan: leaving the loop closes the file", { sanitizeResources: true }, () =>
+Deno.test("leaving the loop of a scan closes the file", { sanitizeResources: true }, () =>
   inFolder(async (folder) => {
     for (const [name, content] of [["a.ndjson", bytesOf(RUN, "\n", RUN)], ["a.ndjson.gz", gzipSync(RUN)]] as const) {
       await Deno.writeFile(join(folder, name), content);
@@ -150,7 +150,7 @@ Deno.test("scan: leaving the loop closes the file", { sanitizeResources: true },
     }
   }));
 
-Deno.test("scan: what cannot be opened is one rejection, and the next file is read", () =>
+Deno.test("a file that cannot be opened is one rejection, and the next file is read", () =>
   inFolder(async (folder) => {
     const good = join(folder, "good.ndjson"),
       missing = join(folder, "missing.ndjson"),
@@ -166,13 +166,13 @@ Deno.test("scan: what cannot be opened is one rejection, and the next file is re
     assert.equal((all[2] as Rejection).text, "not a file");
   }));
 
-Deno.test("scan: a file without permission is one rejection", { permissions: { read: false } }, async () => {
+Deno.test("a file that Deno may not read is one rejection", { permissions: { read: false } }, async () => {
   const [only, ...rest] = await scanned(["/nowhere/a.ndjson"]);
   assert.ok(only && "rejected" in only && only.rejected === "cannot be read" && rest.length === 0);
   assert.match(only.text, /read access/);
 });
 
-Deno.test("scan: an I/O error in the middle keeps what came before, and the next file is read", () =>
+Deno.test("records before an I/O error are kept, and the next file is read", () =>
   inFolder(async (folder) => {
     const bad = join(folder, "bad.ndjson"), good = join(folder, "good.ndjson");
     await Deno.writeTextFile(bad, `${RUN}\n${EVENT}\n${RUN}`);
@@ -189,7 +189,7 @@ Deno.test("scan: an I/O error in the middle keeps what came before, and the next
     });
   }));
 
-Deno.test("scan: a read that fails is tried again, as Windows needs while an appender holds its lock", () =>
+Deno.test("a failed read is tried again, as Windows needs while an appender holds the lock", () =>
   inFolder(async (folder) => {
     const path = join(folder, "a.ndjson");
     await Deno.writeTextFile(path, `${RUN}\n${EVENT}\n`);
@@ -199,7 +199,7 @@ Deno.test("scan: a read that fails is tried again, as Windows needs while an app
     });
   }));
 
-/** Lets reads fail, as no real file does on demand. */
+/** Lets reads fail, which no real file does on demand. */
 async function withFailingReads(fails: (read: number) => boolean, test: () => Promise<void>): Promise<void> {
   const { read } = Deno.FsFile.prototype;
   let reads = 0;
@@ -214,12 +214,12 @@ async function withFailingReads(fails: (read: number) => boolean, test: () => Pr
 }
 
 Deno.test({
-  name: "scan: a file whose first read fails (Linux only)",
+  name: "a file whose first read fails is one rejection",
   ignore: Deno.build.os !== "linux",
   fn: async () => assert.deepEqual((await scanned(["/proc/self/mem"])).map(({ line }) => line), [0]),
 });
 
-Deno.test("half a line, with the next record glued to it", async () => {
+Deno.test("a record that is glued to half a line is found", async () => {
   await expectLog([HALF, RUN, "\n", EVENT, "\n"], [["not whole JSON", HALF], "r1", "r2"]);
   const [half, run, event] = await inLog(EVENT, "\n", HALF, RUN, "\n", EVENT);
   assert.deepEqual([half?.line, run?.line, event?.line], [1, 2, 2]);
@@ -230,7 +230,7 @@ Deno.test("half a line, with the next record glued to it", async () => {
   );
 });
 
-Deno.test("half a line, cut anywhere, glued to a record", async () => {
+Deno.test("a record is found after half a line that is cut anywhere", async () => {
   const nested = '{"run_id":"é\\"{","metrics":{"a":[1,{"b":null}],"c":"x{"},"payload_json":"{\\"record_type\\": ' +
     '\\"run\\", \\"run_id\\": \\"no\\", \\"agent_name\\": \\"{\\\\\\"\\", \\"start_time\\": \\"\\"}","n":-1.5e3,"t":true}';
   const bytes = bytesOf(nested);
@@ -246,23 +246,25 @@ Deno.test("half a line, cut anywhere, glued to a record", async () => {
   });
 });
 
-Deno.test("a half line as the last one", () => expectLog([RUN, "\n", HALF], ["r1", ["not whole JSON", HALF]]));
+Deno.test("half a line at the end of a file is rejected", () =>
+  expectLog([RUN, "\n", HALF], ["r1", ["not whole JSON", HALF]]));
 
-Deno.test("half, whole and half on one line", () =>
+Deno.test("a record between two half lines is found", () =>
   expectLog([HALF, RUN, HALF], [["not whole JSON", HALF], "r1", ["not whole JSON", HALF]]));
 
-Deno.test("two halves before a record are one rejection", () =>
+Deno.test("two half lines before a record are one rejection", () =>
   expectLog([HALF, HALF, RUN, "\n"], [["not whole JSON", HALF + HALF], "r1"]));
 
-Deno.test("records on one line", () => expectLog([RUN, EVENT, RUN, " ", EVENT, "\n"], ["r1", "r2", "r1", "r2"]));
+Deno.test("several records on one line are found", () =>
+  expectLog([RUN, EVENT, RUN, " ", EVENT, "\n"], ["r1", "r2", "r1", "r2"]));
 
-Deno.test("garbage before, between and after records", () =>
+Deno.test("garbage before, between and after records is rejected", () =>
   expectLog(
     ["x{", RUN, '}{"', EVENT, "]]\n"],
     [["not whole JSON", "x{"], "r1", ["not whole JSON", '}{"'], "r2", ["not whole JSON", "]]"]],
   ));
 
-Deno.test("NULs, blank lines, CRLF and BOMs are nothing", async () => {
+Deno.test("NULs, blank lines, CRLF and BOMs are ignored", async () => {
   const nuls = new Uint8Array(5000);
   await expectLog([nuls, RUN, nuls, EVENT, nuls, "\n", nuls, "\n \t\r\n\r\n\n", RUN, "\r\n", nuls], ["r1", "r2", "r1"]);
   await expectLog(["\ufeff", RUN, "\n\ufeff", EVENT, "\ufeff\n\ufeff\r\n", RUN], ["r1", "r2", "r1"]);
@@ -270,7 +272,7 @@ Deno.test("NULs, blank lines, CRLF and BOMs are nothing", async () => {
   await expectLog([""], []);
 });
 
-Deno.test("Python's bare words become null, outside of strings only", async () => {
+Deno.test("NaN and Infinity become null outside of strings", async () => {
   const event =
     '{"run_id":"NaN","event_type":"Infinity, -Infinity","timestamp":"\\"NaN","a":NaN,"b":[-Infinity,Infinity ' +
     '],"c":{"NaN":NaN},"record_type":"event"}';
@@ -285,7 +287,7 @@ Deno.test("Python's bare words become null, outside of strings only", async () =
   ]);
 });
 
-Deno.test("what is no UTF-8 is rejected, but not what is glued to it", async () => {
+Deno.test("bytes that are not UTF-8 are rejected, and records beside them are found", async () => {
   const invalid = new Uint8Array([0x7b, 0x22, 0xff, 0xc3]);
   const all = await inLog(RUN, "\n", invalid, "\n", invalid, EVENT, "é\n", RUN, "\n");
   assert.deepEqual(brief(all), [
@@ -301,7 +303,7 @@ Deno.test("what is no UTF-8 is rejected, but not what is glued to it", async () 
   assert.ok(only && "rejected" in only && only.rejected === "not UTF-8" && rest.length === 0);
 });
 
-Deno.test("JSON that is no record is rejected with the reason, and not searched", async () => {
+Deno.test("JSON that is not a record is rejected with its reason, and not searched for records", async () => {
   await expectLog([`[${RUN}]\n`, '"x"\n17\nnull\n{}\n', '{"record_type":"run","run_id":null}\n'], [
     ["not an object", `[${RUN}]`],
     ["not an object", '"x"'],
@@ -320,7 +322,7 @@ Deno.test("JSON that is no record is rejected with the reason, and not searched"
   await expectLog([HALF, outer, "x", RUN], [["not whole JSON", `${HALF}${outer}x`], "r1"]);
 });
 
-Deno.test("an outer object that breaks off right after a record was glued to, one that goes on was not", async () => {
+Deno.test("a record in a torn object is found only where that object breaks off after it", async () => {
   for (const outer of ['{"a": ', '{"a":[1, ', '{"a":{"b":[{"c":']) {
     await expectLog([outer, RUN, "\n"], [["not whole JSON", outer.trim()], "r1"]);
     await expectLog([outer, RUN, EVENT, "\n"], [["not whole JSON", outer.trim()], "r1", "r2"]);
@@ -331,7 +333,7 @@ Deno.test("an outer object that breaks off right after a record was glued to, on
   }
 });
 
-Deno.test("escaped text is never taken for a record", async () => {
+Deno.test("a record in escaped text is not found", async () => {
   const event = JSON.stringify({
     ...JSON.parse(EVENT),
     payload_json: JSON.stringify({ of: JSON.parse(RUN), text: RUN }),
@@ -352,14 +354,14 @@ async function inLogOnce(content: string): Promise<Scanned[]> {
   return all;
 }
 
-Deno.test("keys in any order, any separators, and nothing normalised", async () => {
+Deno.test("keys may have any order and separators, and values are not normalized", async () => {
   const odd = '{ "record_type"\t: "run" ,\r "start_time":"t","__proto__":{"x":1},"metrics":{"n":1e400,"z":-0},' +
     '"custom_metadata":null,"run_id":"r","agent_name":"\\ud800\\u0000"} ';
   const all = await inLog(odd, "\n", "#", odd, "\n");
   for (const item of [all[0], all[2]]) assert.deepEqual(item && "record" in item && item.record, JSON.parse(odd));
 });
 
-Deno.test("gzip: one member, several, none", async () => {
+Deno.test("gzip files may have several members or none", async () => {
   const first = gzipSync(`${RUN}\n${RUN.slice(0, 20)}`), second = gzipSync(`${RUN.slice(20)}\n${EVENT}`);
   await expectGzip([gzipSync(`${RUN}\n${EVENT}\n`)], ["r1", "r2"]);
   await expectGzip([first, second], ["r1", "r1", "r2"]);
@@ -368,7 +370,7 @@ Deno.test("gzip: one member, several, none", async () => {
   await expectGzip([""], []);
 });
 
-Deno.test("gzip: a header with every optional field", async () => {
+Deno.test("a gzip header may have every optional field", async () => {
   const plain = gzipSync(RUN);
   const fields = bytesOf(new Uint8Array([3, 0, 1, 2, 3]), "name\0", "comment\0", new Uint8Array(2));
   const head = plain.subarray(0, 10);
@@ -376,7 +378,7 @@ Deno.test("gzip: a header with every optional field", async () => {
   await expectGzip([head, fields, plain.subarray(10)], ["r1"]);
 });
 
-Deno.test("gzip: cut anywhere, it gives what comes before, then one rejection", async () => {
+Deno.test("gzip that is cut anywhere yields what precedes the cut, then one rejection", async () => {
   const whole = gzipSync(`${RUN}\n${EVENT}\n${RUN}\n`);
   for (let cut = 1; cut < whole.length; cut++) {
     const all = await inGzip(whole.subarray(0, cut));
@@ -391,7 +393,7 @@ Deno.test("gzip: cut anywhere, it gives what comes before, then one rejection", 
   assert.deepEqual([half.rejected, half.text, half.line, half.offset], [CUT_GZIP, HALF, 2, RUN.length + 1]);
 });
 
-Deno.test("gzip: zeros are padding; anything else after a member is damage, which ends the file", async () => {
+Deno.test("zeros between gzip members are padding, and anything else ends the file as damage", async () => {
   const member = gzipSync(`${RUN}\n`), last = gzipSync(`${EVENT}\n`), zeros = new Uint8Array(40_000);
   const noMember = new Uint8Array([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 7]); // a header, and then no deflate
   await expectGzip([member, zeros], ["r1"]);
@@ -406,7 +408,7 @@ Deno.test("gzip: zeros are padding; anything else after a member is damage, whic
   await expectGzip([wrong, last], ["r1", [CUT_GZIP, ""]]);
 });
 
-Deno.test("gzip: any damaged byte is reported, and the member before it is read", async () => {
+Deno.test("each damaged byte in gzip is reported, and the member before it is read", async () => {
   const member = gzipSync(`${RUN}\n${HALF.repeat(3)}\n`), first = gzipSync(`${EVENT}\n`);
   await inFolder(async (folder) => {
     const path = join(folder, "a.ndjson.gz");
@@ -424,10 +426,9 @@ Deno.test("gzip: any damaged byte is reported, and the member before it is read"
   });
 });
 
-Deno.test("gzip: something that is no gzip is one rejection", () =>
-  expectGzip([`${RUN}\n`.repeat(1000)], [[CUT_GZIP, ""]]));
+Deno.test("a file that is not gzip is one rejection", () => expectGzip([`${RUN}\n`.repeat(1000)], [[CUT_GZIP, ""]]));
 
-Deno.test("gzip: far larger than what is read at a time", async () => {
+Deno.test("gzip that is far larger than one read is read completely", async () => {
   const line = (index: number) => `${JSON.stringify({ ...JSON.parse(RUN), run_id: `${index}`, host: "äöü€😀" })}\n`;
   const lines = Array.from({ length: 20_000 }, (_, index) => line(index));
   const ids = lines.map((_, index) => `${index}`);
@@ -437,7 +438,7 @@ Deno.test("gzip: far larger than what is read at a time", async () => {
   assert.deepEqual(brief((await inGzip(nuls)).slice(0, 2)), ["r1", "r2"]);
 });
 
-Deno.test("records across the ends of what is read at a time, many bytes to a letter", async () => {
+Deno.test("records across the ends of reads are found, also in the middle of a character", async () => {
   const hosts = ["€", "😀", "a", "ü"].map((letter, index) => letter.repeat(1000 + index));
   const lines = Array.from({ length: 3000 }, (_, index) => {
     return JSON.stringify({ ...JSON.parse(RUN), run_id: `${index}`, host: hosts[index % 4] });
@@ -451,7 +452,7 @@ Deno.test("records across the ends of what is read at a time, many bytes to a le
   }
 });
 
-/** Writes a file piece by piece, so that the test itself needs no memory. */
+/** Writes a file piece by piece, so that the test needs little memory. */
 async function writePieces(path: string, ...pieces: [content: Content, times: number][]): Promise<void> {
   using file = await Deno.open(path, { write: true, create: true, truncate: true });
   for (const [content, times] of pieces) {
@@ -462,7 +463,7 @@ async function writePieces(path: string, ...pieces: [content: Content, times: nu
 
 const MEGABYTE = 1024 * 1024;
 
-Deno.test("the longest line is read, one byte more is too long", () =>
+Deno.test("the longest line is read, and one more byte is too long", () =>
   inFolder(async (folder) => {
     const path = join(folder, "a.ndjson");
     const head = `${RUN.slice(0, -1)},"host":"`;
@@ -487,7 +488,7 @@ Deno.test("the longest line is read, one byte more is too long", () =>
     assert.deepEqual([all[2]?.line, all[2]?.offset], [3, 2 * MAX_LINE_BYTES + 3]);
   }));
 
-Deno.test("a line of 100 MB takes no 100 MB of memory", () =>
+Deno.test("a line of 100 MB is rejected without 100 MB of memory", () =>
   inFolder(async (folder) => {
     const path = join(folder, "a.ndjson");
     await writePieces(path, ['{"run_id":"', 1], ["x".repeat(MEGABYTE), 100], [`"}\n${RUN}\n`, 1]);
@@ -513,7 +514,7 @@ Deno.test("a line of 100 MB takes no 100 MB of memory", () =>
     assert.ok(growth < 60 * MEGABYTE, `grew by ${growth}`);
   }));
 
-Deno.test("NULs do not make a line too long", () =>
+Deno.test("NULs do not count toward the length of a line", () =>
   inFolder(async (folder) => {
     const path = join(folder, "a.ndjson");
     const nuls: [Content, number] = [new Uint8Array(MEGABYTE), 40];
@@ -523,7 +524,7 @@ Deno.test("NULs do not make a line too long", () =>
     assert.deepEqual([all[2]?.line, all[2]?.offset, all[1]?.offset], [1, 0, 80 * MEGABYTE + RUN.length]);
   }));
 
-Deno.test("a broken line of 8 MB, and the record that is glued to it", () =>
+Deno.test("a record that is glued to a broken line of 8 MB is found", () =>
   inFolder(async (folder) => {
     const path = join(folder, "a.ndjson");
     const piece = '{"a":';
@@ -562,7 +563,7 @@ for (
   });
 }
 
-Deno.test("splitting objects inside of objects that do not parse stops after a bounded time", () => {
+Deno.test("the search for records in nested objects that do not parse is bounded", () => {
   const nested = (depth: number) => bytesOf("{x".repeat(depth), "}".repeat(depth), RUN);
   const start = performance.now();
   const [only, ...rest] = splitBrokenLine(nested(1_000_000));
@@ -579,7 +580,7 @@ Deno.test("an object of a million levels is parsed", () => {
   ]);
 });
 
-Deno.test("the sample of a real folder", async () => {
+Deno.test("the records and rejections of the field store are found", async () => {
   const all: Scanned[] = [];
   for await (const item of scan(logFiles(`${SAMPLE}/base/raw`))) all.push(item);
   const records = all.flatMap((item) => "record" in item ? [item.record] : []);
@@ -594,7 +595,7 @@ Deno.test("the sample of a real folder", async () => {
   );
 });
 
-/** Any string, with a liking for what JSON, our records and UTF-16 are made of. */
+/** Any string; many contain the syntax of JSON, records and surrogates. */
 const anyText: fc.Arbitrary<string> = fc.oneof(
   fc.string({ unit: "binary" }),
   fc.array(fc.integer({ min: 0, max: 0xffff })).map((units) => String.fromCharCode(...units)),
@@ -648,7 +649,7 @@ function pythonJson(value: unknown): string {
 
 const anyWriter = fc.constantFrom<(value: unknown) => string>(JSON.stringify, pythonJson);
 
-/** Something in a log: what is written, and the record it is, if it is one. */
+/** Something in a log: its bytes, and the record if it is one. */
 interface Piece {
   bytes: Uint8Array;
   record?: unknown;
@@ -661,7 +662,7 @@ const anyRecordPiece: fc.Arbitrary<Piece> = fc.tuple(anyRecord, anyWriter).map((
   harmless: true,
 }));
 
-/** The start of a record, cut at any byte. Not after a `}`: an object inside that is whole would look glued. */
+/** The start of a record, cut at any byte but not after a `}`, where a complete object inside would look glued. */
 const anyHalf: fc.Arbitrary<Piece> = fc.tuple(anyRecord, anyWriter, fc.nat()).map(([record, write, place]) => {
   const bytes = bytesOf(write(record));
   let cut = 1 + place % (bytes.length - 1);
@@ -671,7 +672,7 @@ const anyHalf: fc.Arbitrary<Piece> = fc.tuple(anyRecord, anyWriter, fc.nat()).ma
 
 const harmless = ["\0", "\0".repeat(70), "\n", "\r\n", "\n \t\n", "\ufeff", "\n\ufeff"];
 
-/** Starts with what cannot close an object: half a line and a record and `}` may well be one object. */
+/** Does not start with `}`: half a line, a record and `}` may be one object. */
 const anyGarbage = fc.oneof(
   fc.uint8Array({ maxLength: 30 }),
   fc.array(fc.constantFrom('"', "\\", '{"', "{", '{"a":', "[", "]", "}", ":", ",", "é", "\n", "\0")).map((pieces) =>
@@ -693,7 +694,7 @@ const anyLog: fc.Arbitrary<Piece[]> = fc.array(
   { maxLength: 12 },
 );
 
-/** Each place must be where it says it is, in the uncompressed bytes. */
+/** Checks each line, offset and length against the uncompressed bytes. */
 function checkPlaces(all: Scanned[], bytes: Uint8Array): void {
   const before = (offset: number) => bytes.subarray(0, offset).filter((byte) => byte === 10).length;
   let rejectedEnd = 0;
@@ -710,7 +711,7 @@ function checkPlaces(all: Scanned[], bytes: Uint8Array): void {
   }
 }
 
-Deno.test("property: every whole record is found, in order, and nothing that was not written", () =>
+Deno.test("property: exactly the complete records are found, in order", () =>
   inFolder(async (folder) => {
     const chunkSizes = fc.constantFrom(undefined, 17, 64, 100, 1000);
     await fc.assert(
@@ -782,7 +783,7 @@ async function assertAgree(path: string, bytes: Uint8Array): Promise<{ events: n
   return { events, runs, starts };
 }
 
-/** Lines as the two clients write them, and others that look much like these. */
+/** Lines as the two clients write them, and lines that look similar. */
 const START = '{"run_id": "r1", "schema_version": 3, "agent_name": "a", "start_time": "t", "status": "running", ' +
   '"duration_ms": null, "input_summary": "x", "api_posted": 0, "record_type": "run"}';
 const LOOKALIKES: Record<string, string> = {
@@ -829,7 +830,7 @@ const LOOKALIKES: Record<string, string> = {
   "NULs behind": `${START}\0`,
 };
 
-Deno.test("scans for runs or events agree with scan on lines of every kind, alone and between others, with every end", () =>
+Deno.test("reading one type agrees with scan on lines of every kind", () =>
   inFolder(async (folder) => {
     const path = join(folder, "a.ndjson");
     for (const line of Object.values(LOOKALIKES)) {
@@ -837,7 +838,7 @@ Deno.test("scans for runs or events agree with scan on lines of every kind, alon
       await assertAgree(path, bytesOf(START, "\r\n", line, "\r\n", EVENT, "\r\n\r\n", line));
       await assertAgree(path, bytesOf("\n", line, "\n", new Uint8Array([0xff]), "\n", line, "\r"));
     }
-    // Else this would prove nothing.
+    // Checks that lines are left out at all.
     const lookedAt = (line: string) => assertAgree(path, bytesOf(line, "\n"));
     const whole = newRun({
       run_id: "r",
@@ -874,7 +875,7 @@ Deno.test("scans for runs or events agree with scan on lines of every kind, alon
   }));
 
 Deno.test({
-  name: "scans for runs or events agree with scan on a line that has a field twice",
+  name: "reading one type agrees with scan on a line that has a field twice",
   fn: () =>
     inFolder(async (folder) => {
       const path = join(folder, "a.ndjson");
@@ -892,7 +893,7 @@ Deno.test({
     }),
 });
 
-Deno.test("progress counts the content of gzip, and several files together", () =>
+Deno.test("progress counts several files together, and the content of gzip", () =>
   inFolder(async (folder) => {
     const [plain, gzipped] = [join(folder, "a.ndjson"), join(folder, "b.ndjson.gz")];
     await Deno.writeTextFile(plain, `${START}\n${HALF}`);
@@ -930,7 +931,7 @@ const anyPlainEvent: fc.Arbitrary<Piece> = fc.tuple(anyText, anyText, fc.option(
   },
 );
 
-Deno.test("property: scans for runs or events agree with scan on whatever is glued, cut or mixed", () =>
+Deno.test("property: reading one type agrees with scan on glued, cut and mixed lines", () =>
   inFolder(async (folder) => {
     const path = join(folder, "a.ndjson");
     const line = fc.tuple(

@@ -15,7 +15,7 @@ import {
   treeOf,
 } from "../../fixtures/mod.ts";
 
-/** A store, and what is found out about it without changing a byte. */
+/** A store whose health is checked without changing a byte. */
 class Store implements Disposable {
   readonly #temp = new TempFolder();
   readonly layout = layoutOf(`${this.#temp.path}/store`);
@@ -50,7 +50,7 @@ function line(run_id: string, status = "success"): string {
   return `${JSON.stringify({ run_id, agent_name: "a", start_time: "t", status, record_type: "run" })}\n`;
 }
 
-Deno.test("health: the check passes and all tables are there", async () => {
+Deno.test("a database that passes the check and has all tables is healthy", async () => {
   using store = new Store();
   store.sqlite(schemaSql());
   assert.deepEqual(await store.health(false), {
@@ -72,7 +72,7 @@ Deno.test("health: the check passes and all tables are there", async () => {
   });
 });
 
-Deno.test("health: older databases are healthy as long as no table is missing", async () => {
+Deno.test("older databases are healthy when no table is missing", async () => {
   const expected: [OldKind, boolean][] = [["v1", true], ["v2", true], ["says3_is2", true], ["v2_recovered", false]];
   for (const [kind, healthy] of expected) {
     using store = new Store();
@@ -83,7 +83,7 @@ Deno.test("health: older databases are healthy as long as no table is missing", 
   }
 });
 
-Deno.test("health: a later product's database is neither, and says both versions", async () => {
+Deno.test("a database with a newer schema is refused with both versions", async () => {
   using store = new Store();
   makeOldDatabase(store.file, "v7");
   await assert.rejects(store.health(), (error) => {
@@ -91,7 +91,7 @@ Deno.test("health: a later product's database is neither, and says both versions
   });
 });
 
-Deno.test("health: what is lost", async () => {
+Deno.test("lost and damaged databases are not healthy, with the reason", async () => {
   const lost: Record<string, [make: (store: Store) => void, problem: RegExp]> = {
     nothing: [() => {}, /there is no database/],
     empty: [({ file }) => Deno.writeTextFileSync(file, ""), /is empty/],
@@ -115,7 +115,7 @@ Deno.test("health: what is lost", async () => {
   }
 });
 
-Deno.test("health: log and database compared, whatever comes twice", async () => {
+Deno.test("runs are counted once when log and database are compared", async () => {
   using store = new Store();
   store.sqlite(
     schemaSql() + RUN("db only") + RUN("both") + RUN("ended since", "running") + RUN("stale log") +
@@ -144,7 +144,7 @@ const ids = Array.from({ length: 20_100 }, (_, i) => `run ${i}`);
 const RUNNING = `WITH n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ${ids.length - 1})
   INSERT INTO agent_runs (run_id, agent_name, start_time, status) SELECT 'run ' || i, 'a', 't', 'running' FROM n;`;
 
-Deno.test("health: more open runs than are kept in mind", async () => {
+Deno.test("more open runs than are held at a time are compared", async () => {
   using store = new Store();
   store.sqlite(schemaSql() + RUNNING);
   Deno.writeTextFileSync(
@@ -161,7 +161,7 @@ Deno.test("health: more open runs than are kept in mind", async () => {
 });
 
 Deno.test({
-  name: "health: a run that was let go of before its end came is older in the database",
+  name: "runs whose end is read after their start was written are compared",
   fn: async () => {
     using store = new Store();
     store.sqlite(schemaSql() + RUNNING);
@@ -183,27 +183,31 @@ print("locked", flush=True)
 time.sleep(120)
 `;
 
-testWith(["python"], "what is locked for longer than the timeouts: refused, nothing changed", async () => {
-  // All at once: each waits for its timeouts, the longest for 16 s.
-  const locked = [["--check-only"], ["--force"]].map(async (flags) => {
-    using store = new Store();
-    makeOldDatabase(store.file, "v2", 50, "delete");
-    await using _holder = await Holder.start(interpreter(), ["-c", LOCK, store.file]);
-    const before = treeOf(store.layout.base);
-    const { code, stdout, stderr } = await runScript("recover_database", store.layout.base, flags);
-    assert.deepEqual([code, stdout], [1, ""]);
-    assert.match(stderr, /could not be checked: .*locked.*\n {2}-> .*\n$/);
-    assert.deepEqual(treeOf(store.layout.base), before);
-  });
-  const claimed = async () => {
-    using store = new Store();
-    using other = Deno.openSync(store.layout.recovering, { write: true, create: true });
-    other.lockSync(true);
-    const before = treeOf(store.layout.base);
-    const { code, stderr } = await runScript("recover_database", store.layout.base);
-    assert.equal(code, 1);
-    assert.match(stderr, /another process is writing .*recovering.*\n {2}-> .*\n$/);
-    assert.deepEqual(treeOf(store.layout.base), before);
-  };
-  await Promise.all([...locked, claimed()]);
-});
+testWith(
+  ["python"],
+  "a database that is locked for longer than the timeouts is refused, and nothing changes",
+  async () => {
+    // Concurrently, because each waits for its timeouts, the longest for 16 s.
+    const locked = [["--check-only"], ["--force"]].map(async (flags) => {
+      using store = new Store();
+      makeOldDatabase(store.file, "v2", 50, "delete");
+      await using _holder = await Holder.start(interpreter(), ["-c", LOCK, store.file]);
+      const before = treeOf(store.layout.base);
+      const { code, stdout, stderr } = await runScript("recover_database", store.layout.base, flags);
+      assert.deepEqual([code, stdout], [1, ""]);
+      assert.match(stderr, /could not be checked: .*locked.*\n {2}-> .*\n$/);
+      assert.deepEqual(treeOf(store.layout.base), before);
+    });
+    const claimed = async () => {
+      using store = new Store();
+      using other = Deno.openSync(store.layout.recovering, { write: true, create: true });
+      other.lockSync(true);
+      const before = treeOf(store.layout.base);
+      const { code, stderr } = await runScript("recover_database", store.layout.base);
+      assert.equal(code, 1);
+      assert.match(stderr, /another process is writing .*recovering.*\n {2}-> .*\n$/);
+      assert.deepEqual(treeOf(store.layout.base), before);
+    };
+    await Promise.all([...locked, claimed()]);
+  },
+);

@@ -24,7 +24,7 @@ function line(run_id: string, fields: Fields = {}): string {
 }
 const ENDED = { status: "success", end_time: "2025-12-10T11:30:00Z" };
 
-/** Hands the path of a log of these lines on. */
+/** Calls `work` with the path of a log of these lines. */
 async function inLog<Result>(lines: string[], work: (files: string[]) => Promise<Result>): Promise<Result> {
   using temp = new TempFolder();
   const path = `${temp.path}/events_20251210.ndjson`;
@@ -40,7 +40,7 @@ interface Logged {
   states: number;
 }
 
-/** What the log says of runs, as recovery brings it into its new database. */
+/** The runs of logs, as a recovery loads them. */
 async function readLogs(files: string[]): Promise<Logged> {
   using db = Connection.open(":memory:");
   db.exec(recoverySchemaSql());
@@ -95,7 +95,7 @@ const insert = (id: string, fields: Record<string, string | number | null>) => {
 
 // ------------------------------------------------------------------------------------------------ readRunStates, upsertSql
 
-Deno.test("lastStates: the sample's runs, field by field", async () => {
+Deno.test("the runs of the field store are read with all their fields", async () => {
   const { runs, rejections } = await readLogs(logFiles(`${SAMPLE}/base/raw`));
   const facts = JSON.parse(Deno.readTextFileSync(`${SAMPLE}/facts.json`));
   const expected = Deno.readTextFileSync(`${SAMPLE}/expected_runs.ndjson`).trimEnd().split("\n")
@@ -103,7 +103,7 @@ Deno.test("lastStates: the sample's runs, field by field", async () => {
   assert.equal(expected.length, facts.runs_in_logs);
   assert.equal(rejections.length, facts.rejected_lines);
   assert.deepEqual([...runs.keys()].sort(), expected.map((run) => String(run["run_id"])).sort());
-  // As JSON: how it is spaced is nobody's matter.
+  // Compared as JSON, because its spacing does not matter.
   const asJson = ["metrics_json", "custom_metadata"];
   const parsed = (value: unknown) => typeof value === "string" ? JSON.parse(value) : value;
   const differences: string[] = [];
@@ -120,7 +120,7 @@ Deno.test("lastStates: the sample's runs, field by field", async () => {
   assert.deepEqual(differences.slice(0, 20), []);
 });
 
-Deno.test("lastStates: the last line counts, but a running takes back no end", async () => {
+Deno.test("the last line of a run is its state, but running does not replace an ended status", async () => {
   const one = await readOne(line("x"), line("x", { ...ENDED, product: "p" }));
   assert.deepEqual([one["status"], one["product"]], ["success", "p"]);
   const stale = await readOne(line("x", { ...ENDED, product: "p" }), line("x", { product: "stale" }));
@@ -135,10 +135,10 @@ Deno.test("lastStates: the last line counts, but a running takes back no end", a
   assert.equal(ended["status"], "success");
 });
 
-Deno.test("lastStates: states that do not last are mostly left out, and a run may be any size", async () => {
+Deno.test("most states that do not last are left out, and a run may have any size", async () => {
   const { states, runs } = await readLines(...["a", "b", "c"].flatMap((id) => [line(id), line(id, ENDED)]));
   assert.deepEqual([states, runs.size], [3, 3]);
-  // More than are kept in mind: what is let go of comes before its end.
+  // More than are held at a time: some starts are written before their end is read.
   const ids = Array.from({ length: 20_050 }, (_, i) => `run ${i}`);
   const many = await readLines(...ids.map((id) => line(id)), ...ids.map((id) => line(id, ENDED)));
   assert.ok(many.states < 20_110, String(many.states));
@@ -148,7 +148,7 @@ Deno.test("lastStates: states that do not last are mostly left out, and a run ma
   assert.equal((await readOne(line("x", { output_summary: large })))["output_summary"], large);
 });
 
-Deno.test("lastStates: a mark of posting is not taken back by a line without it", async () => {
+Deno.test("an api_posted marker is kept when a later line lacks it", async () => {
   const mark = { api_posted: 1, api_posted_at: "then" };
   for (
     const lines of [
@@ -171,7 +171,7 @@ Deno.test("lastStates: a mark of posting is not taken back by a line without it"
   assert.equal((await readOne(...spaced))["api_posted_at"], "then");
 });
 
-Deno.test("lastStates: older lines", async () => {
+Deno.test("older lines are read with their metrics and custom metadata", async () => {
   const old = await readOne(
     line("x", { schema_version: 1, metrics: { b: [1, { c: "é" }], d: [] }, custom_metadata: { d: 1 } }),
   );
@@ -189,11 +189,11 @@ Deno.test("lastStates: older lines", async () => {
     ["schema_version", "status", "items_failed", "api_posted", "api_retry_count"].map((column) => defaults[column]),
     [3, "running", 0, 0, 0],
   );
-  // A name that every object has is no column.
+  // Names that every object inherits are not columns.
   assert.equal((await readOne(line("x", { constructor: "c", toString: "s" })))["run_id"], "x");
 });
 
-Deno.test("lastStates: created_at and updated_at come from start and end, where the line has none", async () => {
+Deno.test("created_at and updated_at are the start and end time when the line has none", async () => {
   const times = async (fields: Fields) => {
     const { created_at, updated_at } = await readOne(line("x", fields));
     return [created_at, updated_at];
@@ -208,7 +208,7 @@ Deno.test("lastStates: created_at and updated_at come from start and end, where 
   assert.deepEqual(await times({ start_time: "yesterday" }), [null, null]);
 });
 
-Deno.test("lastStates: half lines, events and gzipped days; what is no record is rejected", async () => {
+Deno.test("half lines, events and gzipped days are read, and what is not a record is rejected", async () => {
   using temp = new TempFolder();
   const day = `${temp.path}/events_20251209.ndjson`;
   Deno.writeTextFileSync(day, `${line("x")}\n${line("gz", ENDED)}\n`);
@@ -230,7 +230,7 @@ Deno.test("lastStates: half lines, events and gzipped days; what is no record is
   assert.deepEqual(await readLogs([]), { runs: new Map(), rejections: [], states: 0 });
 });
 
-Deno.test("lastStates: what was skimmed and is no record after all is rejected", async () => {
+Deno.test("a line that looks like a start and is not a record is rejected with its place", async () => {
   const twice = '{"run_id": "x", "agent_name": "a", "start_time": "t", "status": "running", "status": "bogus", ' +
     '"record_type": "run"}';
   const { runs, rejections } = await readLines(line("y"), twice);
@@ -244,7 +244,7 @@ Deno.test("lastStates: what was skimmed and is no record after all is rejected",
 });
 
 Deno.test({
-  name: "lastStates: of a line that has a field twice the last one counts",
+  name: "the last value counts when a line has a field twice",
   fn: async () => {
     const twice = '{"run_id": "x", "agent_name": "a", "start_time": "t", "status": "running", "status": "success", ' +
       '"record_type": "run"}';
@@ -256,7 +256,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "lastStates: the length of what was skimmed and rejected is in bytes, as of all rejections",
+  name: "the length of a rejected start is in bytes",
   fn: async () => {
     const twice = '{"run_id": "é", "agent_name": "a", "start_time": "t", "status": "running", "status": "bogus", ' +
       '"record_type": "run"}';
@@ -265,9 +265,9 @@ Deno.test({
   },
 });
 
-// ------------------------------------------------------------------------------------------------ countUnreplayed, replayLog
+// ------------------------------------------------------------------------------------------------ replayLog
 
-Deno.test("countNewer: runs that are lacking, or have ended since; and nothing is changed", async () => {
+Deno.test("a dry run counts missing runs and runs that have ended since, and changes nothing", async () => {
   const lines = [
     line("lacking"),
     line("ended since", ENDED),
@@ -288,7 +288,7 @@ Deno.test("countNewer: runs that are lacking, or have ended since; and nothing i
   assert.deepEqual(await countLines(db, ...lines), { newer: 0, refused: 0 });
 });
 
-Deno.test("countNewer: what the table refuses is not newer, since nothing can add it", async () => {
+Deno.test("a dry run does not count runs that violate a constraint as newer", async () => {
   const lines = [line("x", { trigger_type: "cli" }), line("y", { trigger_type: "detector" })];
   using db = memory();
   assert.deepEqual(await countLines(db, ...lines), { newer: 1, refused: 1 });
@@ -296,7 +296,7 @@ Deno.test("countNewer: what the table refuses is not newer, since nothing can ad
   assert.deepEqual(await countLines(db, ...lines), { newer: 0, refused: 1 });
 });
 
-Deno.test("applyLog: the log's fields win, the database's ends and marks stay", async () => {
+Deno.test("replayLog takes the fields of the log, and keeps ended statuses and markers", async () => {
   using db = memory(
     insert("started", { status: "running", product: "old", created_at: "c", api_retry_count: 4 }) +
       insert("ended", { status: "partial", product: "old", api_posted: 1, api_posted_at: "then" }) +
@@ -325,7 +325,7 @@ Deno.test("applyLog: the log's fields win, the database's ends and marks stay", 
   assert.deepEqual(all(), once, "twice is once");
 });
 
-Deno.test("applyLog: the database knows better when its row was made and changed, until the run ends", async () => {
+Deno.test("replayLog keeps the times of a row until its run ends", async () => {
   using db = memory(
     insert("ended", { status: "success", created_at: "c", updated_at: "u" }) +
       insert("running", { status: "running", created_at: "c", updated_at: "u" }),
@@ -335,7 +335,7 @@ Deno.test("applyLog: the database knows better when its row was made and changed
   assert.deepEqual(row(db, "running", "created_at", "updated_at"), ["c", "2025-12-10 11:30:00"]);
 });
 
-Deno.test("applyLog: a field that an old line does not have is not emptied in the database", async () => {
+Deno.test("replayLog keeps a field that an old line lacks", async () => {
   using db = memory(
     insert("x", { status: "success", product_family: "by hand", subdomain: "by hand", product: "old" }),
   );
@@ -343,7 +343,7 @@ Deno.test("applyLog: a field that an old line does not have is not emptied in th
   assert.deepEqual(row(db, "x", "product", "product_family", "subdomain"), [null, "by hand", "by hand"]);
 });
 
-Deno.test("applyLog: what the table refuses is counted, and the others are written", async () => {
+Deno.test("replayLog counts runs that violate a constraint, and writes the others", async () => {
   using db = memory(insert("known", { status: "running" }));
   const applied = await applyLines(
     db,
@@ -361,17 +361,16 @@ Deno.test("applyLog: what the table refuses is counted, and the others are writt
   assert.deepEqual(row(db, "fine", "hex(output_summary)"), ["610062"]);
 });
 
-Deno.test("applyLog, countUnreplayed: any other error is thrown", async () => {
+Deno.test("replayLog throws any other error, and leaves no transaction open", async () => {
   using db = Connection.open(":memory:");
   await assert.rejects(applyLines(db));
   await assert.rejects(countLines(db, line("x")));
-  // And leaves no transaction open.
   db.transaction(() => {});
 });
 
 // ------------------------------------------------------------------------------------------------ the replaced database
 
-Deno.test("keepRuns: all runs and marks of a database of any version, text with NUL whole", () => {
+Deno.test("mergeRuns merges all runs and markers of any schema version, and text with NULs completely", () => {
   using temp = new TempFolder();
   for (const kind of ["v1", "v2", "v2_recovered", "says3_is2"] as const) {
     const path = `${temp.path}/${kind}.sqlite`;
@@ -391,7 +390,7 @@ Deno.test("keepRuns: all runs and marks of a database of any version, text with 
   }
 });
 
-Deno.test("keepRuns: a BLOB in one run costs neither it nor the others", () => {
+Deno.test("mergeRuns merges runs that contain a BLOB", () => {
   using there = memory(insert("a", {}) + insert("b", {}) + insert("c", {}));
   there.exec("UPDATE agent_runs SET input_summary=x'00ff' WHERE run_id='b'");
   using db = memory();
@@ -403,7 +402,7 @@ Deno.test("keepRuns: a BLOB in one run costs neither it nor the others", () => {
   ]);
 });
 
-Deno.test("keepRuns: a mark that is there stays, others come; a run is added, and never replaced", () => {
+Deno.test("mergeRuns adds missing runs and markers, and replaces none", () => {
   using db = memory(
     insert("marked", { api_posted: 1, api_posted_at: "first", product: "kept" }) + insert("not", { api_posted: 0 }) +
       insert("null", { api_posted: null }),
@@ -420,7 +419,7 @@ Deno.test("keepRuns: a mark that is there stays, others come; a run is added, an
   assert.deepEqual(row(db, "added", "api_posted", "api_posted_at", "product"), [1, "later", "there"]);
 });
 
-Deno.test("keepRuns: what the table refuses is counted", () => {
+Deno.test("mergeRuns counts runs that violate a constraint", () => {
   using temp = new TempFolder();
   makeOldDatabase(`${temp.path}/old.sqlite`, "v2_recovered", 10);
   using old = Connection.open(`${temp.path}/old.sqlite`);
@@ -441,7 +440,7 @@ Deno.test(
     const known = sound.all("SELECT run_id FROM agent_runs WHERE api_posted=1 ORDER BY 1").map((run) => run["run_id"]);
     using db = memory();
     mergeRuns(db, damaged);
-    // SQL around the damage reads 252 of 290 runs.
+    // SQL that reads around the damage finds 252 of 290 runs.
     assert.ok(Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]) >= 252);
     const marked = db.all("SELECT run_id FROM agent_runs WHERE api_posted=1").map((run) => run["run_id"]);
     assert.ok(marked.every((id) => known.includes(id!)));
