@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { logFiles, scan } from "../mod.ts";
-import { command, lacksPython, python, ROOT, runScript, TempFolder } from "./fixtures/mod.ts";
+import { command, lacks, python, ROOT, runScript, TempFolder } from "./fixtures/mod.ts";
 
 const RUNS = 20;
 
@@ -87,7 +87,7 @@ async function work(base: string, tell: (...step: Step) => void): Promise<string
   ];
   const victim = command(Deno.execPath(), [...program, base, "victim", "1000000"]).spawn();
   const whole = command(Deno.execPath(), [...program, base, "deno", String(RUNS)]).output();
-  const isPython = !lacksPython();
+  const isPython = !lacks("python");
   const other = isPython ? python(PYTHON_AGENT, base, String(RUNS)) : Promise.resolve("");
   const killed: string[] = [];
   for await (const text of victim.stdout.pipeThrough(new TextDecoderStream())) {

@@ -1,97 +1,67 @@
 /** Appends and whole runs against plain Python, and memory over a million appends. */
-import { BASELINES, ROOT, run } from "../fixtures/mod.ts";
-import { median, medianRatio, type Part } from "./bench.ts";
+import { lacks, ROOT, run } from "../fixtures/mod.ts";
+import { BASELINES, median, medianRatio, type Part, succeed } from "./measure.ts";
+import { makeStore } from "./stores.ts";
 
 const ROUNDS = 7;
-const BASELINE = `${BASELINES}/append.py`;
-
-/** What the Python client does: each write of the log as append.py does it, each of the database in a new connection. */
-const PYTHON_RUNS = `
-import fcntl, json, os, sqlite3, sys, time
-from datetime import datetime, timezone
-base, count = sys.argv[1], int(sys.argv[2])
-os.makedirs(base + "/raw", exist_ok=True)
-def append(record):
-    with open(f"{base}/raw/events_{datetime.now(timezone.utc):%Y%m%d}.ndjson", "a", encoding="utf-8") as f:
-        fcntl.flock(f.fileno(), fcntl.LOCK_EX)
-        f.write(json.dumps(record) + "\\n")
-        f.flush(); os.fsync(f.fileno())
-        fcntl.flock(f.fileno(), fcntl.LOCK_UN)
-def write(sql, values):
-    db = sqlite3.connect(base + "/db/telemetry.sqlite")
-    db.execute("PRAGMA busy_timeout=5000"); db.execute("PRAGMA synchronous=NORMAL")
-    db.execute(sql, values); db.commit(); db.close()
-t = time.time()
-for i in range(count):
-    now = datetime.now(timezone.utc).isoformat()
-    run = {"run_id": f"py-{os.getpid()}-{i}", "schema_version": 3, "agent_name": "py", "job_type": "bench", "trigger_type": "cli",
-           "start_time": now, "status": "running", "items_discovered": 0, "items_succeeded": 0, "items_failed": 0}
-    append({**run, "record_type": "run"})
-    write(f"INSERT INTO agent_runs ({','.join(run)}) VALUES ({','.join('?' * len(run))})", list(run.values()))
-    for n in range(3):
-        append({"run_id": run["run_id"], "event_type": "checkpoint", "timestamp": now, "payload_json": json.dumps({"n": n}), "id": None, "record_type": "event"})
-    append({**run, "end_time": now, "status": "success", "duration_ms": 5, "record_type": "run"})
-    write("UPDATE agent_runs SET end_time=?, status=?, duration_ms=?, updated_at=datetime('now') WHERE run_id=?", (now, "success", 5, run["run_id"]))
-print(count / (time.time() - t))
-`;
 
 export const recorder: Part = async function* (folder) {
-  const python = (await run("python3", ["--version"]).catch(() => ({ code: 1 }))).code === 0;
-  const baseline = python && await Deno.stat(BASELINE).then(() => true, () => false);
-  if (!baseline) yield "appends: left out, because python3 or ../shared/baselines/append.py is missing";
-  else yield* appends(folder);
-  if (!python) yield "whole runs: left out, because python3 is missing";
-  else yield* wholeRuns(folder);
+  if (lacks("python")) yield "appends and whole runs: skipped, because python3 is missing";
+  else {
+    yield* appends(folder);
+    yield* wholeRuns(folder);
+  }
   yield* memory(folder);
 };
 
 async function* appends(folder: string): ReturnType<Part> {
-  const modes = [[1, 15_000, 1], [128, 256_000, 50], [1024, 1_024_000, 100]] as const;
-  const rates = new Map<number, number[]>([[0, []], ...modes.map(([at]): [number, number[]] => [at, []])]);
+  const modes = [
+    { concurrent: 1, count: 15_000, atLeast: 1 },
+    { concurrent: 128, count: 256_000, atLeast: 50 },
+    { concurrent: 1024, count: 1_024_000, atLeast: 100 },
+  ];
+  const plain: number[] = [];
+  const rates = modes.map(() => [] as number[]);
   for (let round = 0; round < ROUNDS; round++) {
-    // Each in a folder of its own: the length of a file matters to the file system.
-    rates.get(0)!.push(await rate("python3", [BASELINE, `${folder}/python${round}/raw`, "15000"]));
-    for (const [atOnce, count] of modes) {
-      rates.get(atOnce)!.push(await driver("append", `${folder}/deno${round}_${atOnce}`, count, atOnce));
+    // Each in its own folder: the length of a file matters to the file system.
+    plain.push(await pythonRate("append", `${folder}/python${round}/raw`, 15_000));
+    for (const [i, { concurrent, count }] of modes.entries()) {
+      rates[i]!.push(await denoRate("append", `${folder}/deno${round}_${concurrent}`, count, concurrent));
     }
   }
-  const plain = median(rates.get(0)!);
-  for (const [atOnce, , atLeast] of modes) {
-    const ours = median(rates.get(atOnce)!);
-    yield {
-      what: atOnce === 1 ? "appends, one at a time" : `appends, ${atOnce} at once`,
-      ours: `${Math.round(ours)}/s`,
-      baseline: `${Math.round(plain)}/s`,
-      ratio: medianRatio(rates.get(atOnce)!, rates.get(0)!),
-      wanted: { atLeast },
-    };
+  for (const [i, { concurrent, atLeast }] of modes.entries()) {
+    yield rateMeasure(`durable appends, ${concurrent} concurrently`, rates[i]!, plain, atLeast);
   }
 }
 
 async function* wholeRuns(folder: string): ReturnType<Part> {
+  const plain: number[] = [];
   const modes = ["run", "run_awaited"] as const;
-  const rates = { python: [] as number[], run: [] as number[], run_awaited: [] as number[] };
-  await driver("run", `${folder}/runs_python`, 1, 1);
+  const rates = modes.map(() => [] as number[]);
+  await makeStore(`${folder}/runs_python`);
   for (let round = 0; round < ROUNDS; round++) {
-    rates.python.push(await rate("python3", ["-c", PYTHON_RUNS, `${folder}/runs_python`, "300"]));
-    for (const mode of modes) rates[mode].push(await driver(mode, `${folder}/runs_deno`, 1000, 1));
+    plain.push(await pythonRate("runs", `${folder}/runs_python`, 300));
+    for (const [i, mode] of modes.entries()) rates[i]!.push(await denoRate(mode, `${folder}/runs_deno`, 1000, 1));
   }
-  const plain = median(rates.python);
-  for (const mode of modes) {
-    const ours = median(rates[mode]);
-    yield {
-      what: `whole runs (start, 3 events, end; log and database${mode === "run" ? "" : "; each event awaited"})`,
-      ours: `${Math.round(ours)}/s`,
-      baseline: `${Math.round(plain)}/s`,
-      ratio: medianRatio(rates[mode], rates.python),
-      wanted: { atLeast: 3 },
-    };
-  }
+  const what = "whole runs (start, 3 events, end; log and database)";
+  yield rateMeasure(what, rates[0]!, plain, 3);
+  yield rateMeasure(`${what}, each event awaited`, rates[1]!, plain, 3);
+}
+
+function rateMeasure(what: string, ours: number[], baseline: number[], atLeast: number) {
+  return {
+    what: `${what}, against Python`,
+    ours: `${median(ours).toFixed(0)}/s`,
+    baseline: `${median(baseline).toFixed(0)}/s`,
+    ratio: medianRatio(ours, baseline),
+    wanted: { atLeast },
+  };
 }
 
 async function* memory(folder: string): ReturnType<Part> {
   const [, ...args] = driverArgs("memory", `${folder}/memory`, 1_000_000, 1000);
-  const { stdout } = await run(Deno.execPath(), ["run", "--v8-flags=--expose-gc", ...args]);
+  const { code, stdout, stderr } = await run(Deno.execPath(), ["run", "--v8-flags=--expose-gc", ...args]);
+  if (code !== 0) throw new Error(stderr);
   const [early, earlyRss, late, lateRss] = stdout.trim().split(" ").map(Number) as [number, number, number, number];
   yield {
     what: "memory in use (of the process) after 1,000,000 appends, against after 100,000",
@@ -102,18 +72,15 @@ async function* memory(folder: string): ReturnType<Part> {
   };
 }
 
-/** Runs a program that prints how many it did a second. */
-async function rate(program: string, args: string[]): Promise<number> {
-  const { code, stdout, stderr } = await run(program, args);
-  if (code !== 0) throw new Error(stderr);
-  return Number(stdout);
+async function pythonRate(job: string, folder: string, count: number): Promise<number> {
+  return Number(await succeed("python3", [BASELINES, job, folder, String(count)]));
 }
 
-function driver(mode: string, base: string, count: number, atOnce: number): Promise<number> {
-  return rate(Deno.execPath(), driverArgs(mode, base, count, atOnce));
+async function denoRate(mode: string, base: string, count: number, concurrent: number): Promise<number> {
+  return Number(await succeed(Deno.execPath(), driverArgs(mode, base, count, concurrent)));
 }
 
-function driverArgs(mode: string, base: string, count: number, atOnce: number): string[] {
+function driverArgs(mode: string, base: string, count: number, concurrent: number): string[] {
   const script = `${ROOT}tests/bench/recorder_driver.ts`;
-  return ["run", "--quiet", "--allow-read", "--allow-write", script, mode, base, String(count), String(atOnce)];
+  return ["run", "--quiet", "--allow-read", "--allow-write", script, mode, base, String(count), String(concurrent)];
 }

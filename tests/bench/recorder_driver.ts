@@ -1,11 +1,11 @@
-/** One measurement in a process of its own. usage: recorder_driver.ts append|run|run_awaited|memory BASE COUNT AT_ONCE */
+/** One measurement in a process of its own. usage: recorder_driver.ts append|run|run_awaited|memory BASE COUNT CONCURRENT */
 import { EventLog, layoutOf, type LogRecord, runId, TelemetryClient, timestamp } from "../../mod.ts";
 
-const [mode, base, count, atOnce] = [Deno.args[0], Deno.args[1]!, Number(Deno.args[2]), Number(Deno.args[3])];
+const [mode, base, count, concurrent] = [Deno.args[0], Deno.args[1]!, Number(Deno.args[2]), Number(Deno.args[3])];
 
 const run_id = runId("deno");
 
-/** The record that append.py writes. */
+/** The record that baselines.py appends. */
 function event(n: number): LogRecord {
   return {
     run_id,
@@ -17,11 +17,11 @@ function event(n: number): LogRecord {
   };
 }
 
-async function append(count: number, atOnce: number): Promise<void> {
+async function append(count: number, concurrent: number): Promise<void> {
   const log = new EventLog(layoutOf(base));
-  for (let done = 0; done < count; done += atOnce) {
+  for (let done = 0; done < count; done += concurrent) {
     const written: Promise<void>[] = [];
-    for (let i = 0; i < atOnce; i++) written.push(log.append(event(done + i)));
+    for (let i = 0; i < concurrent; i++) written.push(log.append(event(done + i)));
     await Promise.all(written);
   }
 }
@@ -50,12 +50,12 @@ async function megabytes(): Promise<string> {
 }
 
 if (mode === "memory") {
-  await append(100_000, atOnce);
+  await append(100_000, concurrent);
   const early = await megabytes();
-  await append(count - 100_000, atOnce);
+  await append(count - 100_000, concurrent);
   console.log(early, await megabytes());
 } else {
   const start = performance.now();
-  await (mode === "append" ? append(count, atOnce) : runs(count, mode === "run_awaited"));
+  await (mode === "append" ? append(count, concurrent) : runs(count, mode === "run_awaited"));
   console.log(count / (performance.now() - start) * 1000);
 }

@@ -1,119 +1,83 @@
 /**
- * Rebuilding the database from the log alone, as whole processes, against the plain way and against SQLite's own import
- * of rows that are clean already; at three sizes, to show how cost grows.
+ * Rebuilding the database from only the log, as whole processes, against plain Python and against SQLite's own import
+ * of the finished rows. Then a tenth of the log and ten times the log, to show how cost grows.
  */
-import { BASELINES, isThere, python, run, runScript, scriptArgs } from "../fixtures/mod.ts";
-import { median, medianRatio, type Part, peakOf } from "./bench.ts";
+import { lacks, python, scriptArgs } from "../fixtures/mod.ts";
+import { BASELINES, median, memoryMeasure, type Part, peakOf, succeed, timeMeasure, timeOf } from "./measure.ts";
+import { writeLog } from "./stores.ts";
 
 const RUNS = 100_000;
+const LINES_PER_RUN = 5;
 const ROUNDS = 5;
 
 export const recovery: Part = async function* (folder) {
-  if (!isThere(`${BASELINES}/recover.py`)) {
-    yield "recovery: left out, because ../shared/baselines is not there";
+  if (lacks("python") || lacks("sqlite3")) {
+    yield "recovery: skipped, because python3 or the sqlite3 program is missing";
     return;
   }
-  const base = await makeBase(folder, RUNS);
+  const base = `${folder}/base`;
+  writeLog(`${base}/raw`, RUNS);
   const [ours, plain, imported, peaks] = [[] as number[], [] as number[], [] as number[], [] as number[]];
-  const clean = `${folder}/clean.csv`;
+  const target = `${folder}/imported.sqlite`;
   for (let round = 0; round < ROUNDS; round++) {
-    const { ms, peak } = await recover(base);
-    ours.push(ms);
+    const { time, peak } = await recover(base);
+    ours.push(time);
     peaks.push(peak);
-    plain.push(await timed("python3", [`${BASELINES}/recover.py`, `${base}/raw`, `${folder}/plain.sqlite`]));
-    if (round === 0) await makeImport(base, clean);
-    await makeEmpty(`${folder}/imported.sqlite`);
-    imported.push(await timed("sqlite3", [`${folder}/imported.sqlite`, `.import --csv ${clean} agent_runs`]));
+    plain.push(await timeOf(() => succeed("python3", [BASELINES, "rebuild", `${base}/raw`, `${folder}/plain.sqlite`])));
+    await splitForImport(`${base}/db/telemetry.sqlite`, `${folder}/rows.csv`, target);
+    imported.push(await timeOf(() => succeed("sqlite3", [target, `.import --csv ${folder}/rows.csv agent_runs`])));
   }
-  const what = `recovery from ${(RUNS * 5).toLocaleString("en")} lines`;
+  const what = `recovery from ${lines(RUNS)}`;
   yield {
-    what: `${what}, against recover.py`,
+    what: `${what}, against Python (times as fast)`,
     ours: `${median(ours).toFixed(0)} ms`,
     baseline: `${median(plain).toFixed(0)} ms`,
-    ratio: medianRatio(plain, ours),
+    ratio: median(plain.map((time, round) => time / ours[round]!)),
     wanted: { atLeast: 4 },
   };
-  yield {
-    what: `${what}, against sqlite3's .import of its rows`,
-    ours: `${median(ours).toFixed(0)} ms`,
-    baseline: `${median(imported).toFixed(0)} ms`,
-    ratio: medianRatio(ours, imported),
-    wanted: { atMost: 1 },
-  };
-  yield {
-    what: "memory of that recovery (against 250 MB)",
-    ours: `${median(peaks).toFixed(0)} MB`,
-    baseline: "250 MB",
-    ratio: median(peaks) / 250,
-    wanted: { atMost: 1 },
-  };
+  yield timeMeasure(`${what}, against sqlite3's .import of the finished rows`, ours, imported);
+  yield memoryMeasure(what, median(peaks), 250);
   Deno.removeSync(base, { recursive: true });
   yield* growth(folder, median(ours));
 };
 
-/** A tenth of the lines, and ten times as many. */
-async function* growth(folder: string, ms: number): ReturnType<Part> {
-  for (const factor of [0.1, 10]) {
-    const base = await makeBase(folder, RUNS * factor);
-    const { ms: taken, peak } = await recover(base);
+async function* growth(folder: string, time: number): ReturnType<Part> {
+  // What it costs to start does not shrink with the log.
+  for (const [factor, atMost] of [[0.1, 3], [10, 1.3]] as const) {
+    const base = `${folder}/times_${factor}`;
+    writeLog(`${base}/raw`, RUNS * factor);
+    const recovered = await recover(base);
     Deno.removeSync(base, { recursive: true });
-    yield {
-      what: `recovery from ${(RUNS * 5 * factor).toLocaleString("en")} lines (time against ${factor} times the above)`,
-      ours: `${taken.toFixed(0)} ms`,
-      baseline: `${(ms * factor).toFixed(0)} ms`,
-      ratio: taken / (ms * factor),
-      // What starting costs does not shrink with the log.
-      wanted: { atMost: factor < 1 ? 3 : 1.3 },
-    };
-    yield {
-      what: "its memory (against 300 MB)",
-      ours: `${peak.toFixed(0)} MB`,
-      baseline: "300 MB",
-      ratio: peak / 300,
-      wanted: { atMost: 1 },
-    };
+    const what = `recovery from ${lines(RUNS * factor)}`;
+    yield timeMeasure(`${what}, against ${factor} times the above`, [recovered.time], [time * factor], atMost);
+    yield memoryMeasure(what, recovered.peak, 300);
   }
 }
 
-async function makeBase(folder: string, runs: number): Promise<string> {
-  const base = `${folder}/recover_${runs}`;
-  const { code, stderr } = await run("python3", [`${BASELINES}/make_log.py`, `${base}/raw`, String(runs), "3"]);
-  if (code !== 0) throw new Error(stderr);
-  return base;
+const lines = (runs: number) => `${(runs * LINES_PER_RUN).toLocaleString("en")} lines`;
+
+/** Recovers a store that has only a log. */
+async function recover(base: string): Promise<{ time: number; peak: number }> {
+  for (const folder of ["db", "reports"]) await Deno.remove(`${base}/${folder}`, { recursive: true }).catch(() => {});
+  let peak = 0;
+  const time = await timeOf(async () => peak = await peakOf(scriptArgs("recover_database", base)));
+  return { time, peak };
 }
 
-/** Recovers a store that has a log and nothing else. */
-async function recover(base: string): Promise<{ ms: number; peak: number }> {
-  for (const made of ["db", "reports"]) await Deno.remove(`${base}/${made}`, { recursive: true }).catch(() => {});
-  const start = performance.now();
-  const peak = await peakOf(scriptArgs("recover_database", base));
-  return { ms: performance.now() - start, peak };
-}
-
-async function timed(program: string, args: string[]): Promise<number> {
-  const start = performance.now();
-  const { code, stderr } = await run(program, args);
-  if (code !== 0) throw new Error(stderr);
-  return performance.now() - start;
-}
-
-/** The rows of a recovered database as CSV without a header. */
-async function makeImport(base: string, path: string): Promise<void> {
-  const program = "import csv, sqlite3, sys\n" +
-    "rows = sqlite3.connect(sys.argv[1]).execute('SELECT * FROM agent_runs')\n" +
-    "csv.writer(open(sys.argv[2], 'w', newline='')).writerows(rows)";
-  await python(program, `${base}/db/telemetry.sqlite`, path);
-}
-
-/** The table of the recovered database, with its indexes, empty. */
-async function makeEmpty(path: string): Promise<void> {
-  await Deno.remove(path).catch(() => {});
-  const base = `${path}.base`;
-  Deno.mkdirSync(`${base}/raw`, { recursive: true });
-  // Without any log, nothing coming back would be a failure.
-  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, "");
-  const { code, stderr } = await runScript("recover_database", base, ["--quiet"]);
-  if (code !== 0) throw new Error(stderr);
-  Deno.renameSync(`${base}/db/telemetry.sqlite`, path);
-  Deno.removeSync(base, { recursive: true });
+/** Writes the rows of a database as CSV without a header, and its table and indexes without rows to a new database. */
+async function splitForImport(database: string, csv: string, empty: string): Promise<void> {
+  await Deno.remove(empty).catch(() => {});
+  const program = `
+import csv, sqlite3, sys
+source, empty = sqlite3.connect(sys.argv[1]), sqlite3.connect(sys.argv[3])
+with open(sys.argv[2], "w", newline="", encoding="utf-8") as file:
+    csv.writer(file).writerows(source.execute("SELECT * FROM agent_runs"))
+empty.execute("PRAGMA journal_mode=WAL")
+for [sql] in source.execute("SELECT sql FROM sqlite_master WHERE tbl_name = 'agent_runs' AND sql IS NOT NULL ORDER BY type DESC"):
+    empty.execute(sql)
+empty.commit()
+empty.close()
+source.close()
+`;
+  await python(program, database, csv, empty);
 }
