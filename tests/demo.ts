@@ -1,6 +1,6 @@
 /**
- * The whole story in a temporary folder: agents work and one is killed, the database is backed up, damaged, recovered,
- * restored and exported. Nothing is faked; each step is checked, and the table at the end says what it proved.
+ * Shows the toolkit in a temporary folder: agents record runs and one is killed; the database is backed up, damaged,
+ * recovered, restored and exported. Each step is checked, and the table at the end says what it proved.
  * usage: deno task demo
  */
 import assert from "node:assert/strict";
@@ -10,7 +10,7 @@ import { command, lacks, python, ROOT, runScript, TempFolder } from "./fixtures/
 
 const RUNS = 20;
 
-/** What the Python client does: the log first, under its lock and synced, then the database. */
+/** An agent in Python. Like the Python client, it appends to the log under its lock and syncs, then writes to the database. */
 const PYTHON_AGENT = `
 import fcntl, json, os, sqlite3, sys, uuid
 from datetime import datetime, timezone
@@ -29,58 +29,62 @@ for n in range(runs):
     print(run["run_id"], flush=True)
 `;
 
-/** A step of the story: what it does, and what it proved, in words. */
-type Step = [does: string, proved: string];
+type Step = [name: string, proved: string];
 
-async function story(base: string, tell: (...step: Step) => void): Promise<void> {
+async function demonstrate(base: string, report: (...step: Step) => void): Promise<void> {
   const database = `${base}/db/telemetry.sqlite`;
   await script("setup_storage", base, "--with-database");
-  tell("set up", "folders and an empty database, schema v3");
+  report("set up", "folders and an empty database, schema v3");
 
-  const acknowledged = await work(base, tell);
+  const acknowledged = await work(base, report);
 
-  // An agent that is killed between log and database has its last run in the log alone.
-  const inLogAlone = missing(database, acknowledged);
-  const posted = acknowledged.filter((id) => !inLogAlone.includes(id)).slice(0, 5);
+  // An agent that is killed after it wrote to the log and before it wrote to the database leaves a run only in the log.
+  const onlyInLog = missing(database, acknowledged);
+  const posted = acknowledged.filter((id) => !onlyInLog.includes(id)).slice(0, 5);
   change(database, (db) => {
     const mark = db.prepare("UPDATE agent_runs SET api_posted=1, api_posted_at=start_time WHERE run_id=?");
     for (const id of posted) assert.equal(mark.run(id).changes, 1);
   });
   const backup = await script("backup_telemetry_db", base);
-  const more = inLogAlone.length > 0 ? `; ${inLogAlone.length} in the log alone, where the kill left it` : "";
-  tell("back up", `${backup["runs"]} runs in ${named(backup["path"])}, checked${more}`);
+  const more = onlyInLog.length > 0 ? `; ${onlyInLog.length} only in the log, because of the kill` : "";
+  report("back up", `${backup["runs"]} runs in ${nameOf(backup["path"])}, checked${more}`);
 
   damage(database);
   const check = await script("recover_database", base, "--check-only");
   assert.equal(check["healthy"], false);
-  tell("damage", "header and every fifth page overwritten: the check says that it is not healthy");
+  report("damage", "header and every fifth page overwritten: --check-only reports that it is not healthy");
 
   const recovered = await script("recover_database", base);
   assert.deepEqual(missing(database, acknowledged), []);
-  assert.deepEqual(marked(database, posted), posted);
-  tell("recover", `all ${acknowledged.length} acknowledged runs are there, and the marks of posting, which no log has`);
-  assert.equal(recovered["runs"], await inLog(base));
+  // A marker is only in its row. Where the row is lost, the run comes from the log, without the marker.
+  const readable = marked(database, acknowledged);
+  assert.deepEqual(readable.filter((id) => !posted.includes(id)), []);
+  report(
+    "recover",
+    `all ${acknowledged.length} acknowledged runs are there, and ${readable.length} of ${posted.length} api_posted markers`,
+  );
+  assert.equal(recovered["runs"], (await idsInLog(base)).size);
 
   change(database, (db) => db.exec("DELETE FROM agent_runs"));
   const restored = await script("backup_telemetry_db", base, "--restore", "latest", "--replay", "--yes");
   assert.deepEqual(missing(database, acknowledged), []);
   assert.deepEqual(marked(database, posted), posted);
-  tell(
+  report(
     "restore",
-    `after DELETE without WHERE: the backup and the log give all back (${restored["newer_in_log"]} were newer)`,
+    `after a DELETE of all runs, backup and log restore all of them (${restored["newer_in_log"]} newer in the log)`,
   );
 
   const exported = await script("export_csv", base);
   assert.equal(exported["rows"], count(database));
-  tell("export", `${exported["rows"]} rows in ${named(exported["path"])}`);
+  report("export", `${exported["rows"]} rows in ${nameOf(exported["path"])}`);
 
-  const lines = await inLog(base);
+  const lines = (await idsInLog(base)).size;
   assert.equal(count(database), lines);
-  tell("compare", `log and database name the same ${lines} runs; nothing acknowledged was lost`);
+  report("compare", `log and database have the same ${lines} runs; nothing acknowledged was lost`);
 }
 
-/** Three agents work at once, and one of them is killed. The runs whose start they said was on the disk. */
-async function work(base: string, tell: (...step: Step) => void): Promise<string[]> {
+/** Runs three agents concurrently and kills one. Returns the ids of the runs whose start they acknowledged. */
+async function work(base: string, report: (...step: Step) => void): Promise<string[]> {
   const program = [
     ...["run", "--quiet", `--allow-read=${base}`, `--allow-write=${base}`],
     `${ROOT}tests/fixtures/demo_agent.ts`,
@@ -99,13 +103,15 @@ async function work(base: string, tell: (...step: Step) => void): Promise<string
   const { code, stdout, stderr } = await whole;
   assert.equal(code, 0, new TextDecoder().decode(stderr));
   const ids = [...killed, ...`${new TextDecoder().decode(stdout)}${await other}`.split("\n").filter(Boolean)];
-  tell(
+  report(
     "work",
-    `${ids.length} runs acknowledged: ${isPython ? "two agents and a Python one" : "two agents (no Python here)"}`,
+    `${ids.length} runs acknowledged: ${
+      isPython ? "two agents in Deno, one in Python" : "two agents (python3 is missing)"
+    }`,
   );
   const logged = await idsInLog(base);
   assert.deepEqual(ids.filter((id) => !logged.has(id)), []);
-  tell("kill -9", "one agent died at its work: every start that it had acknowledged is in the log");
+  report("kill -9", "one agent was killed while recording: every start that it acknowledged is in the log");
   return ids;
 }
 
@@ -117,7 +123,7 @@ async function script(name: string, base: string, ...args: string[]): Promise<Re
   return result;
 }
 
-/** Overwrites real bytes: the file's header, and every fifth page after the schema. */
+/** Overwrites bytes of the header and of every fifth page after the schema. */
 function damage(database: string): void {
   change(database, (db) => db.exec("PRAGMA wal_checkpoint(TRUNCATE)"));
   using file = Deno.openSync(database, { read: true, write: true });
@@ -141,7 +147,7 @@ function count(database: string): number {
   return runs;
 }
 
-/** Those of these runs that the database does not have. */
+/** The runs that are not in the database. */
 function missing(database: string, ids: string[]): string[] {
   const lost: string[] = [];
   change(database, (db) => {
@@ -151,7 +157,7 @@ function missing(database: string, ids: string[]): string[] {
   return lost;
 }
 
-/** Those of these runs that are marked as posted. */
+/** The runs whose `api_posted` marker is set. */
 function marked(database: string, ids: string[]): string[] {
   const found: string[] = [];
   change(database, (db) => {
@@ -169,11 +175,7 @@ async function idsInLog(base: string): Promise<Set<string>> {
   return ids;
 }
 
-async function inLog(base: string): Promise<number> {
-  return (await idsInLog(base)).size;
-}
-
-function named(path: unknown): string {
+function nameOf(path: unknown): string {
   return String(path).split("/").at(-1)!;
 }
 
@@ -181,10 +183,10 @@ if (import.meta.main) {
   using folder = new TempFolder();
   const start = performance.now();
   const rows: Step[] = [];
-  await story(folder.path, (does, proved) => {
-    console.log(`${((performance.now() - start) / 1000).toFixed(1).padStart(5)} s  ${does}`);
-    rows.push([does, proved]);
+  await demonstrate(folder.path, (name, proved) => {
+    console.log(`${((performance.now() - start) / 1000).toFixed(1).padStart(5)} s  ${name}`);
+    rows.push([name, proved]);
   });
   console.log(`\n${"step".padEnd(10)}what it proved\n${"-".repeat(100)}`);
-  for (const [does, proved] of rows) console.log(`${does.padEnd(10)}${proved}`);
+  for (const [name, proved] of rows) console.log(`${name.padEnd(10)}${proved}`);
 }
