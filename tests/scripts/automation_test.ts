@@ -1,4 +1,4 @@
-/** The README's section on automation, run as it stands but for the folders. */
+/** Runs the automation section of the README as written, except for its folders. */
 import assert from "node:assert/strict";
 import { gzipSync } from "node:zlib";
 import { logFiles, scan } from "../../lib/log/read.ts";
@@ -18,7 +18,7 @@ async function newStore(temp: TempFolder): Promise<string> {
 
 testWith(
   ["unix"],
-  "every command for cron and systemd does its work without a word, with its permissions alone",
+  "every command for cron and systemd works without output, with only its permissions",
   async () => {
     using temp = new TempFolder();
     const base = await newStore(temp);
@@ -36,7 +36,7 @@ testWith(
       assert.deepEqual(done, { code: 0, stdout: "", stderr: "" }, here);
     }
     assert.equal([...Deno.readDirSync(`${base}/backups`)].length, 4);
-    // And the check that runs every hour says so when somebody should look.
+    // The hourly check reports a damaged database.
     Deno.writeTextFileSync(`${base}/db/telemetry.sqlite`, "damaged");
     const check = commands[2]![0].replaceAll("/srv/telemetry", base).replaceAll("/opt/toolkit/", ROOT);
     const { code, stderr } = await run("sh", ["-c", check], { env: { PATH: pathWithDeno() } });
@@ -47,7 +47,7 @@ testWith(
 
 testWith(
   ["linux", "flock"],
-  "archiving: old days are gzipped, and nothing of them is lost; today and yesterday stay",
+  "the archive script compresses old days without loss, and leaves today and yesterday alone",
   async () => {
     using temp = new TempFolder();
     const base = await newStore(temp);
@@ -66,7 +66,7 @@ testWith(
     for (const days of [0, 1, 2, 3, 40]) {
       Deno.writeTextFileSync(`${base}/raw/${nameOf(days)}`, event(days) + '{"half');
     }
-    // Left by an archiving that was killed; and a day that somebody has gzipped in part.
+    // A partial of a killed run, and a day of which somebody has compressed a part.
     Deno.writeTextFileSync(`${base}/raw/${nameOf(2)}.gz.partial`, "half");
     Deno.writeFileSync(`${base}/raw/${nameOf(3)}.gz`, gzipSync(event(33)));
     const before = await idsIn(base);
@@ -92,7 +92,7 @@ async function idsIn(base: string): Promise<string[]> {
   return ids.sort();
 }
 
-testWith(["unix"], "deno task compile makes a program that needs no Deno", async (t) => {
+testWith(["unix"], "deno task compile creates programs that need no Deno and take any --base", async (t) => {
   using temp = new TempFolder();
   const output = `${temp.path}/setup_storage`;
   const args = ["compile", "-q", "--allow-read", "--allow-write", "-o", output, "scripts/setup_storage.ts"];

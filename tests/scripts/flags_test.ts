@@ -3,6 +3,7 @@ import { setUpDatabase } from "../../lib/store/database.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { createStorage } from "../../lib/store/folders.ts";
 import {
+  makeOldDatabase,
   type Output,
   pathWithDeno,
   ROOT,
@@ -14,6 +15,16 @@ import {
   treeOf,
 } from "../fixtures/mod.ts";
 
+/** A line of the log. */
+const LINE = `${
+  JSON.stringify({
+    run_id: "r",
+    agent_name: "a",
+    start_time: "2025-12-10T00:00:00Z",
+    status: "success",
+    record_type: "run",
+  })
+}\n`;
 const SHARED = ["--base DIR", "--json", "--quiet", "--help"];
 const SCRIPTS: [name: string, flags: string[]][] = [
   ["setup_storage", ["--with-database", ...SHARED]],
@@ -38,7 +49,7 @@ function runWith(access: string[], name: string, args: string[], options: RunOpt
   return run(Deno.execPath(), ["run", "--no-prompt", ...access, `${ROOT}scripts/${name}.ts`, ...args], options);
 }
 
-/** Runs what a script printed, as a shell takes it. */
+/** Runs a printed command in a shell. */
 function paste(printed: string, options: RunOptions = {}): Promise<Output> {
   const line = printed.replace("deno run ", "deno run --no-prompt ");
   return run("sh", ["-c", line], { ...options, env: { PATH: pathWithDeno(), ...options.env } });
@@ -58,13 +69,13 @@ function commandIn(stderr: string): string {
   return command;
 }
 
-/** What `setup_storage --with-database` makes. */
+/** Creates what `setup_storage --with-database` creates. */
 async function setUp(base: string): Promise<void> {
   createStorage(layoutOf(base));
   await setUpDatabase(layoutOf(base));
 }
 
-/** A base that both scripts can work in. */
+/** A base folder in which both setup scripts work. */
 function newStore(temp: TempFolder, name = "store"): string {
   const base = `${temp.path}/${name}`;
   Deno.mkdirSync(`${base}/db`, { recursive: true });
@@ -72,7 +83,7 @@ function newStore(temp: TempFolder, name = "store"): string {
 }
 
 for (const [name, flags] of SCRIPTS) {
-  Deno.test(`${name} --help: all that is needed to use it, without any permission`, async () => {
+  Deno.test(`${name} --help explains every flag in 80 columns, without any permission`, async () => {
     const { code, stdout, stderr } = await runWith([], name, ["--help"]);
     assert.deepEqual([code, stderr], [0, ""]);
     assert.match(stdout, new RegExp(`^${name}: [^]+?\n\nusage: ${name} `));
@@ -91,7 +102,7 @@ for (const [name, flags] of SCRIPTS) {
     assert.match(exampleIn(stdout), /^deno run --allow-read=\S+ --allow-write=\S+ scripts\/\w+\.ts --base /);
   });
 
-  testWith(["unix"], `${name} --help: its example works as it is printed`, async () => {
+  testWith(["unix"], `the example of ${name} --help works as printed`, async () => {
     using temp = new TempFolder();
     const base = newStore(temp);
     if (!name.startsWith("setup")) await setUp(base);
@@ -101,10 +112,10 @@ for (const [name, flags] of SCRIPTS) {
     assert.ok("db/telemetry.sqlite" in treeOf(base));
   });
 
-  Deno.test(`${name}: wrong usage is exit 2, one line of what, one of what to do`, async () => {
+  Deno.test(`${name} exits with 2 on wrong usage, with one line for the problem and one for the solution`, async () => {
     using temp = new TempFolder();
     const wrong: string[][] = [["--nope"]];
-    // All read their flags in the same way.
+    // All scripts parse their flags with the same function.
     if (name === "setup_storage") {
       wrong.push(["positional"], ["--base="]);
       wrong.push(["--base", temp.path, temp.path], ["--base"], ["--base", ""], ["--base", "--json"], ["--json=yes"]);
@@ -122,10 +133,10 @@ for (const [name, flags] of SCRIPTS) {
     assert.deepEqual(treeOf(temp.path), {});
   });
 
-  // What follows needs no database, and the others are run by tests of their own.
+  // These need no database. The other scripts have their own tests.
   if (!name.startsWith("setup")) continue;
 
-  Deno.test(`${name} --json: one object on stdout, also when it fails`, async () => {
+  Deno.test(`${name} --json prints one object on stdout, also on failure`, async () => {
     using temp = new TempFolder();
     const base = newStore(temp);
     Deno.writeTextFileSync(`${temp.path}/file`, "");
@@ -147,7 +158,7 @@ for (const [name, flags] of SCRIPTS) {
     }
   });
 
-  Deno.test(`${name} --quiet: nothing when all is well, and errors all the same`, async () => {
+  Deno.test(`${name} --quiet prints only errors`, async () => {
     using temp = new TempFolder();
     const base = newStore(temp);
     assert.deepEqual(await runScript(name, base, ["--quiet"]), { code: 0, stdout: "", stderr: "" });
@@ -160,7 +171,7 @@ for (const [name, flags] of SCRIPTS) {
 
   testWith(
     ["unix"],
-    `${name} without any permission: the whole command is printed, and works when pasted`,
+    `without permissions, ${name} prints a complete command that works when pasted`,
     async () => {
       using temp = new TempFolder();
       const folders = [`it's "my" $HOME & store`, "ünï—日本 100%25"];
@@ -169,7 +180,7 @@ for (const [name, flags] of SCRIPTS) {
         const refused = await runWith([], name, ["--base", base, "--quiet"]);
         assert.deepEqual([refused.code, refused.stdout], [1, ""]);
         assert.match(refused.stderr, new RegExp(`^${name}: [^\n]+\n  -> run: [^\n]+\n$`));
-        assert.deepEqual(treeOf(base), { db: "folder" }, "nothing was made");
+        assert.deepEqual(treeOf(base), { db: "folder" }, "nothing was created");
         const pasted = await paste(commandIn(refused.stderr), { cwd: temp.path });
         assert.deepEqual(pasted, { code: 0, stdout: "", stderr: "" });
         assert.notDeepEqual(treeOf(base), { db: "folder" });
@@ -177,12 +188,12 @@ for (const [name, flags] of SCRIPTS) {
       assert.equal(
         Object.keys(treeOf(temp.path)).filter((path) => !path.includes("/")).length,
         folders.length,
-        "and nothing beside",
+        "nothing else was created",
       );
     },
   );
 
-  testWith(["unix"], `${name}: a permission for one folder does not reach another`, async () => {
+  testWith(["unix"], `${name} does not use a permission for one folder in another`, async () => {
     using temp = new TempFolder();
     const [here, elsewhere] = [newStore(temp, "here"), newStore(temp, "elsewhere")];
     const access = ["--allow-env", `--allow-read=${here}`, `--allow-write=${here}`];
@@ -197,7 +208,7 @@ for (const [name, flags] of SCRIPTS) {
       const refused = await runWith(granted, name, ["--quiet"], { env });
       assert.deepEqual([refused.code, refused.stdout], [1, ""]);
       assert.ok(commandIn(refused.stderr).includes(elsewhere), refused.stderr);
-      assert.deepEqual(treeOf(temp.path), tree, "nothing was made");
+      assert.deepEqual(treeOf(temp.path), tree, "nothing was created");
     }
     const refused = await runWith(access, name, ["--quiet"], { env });
     const pasted = await paste(commandIn(refused.stderr), { env });
@@ -206,11 +217,11 @@ for (const [name, flags] of SCRIPTS) {
     assert.notDeepEqual(treeOf(elsewhere), { db: "folder" });
   });
 
-  testWith(["unix"], `${name} without permissions and --base: pasting what it prints ends well`, async () => {
+  testWith(["unix"], `without permissions and --base, ${name} prints commands that work when pasted`, async () => {
     using temp = new TempFolder();
     const base = newStore(temp);
     const env = { TELEMETRY_BASE_DIR: base, HOME: temp.path };
-    // The first command lets it read the variables; what it finds there may need a second one.
+    // The first command grants the variables. The store that they name may need a second one.
     let result = await runWith([], name, ["--quiet"], { env });
     for (let pastes = 0; result.code === 1 && pastes < 2; pastes++) {
       result = await paste(commandIn(result.stderr), { env });
@@ -220,22 +231,92 @@ for (const [name, flags] of SCRIPTS) {
   });
 }
 
+/** The folders that each script writes, and the runs that need all of them. Does not use the table that is tested. */
+const NARROW: Record<string, { folders: string[]; runs: string[][]; prepare?: (base: string) => void }> = {
+  setup_storage: { folders: [""], runs: [["--with-database"]] },
+  setup_database: {
+    folders: ["/db", "/config", "/backups"],
+    runs: [[]],
+    prepare: (base) => {
+      Deno.removeSync(`${base}/db/telemetry.sqlite`);
+      makeOldDatabase(`${base}/db/telemetry.sqlite`, "v2");
+      Deno.removeSync(`${base}/config`, { recursive: true });
+    },
+  },
+  backup_database: { folders: ["/db", "/backups"], runs: [["--keep", "1"], ["--keep", "1"], ["--list"]] },
+  backup_telemetry_db: { folders: ["/db", "/backups"], runs: [[], ["--restore", "latest", "--yes", "--replay"]] },
+  recover_database: {
+    folders: ["/db", "/reports"],
+    runs: [[], ["--force"]],
+    prepare: (base) => Deno.writeTextFileSync(`${base}/db/telemetry.sqlite`, "damaged"),
+  },
+  export_csv: { folders: ["/db", "/exports"], runs: [[], ["--table", "events"]] },
+};
+
+for (const [name, { folders, runs, prepare }] of Object.entries(NARROW)) {
+  testWith(["unix"], `${name} needs only read on the store and write on its folders`, async () => {
+    using temp = new TempFolder();
+    const base = `${temp.path}/store`;
+    await setUp(base);
+    Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, LINE);
+    prepare?.(base);
+    const before = treeOf(base);
+    // 1. Without one of the folders, nothing changes, and the printed command has all of them.
+    for (const missing of folders) {
+      const write = folders.filter((folder) => folder !== missing).map((folder) => `--allow-write=${base}${folder}`);
+      const access = [`--allow-read=${base}`, ...write];
+      const refused = await runWith(access, name, ["--base", base, "--quiet"]);
+      assert.deepEqual([refused.code, refused.stdout], [1, ""]);
+      assert.match(refused.stderr, new RegExp(`^${name}: Deno does not let this script write ${base}${missing}\n`));
+      for (const folder of folders) assert.ok(commandIn(refused.stderr).includes(base + folder), refused.stderr);
+      assert.deepEqual(treeOf(base), before);
+    }
+    // 2. With exactly its folders, it works and changes nothing outside them.
+    const access = [`--allow-read=${base}`, `--allow-write=${folders.map((folder) => base + folder)}`];
+    for (const args of runs) {
+      const { code, stderr } = await runWith(access, name, ["--base", base, ...args]);
+      assert.equal(code, 0, `${args}: ${stderr}`);
+      assert.doesNotMatch(stderr, /Deno|permission/);
+    }
+    const isOutside = ([path]: [string, unknown]) => !folders.some((folder) => `/${path}/`.startsWith(`${folder}/`));
+    const outside = (tree: Record<string, string>) => Object.fromEntries(Object.entries(tree).filter(isOutside));
+    const after = treeOf(base);
+    if (name !== "setup_storage") assert.notDeepEqual(after, before);
+    assert.deepEqual(outside(after), outside(before));
+  });
+}
+
+testWith(["unix"], "a flag that writes fewer folders needs fewer permissions", async () => {
+  using temp = new TempFolder();
+  const base = `${temp.path}/store`;
+  await setUp(base);
+  const output = `${temp.path}/runs.csv`;
+  const runs: [name: string, read: string[], write: string[], args: string[]][] = [
+    ["recover_database", [], [], ["--check-only"]],
+    ["export_csv", [], [], ["--output", "-"]],
+    ["export_csv", [temp.path], [output, `${output}.partial`], ["--output", output]],
+  ];
+  for (const [name, read, write, args] of runs) {
+    const access = [`--allow-read=${[base, ...read]}`, `--allow-write=${[`${base}/db`, ...write]}`];
+    const { code, stderr } = await runWith(access, name, ["--base", base, ...args]);
+    assert.deepEqual([code, stderr], [0, ""], `${args}`);
+  }
+});
+
 testWith(
   ["unix"],
-  "a base with a comma in its name, which ends a path for Deno: no command that cannot work",
+  "for a base with a comma, which ends a path in Deno's flags, the printed command works",
   async () => {
     using temp = new TempFolder();
     const base = newStore(temp, "a,b");
     const { code, stderr } = await runWith([], "setup_storage", ["--base", base, "--quiet"]);
     assert.equal(code, 1);
     assert.match(stderr, /^setup_storage: [^\n]+\n {2}-> [^\n]+\n$/);
-    if (stderr.includes("run: ")) {
-      assert.deepEqual(await paste(commandIn(stderr)), { code: 0, stdout: "", stderr: "" });
-    }
+    assert.deepEqual(await paste(commandIn(stderr)), { code: 0, stdout: "", stderr: "" });
   },
 );
 
-testWith(["unix"], "an output that nobody reads is no error", async () => {
+testWith(["unix"], "a closed pipe on stdout is not an error", async () => {
   using temp = new TempFolder();
   const base = newStore(temp);
   const line = `set -e; deno run --no-prompt --allow-read='${base}' --allow-write='${base}' \
@@ -244,7 +325,7 @@ testWith(["unix"], "an output that nobody reads is no error", async () => {
   assert.deepEqual([code, stderr], [0, ""]);
 });
 
-testWith(["linux"], "an output that cannot be written is a failure, and no defect", async () => {
+testWith(["linux"], "a full disk on stdout is a failure, not a defect", async () => {
   using temp = new TempFolder();
   const base = newStore(temp);
   for (const flags of ["", "--json"]) {

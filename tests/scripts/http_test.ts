@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { ROOT, run, TempFolder, treeOf } from "../fixtures/mod.ts";
 
-/** The files that users run by URL or import: all of `lib/` and `scripts/`, and `mod.ts`. */
+/** The files that users run or import by URL: all of `lib/` and `scripts/`, and `mod.ts`. */
 function publicFiles(): string[] {
   const files = ["lib", "scripts"].flatMap((folder) =>
     Object.keys(treeOf(ROOT + folder)).map((name) => `${folder}/${name}`)
@@ -10,7 +10,7 @@ function publicFiles(): string[] {
   return [...files, ...top].filter((file) => file.endsWith(".ts"));
 }
 
-Deno.test("a script runs from a plain file server, with permissions for its base alone", async () => {
+Deno.test("scripts run from a plain file server, with permissions for only their folders", async () => {
   using temp = new TempFolder();
   for (const folder of ["cache", "elsewhere"]) Deno.mkdirSync(`${temp.path}/${folder}`);
   const asked: string[] = [];
@@ -28,8 +28,8 @@ Deno.test("a script runs from a plain file server, with permissions for its base
   const base = `${temp.path}/store`;
   const scripts = `http://127.0.0.1:${server.addr.port}/scripts`;
   const script = `${scripts}/setup_storage.ts`;
-  const access = [`--allow-read=${base}`, `--allow-write=${base}`];
-  const runFromServer = async (url: string, ...args: string[]) => {
+  const runFromServer = async (url: string, folders: string[], ...args: string[]) => {
+    const access = [`--allow-read=${base}`, `--allow-write=${folders.map((folder) => base + folder)}`];
     const { code, stdout, stderr } = await run(
       Deno.execPath(),
       ["run", "--no-prompt", "--quiet", ...access, url, "--base", base, "--json", ...args],
@@ -38,19 +38,19 @@ Deno.test("a script runs from a plain file server, with permissions for its base
     assert.deepEqual([code, stderr], [0, ""]);
     return JSON.parse(stdout);
   };
-  assert.equal((await runFromServer(script, "--with-database")).database.outcome, "created");
-  // Has a thread of its own for so large a log.
+  assert.equal((await runFromServer(script, [""], "--with-database")).database.outcome, "created");
+  // A log of this size is loaded on a thread.
   const line = { run_id: "r", agent_name: "a", start_time: "2025-12-10T00:00:00Z", record_type: "run" };
   Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, `${JSON.stringify(line)}\n`.repeat(20_000));
-  assert.equal((await runFromServer(`${scripts}/recover_database.ts`, "--force")).runs, 1);
-  assert.equal((await runFromServer(`${scripts}/export_csv.ts`)).rows, 1);
+  assert.equal((await runFromServer(`${scripts}/recover_database.ts`, ["/db", "/reports"], "--force")).runs, 1);
+  assert.equal((await runFromServer(`${scripts}/export_csv.ts`, ["/db", "/exports"])).rows, 1);
   assert.ok("db/telemetry.sqlite" in treeOf(base));
   assert.deepEqual(treeOf(`${temp.path}/elsewhere`), {});
   const files = publicFiles();
   assert.ok(asked.includes("/scripts/setup_storage.ts") && asked.includes("/lib/store/database.ts"), `${asked}`);
-  assert.deepEqual(asked.filter((path) => !files.includes(path.slice(1))), [], "nothing but modules was asked for");
+  assert.deepEqual(asked.filter((path) => !files.includes(path.slice(1))), [], "only modules were requested");
 
-  // Without permissions, the command that is printed names the script by its URL.
+  // Without permissions, the printed command names the script by its URL.
   const refused = await run(Deno.execPath(), ["run", "--no-prompt", "--quiet", script, "--base", base], {
     env: { DENO_DIR: `${temp.path}/cache` },
   });
@@ -58,17 +58,17 @@ Deno.test("a script runs from a plain file server, with permissions for its base
   assert.ok(refused.stderr.includes(` ${script} --base ${base}`), refused.stderr);
 });
 
-Deno.test("no public file imports anything but ./, ../ and node:", () => {
+Deno.test("public files import only ./, ../ and node:", () => {
   const specifiers = publicFiles().flatMap((file) => {
-    // Examples in doc comments import what their readers do.
+    // Not the imports of the examples in doc comments.
     const code = Deno.readTextFileSync(ROOT + file).replaceAll(/^\s*(\/\*\*|\*).*$/gm, "");
     return [...importsIn(code)].map((specifier) => `${file}: ${specifier}`);
   });
-  assert.ok(specifiers.length > 20, "imports are found at all");
+  assert.ok(specifiers.length > 20, "the test finds imports");
   assert.deepEqual(specifiers.filter((line) => !/: (\.\.?\/|node:)/.test(line)), []);
 });
 
-Deno.test("the test above would see a foreign import", () => {
+Deno.test("the import test finds every kind of import", () => {
   const code = `
     import a from "npm:a";
     import type { B } from 'jsr:@b/b';

@@ -15,13 +15,13 @@ import {
 
 const FOLDERS = ["config", "db", "exports", "logs", "raw", "reports"];
 
-/** The shape of a tree: its paths, folders with a slash at their end. */
+/** The paths in a folder. Those of folders end with a slash. */
 function shape(folder: string): string[] {
   return Object.entries(treeOf(folder)).map(([path, what]) => what === "folder" ? `${path}/` : path);
 }
 const STORAGE = ["README.md", ...FOLDERS.map((name) => `${name}/`)];
 
-/** A failure that was foreseen: exit 1, a line of what and one of what to do. */
+/** Checks for an expected failure: exit code 1, one line for the problem and one for the solution. */
 function assertRefused({ code, stdout, stderr }: Output): string {
   assert.equal(code, 1, stderr);
   assert.match(stderr, /^setup_storage: [^\n]+\n {2}-> [^\n]+\n$/);
@@ -29,7 +29,7 @@ function assertRefused({ code, stdout, stderr }: Output): string {
   return stderr;
 }
 
-/** Runs a script without `--base`: with the permissions that its help asks for, and for `folders`. */
+/** Runs a script without `--base`, with permissions for the variables and for `folders`. */
 function runByEnvironment(name: string, folders: string[], options: RunOptions, args: string[] = []): Promise<Output> {
   const variables = "TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,HOME,USERPROFILE";
   const access = [`--allow-env=${variables}`, `--allow-read=${folders}`, `--allow-write=${folders}`];
@@ -40,7 +40,7 @@ function runByEnvironment(name: string, folders: string[], options: RunOptions, 
   );
 }
 
-Deno.test("the tree is exactly the contract's, and the second run changes nothing", async () => {
+Deno.test("setup creates exactly the folders of the contract, and a second run changes nothing", async () => {
   using temp = new TempFolder();
   const base = `${temp.path}/store`;
   const first = await runScript("setup_storage", base, ["--json"]);
@@ -64,7 +64,7 @@ Deno.test("the tree is exactly the contract's, and the second run changes nothin
   assert.deepEqual(treeOf(base), tree);
 });
 
-Deno.test("what is there already stays: a README, logs, a folder of one's own", async () => {
+Deno.test("setup keeps an existing README, logs and other folders", async () => {
   using temp = new TempFolder();
   for (const folder of ["raw", "own"]) Deno.mkdirSync(`${temp.path}/${folder}`);
   const own = { "README.md": "mine\n", "raw/events_20251210.ndjson": "{}\n", "own/file": "x" };
@@ -75,7 +75,7 @@ Deno.test("what is there already stays: a README, logs, a folder of one's own", 
   assert.deepEqual(shape(temp.path), [...STORAGE, "own/", "own/file", "raw/events_20251210.ndjson"].toSorted());
 });
 
-Deno.test("a README that a killed setup left half is finished", async () => {
+Deno.test("setup replaces the partial README of a killed run", async () => {
   using temp = new TempFolder();
   Deno.writeTextFileSync(`${temp.path}/README.md.partial`, "half a READ");
   assert.equal((await runScript("setup_storage", temp.path)).code, 0);
@@ -84,7 +84,7 @@ Deno.test("a README that a killed setup left half is finished", async () => {
 });
 
 for (const name of FOLDERS) {
-  Deno.test(`a file in the place of ${name}/: refused, and the file stays`, async () => {
+  Deno.test(`a file named ${name} is refused and kept`, async () => {
     using temp = new TempFolder();
     Deno.writeTextFileSync(`${temp.path}/${name}`, "mine");
     const stderr = assertRefused(await runScript("setup_storage", temp.path));
@@ -93,7 +93,7 @@ for (const name of FOLDERS) {
   });
 }
 
-Deno.test("a base that is a file, or below one: refused, and the file stays", async () => {
+Deno.test("a base that is a file or below one is refused, and the file is kept", async () => {
   using temp = new TempFolder();
   const file = `${temp.path}/file`;
   Deno.writeTextFileSync(file, "mine");
@@ -104,14 +104,14 @@ Deno.test("a base that is a file, or below one: refused, and the file stays", as
   }
 });
 
-testWith(["unix"], "a base that is a link: works, or names the permission that is missing", async () => {
+testWith(["unix"], "a base that is a link works, or the missing permission is printed", async () => {
   using temp = new TempFolder();
   const link = `${temp.path}/link`;
   Deno.mkdirSync(`${temp.path}/real`);
   Deno.symlinkSync("real", link);
   const first = await runScript("setup_storage", link, ["--with-database"]);
   if (first.code !== 0) {
-    // Deno's permissions are for real paths; the command that is printed asks for them.
+    // Deno requires permissions for real paths. The printed command has them.
     const stderr = assertRefused(first);
     assert.deepEqual(shape(`${temp.path}/real`), []);
     const pasted = await run("sh", ["-c", stderr.split("-> run: ")[1] ?? ""], { env: { PATH: pathWithDeno() } });
@@ -120,17 +120,17 @@ testWith(["unix"], "a base that is a link: works, or names the permission that i
   assert.deepEqual(shape(`${temp.path}/real`), [...STORAGE, "config/schema.sql", "db/telemetry.sqlite"].toSorted());
 });
 
-testWith(["unix"], "a new base below a link: ends well, when need be after the permission that is named", async () => {
+testWith(["unix"], "a new base below a link works, if needed after the printed command", async () => {
   using temp = new TempFolder();
   Deno.mkdirSync(`${temp.path}/real`);
   Deno.symlinkSync("real", `${temp.path}/link`);
   const base = `${temp.path}/link/store`;
   let result = await runScript("setup_storage", base);
-  // That the base is behind a link shows when it is there: the command may come with the second try.
+  // The link is found only when the base exists, so the command may be printed by the second run.
   for (let tries = 0; result.code !== 0 && tries < 2; tries++) {
     const stderr = assertRefused(result);
     assert.ok(stderr.includes(`${temp.path}/real/store`), stderr);
-    assert.deepEqual(shape(temp.path).filter((path) => path.includes("partial")), [], "nothing half is left");
+    assert.deepEqual(shape(temp.path).filter((path) => path.includes("partial")), [], "no partial is left");
     const printed = stderr.split("-> run: ")[1];
     result = printed
       ? await run("sh", ["-c", printed], { env: { PATH: pathWithDeno() } })
@@ -140,13 +140,13 @@ testWith(["unix"], "a new base below a link: ends well, when need be after the p
   assert.deepEqual(shape(`${temp.path}/real/store`), STORAGE);
 });
 
-testWith(["unix"], "a base that is a link to nowhere: refused", async () => {
+testWith(["unix"], "a base that is a dangling link is refused", async () => {
   using temp = new TempFolder();
   Deno.symlinkSync("nowhere", `${temp.path}/link`);
   assertRefused(await runScript("setup_storage", `${temp.path}/link`));
 });
 
-Deno.test("a relative base starts from the working folder", async () => {
+Deno.test("a relative base starts in the working folder", async () => {
   using temp = new TempFolder();
   const access = ["--allow-read=store", "--allow-write=store"];
   for (const base of ["store", "./store/", "store/../store"]) {
@@ -157,9 +157,9 @@ Deno.test("a relative base starts from the working folder", async () => {
   assert.deepEqual(shape(temp.path), ["store/", ...STORAGE.map((path) => `store/${path}`)].toSorted());
 });
 
-testWith(["unix"], "TELEMETRY_NDJSON_DIR: raw/ is made there, and not in the base; --base beats it", async () => {
+testWith(["unix"], "TELEMETRY_NDJSON_DIR moves raw/, and is ignored with --base", async () => {
   using temp = new TempFolder();
-  // Its name starts with that of the base: it is not in the base for that.
+  // Its name starts with the name of the base, but it is not in the base.
   const env = { TELEMETRY_BASE_DIR: `${temp.path}/store`, TELEMETRY_NDJSON_DIR: `${temp.path}/store_log/raw` };
   const { code, stderr } = await runByEnvironment("setup_storage", Object.values(env), { env });
   assert.deepEqual([code, stderr], [0, ""]);
@@ -173,7 +173,7 @@ testWith(["unix"], "TELEMETRY_NDJSON_DIR: raw/ is made there, and not in the bas
 
 testWith(
   ["unix"],
-  "TELEMETRY_NDJSON_DIR without the permission for it: refused, nothing made, and the command works",
+  "without permission for TELEMETRY_NDJSON_DIR nothing is created, and the printed command works",
   async () => {
     using temp = new TempFolder();
     const env = { TELEMETRY_BASE_DIR: `${temp.path}/store`, TELEMETRY_NDJSON_DIR: `${temp.path}/store_log` };
@@ -187,7 +187,7 @@ testWith(
   },
 );
 
-testWith(["unix"], "TELEMETRY_DB_PATH: its folder is made, and the base is two folders up", async () => {
+testWith(["unix"], "the base of TELEMETRY_DB_PATH is two folders up, and its folder is created", async () => {
   using temp = new TempFolder();
   const env = { TELEMETRY_DB_PATH: `${temp.path}/store/data/agents.db` };
   const { code, stderr } = await runByEnvironment("setup_storage", [`${temp.path}/store`], { env }, [
@@ -198,7 +198,7 @@ testWith(["unix"], "TELEMETRY_DB_PATH: its folder is made, and the base is two f
   assert.deepEqual(shape(`${temp.path}/store`), expected.toSorted());
 });
 
-testWith(["unix"], "two folders with data: the warning names both", async () => {
+testWith(["unix"], "with two stores that have data, a warning names both", async () => {
   using temp = new TempFolder();
   const [one, two, three] = ["one", "two", "three"].map((name) => `${temp.path}/${name}`) as [string, string, string];
   for (const base of [one, two]) assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);
@@ -209,7 +209,7 @@ testWith(["unix"], "two folders with data: the warning names both", async () => 
     assert.match(stderr, /^warning: [^\n]+\n$/);
     assert.ok(stderr.includes(one) && stderr.includes(two), stderr);
   }
-  // No warning where there is nothing to mix up: no data in the other, the same folder twice, or --base.
+  // No warning when the other store has no data, is the same folder, or --base decides.
   const calm: [env: Record<string, string>, args: string[]][] = [
     [{ TELEMETRY_BASE_DIR: one, AGENT_METRICS_DIR: three }, []],
     [{ TELEMETRY_BASE_DIR: one, AGENT_METRICS_DIR: `${one}/` }, []],
@@ -221,7 +221,7 @@ testWith(["unix"], "two folders with data: the warning names both", async () => 
   }
 });
 
-/** A folder that {@linkcode NOBODY} owns, with a folder for Deno's cache beside what the test is about. */
+/** A home folder that {@linkcode NOBODY} owns, and a cache folder for Deno. */
 function foldersOfNobody(temp: TempFolder): { home: string; options: RunOptions } {
   const [home, cache] = [`${temp.path}/home`, `${temp.path}/deno`];
   for (const folder of [home, cache]) Deno.mkdirSync(folder);
@@ -229,12 +229,12 @@ function foldersOfNobody(temp: TempFolder): { home: string; options: RunOptions 
   return { home, options: { uid: NOBODY, env: { DENO_DIR: cache, HOME: home, PATH: pathWithDeno() } } };
 }
 
-/** The folders that the contract tries first, and the one in the home folder. */
+/** The candidate folders of the contract. */
 const candidates = (home: string) => ["/agent-metrics", "/opt/telemetry", "/data/telemetry", `${home}/.telemetry`];
 
 testWith(
   ["nobody", "noDefaultStore"],
-  "nothing exists and /agent-metrics cannot be made: ~/.telemetry, aloud",
+  "when /agent-metrics cannot be created, setup uses ~/.telemetry and warns",
   async () => {
     using temp = new TempFolder();
     const { home, options } = foldersOfNobody(temp);
@@ -258,9 +258,9 @@ testWith(
   },
 );
 
-testWith(["nobody", "noDefaultStore"], "the command that is printed without --base works when pasted", async () => {
+testWith(["nobody", "noDefaultStore"], "the command printed without --base works when pasted", async () => {
   using temp = new TempFolder();
-  // A home folder may have a blank in its name.
+  // The name of a home folder may contain a blank.
   const { home, options } = foldersOfNobody(temp);
   const blank = `${home}/first last`;
   Deno.mkdirSync(blank);
@@ -279,27 +279,35 @@ testWith(["nobody", "noDefaultStore"], "the command that is printed without --ba
   }
 });
 
-testWith(["nobody", "noDefaultStore"], "no default folder can be made: refused, nothing made", async () => {
-  using temp = new TempFolder();
-  const { home, options } = foldersOfNobody(temp);
-  Deno.chownSync(home, 0, 0);
-  const stderr = assertRefused(await runByEnvironment("setup_storage", candidates(home), options));
-  assert.ok(stderr.includes("/agent-metrics"));
-  assert.deepEqual(shape(home), []);
-  const env = { ...options.env, HOME: "" };
-  assertRefused(await runByEnvironment("setup_storage", candidates("/nowhere"), { ...options, env }));
-});
+testWith(
+  ["nobody", "noDefaultStore"],
+  "when no default folder can be created, setup fails and creates nothing",
+  async () => {
+    using temp = new TempFolder();
+    const { home, options } = foldersOfNobody(temp);
+    Deno.chownSync(home, 0, 0);
+    const stderr = assertRefused(await runByEnvironment("setup_storage", candidates(home), options));
+    assert.ok(stderr.includes("/agent-metrics"));
+    assert.deepEqual(shape(home), []);
+    const env = { ...options.env, HOME: "" };
+    assertRefused(await runByEnvironment("setup_storage", candidates("/nowhere"), { ...options, env }));
+  },
+);
 
-testWith(["nobody", "noDefaultStore"], "a moved log that Deno may not write: refused, nothing made", async () => {
-  using temp = new TempFolder();
-  const { home, options } = foldersOfNobody(temp);
-  const env = { ...options.env, TELEMETRY_NDJSON_DIR: `${temp.path}/log` };
-  const stderr = assertRefused(await runByEnvironment("setup_storage", candidates(home), { ...options, env }));
-  assert.ok(stderr.includes(`${temp.path}/log`), stderr);
-  assert.deepEqual(shape(temp.path).filter((path) => !path.startsWith("deno/")), ["home/"]);
-});
+testWith(
+  ["nobody", "noDefaultStore"],
+  "without write permission for TELEMETRY_NDJSON_DIR, nothing is created",
+  async () => {
+    using temp = new TempFolder();
+    const { home, options } = foldersOfNobody(temp);
+    const env = { ...options.env, TELEMETRY_NDJSON_DIR: `${temp.path}/log` };
+    const stderr = assertRefused(await runByEnvironment("setup_storage", candidates(home), { ...options, env }));
+    assert.ok(stderr.includes(`${temp.path}/log`), stderr);
+    assert.deepEqual(shape(temp.path).filter((path) => !path.startsWith("deno/")), ["home/"]);
+  },
+);
 
-testWith(["nobody"], "a base that may not be written: refused, nothing changed", async () => {
+testWith(["nobody"], "a base that this user may not write is refused and not changed", async () => {
   using temp = new TempFolder();
   const { options } = foldersOfNobody(temp);
   const base = `${temp.path}/store`;
@@ -310,14 +318,14 @@ testWith(["nobody"], "a base that may not be written: refused, nothing changed",
   ];
   for (const result of empty) assert.ok(assertRefused(result).includes(base));
   assert.deepEqual(shape(base), []);
-  // Whole, but a log that this user cannot write is no storage for it.
+  // A complete store whose log this user may not write is refused, too.
   assert.equal((await runScript("setup_storage", base)).code, 0);
   const tree = treeOf(base);
   assertRefused(await runScript("setup_storage", base, [], options));
   assert.deepEqual(treeOf(base), tree);
 });
 
-testWith(["nobody"], "root in a base of another user: all that it makes belongs to that user", async () => {
+testWith(["nobody"], "what root creates in the base of another user belongs to that user", async () => {
   using temp = new TempFolder();
   const base = `${temp.path}/store`;
   Deno.mkdirSync(base);
@@ -325,18 +333,18 @@ testWith(["nobody"], "root in a base of another user: all that it makes belongs 
   const { code, stdout, stderr } = await runScript("setup_storage", base, ["--with-database"]);
   assert.deepEqual([code, stderr], [0, ""]);
   assert.doesNotMatch(stdout, /only root/);
-  const made = Object.keys(treeOf(base));
-  assert.deepEqual(made, [...FOLDERS, "README.md", "config/schema.sql", "db/telemetry.sqlite"].toSorted());
-  for (const path of made) {
+  const created = Object.keys(treeOf(base));
+  assert.deepEqual(created, [...FOLDERS, "README.md", "config/schema.sql", "db/telemetry.sqlite"].toSorted());
+  for (const path of created) {
     const { uid, gid } = Deno.lstatSync(`${base}/${path}`);
     assert.deepEqual([uid, gid], [NOBODY, NOBODY], path);
   }
 });
 
-testWith(["mount"], "a full disk: refused, no half file, and fine once it is freed", async () => {
+testWith(["mount"], "a full disk leaves no half file, and setup works once there is space", async () => {
   using disk = new SmallDisk("256k");
   const base = disk.path;
-  // Twice: before there is anything, and when all is there but no byte can be written.
+  // First without a store, then with a complete store in which no byte can be written.
   for (const expected of [STORAGE.filter((path) => path !== "README.md"), STORAGE]) {
     disk.fill();
     assertRefused(await runScript("setup_storage", base));
