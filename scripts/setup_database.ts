@@ -22,15 +22,9 @@ export const COMMAND: Command = {
     },
   },
   writes: ["db", "config", "backups"],
-  createsStore: true,
-  example: "",
 };
 
-const SCHEMAS: Record<string, () => string> = {
-  sqlite: schemaSql,
-  postgres: postgresSchema,
-  "postgres-load": postgresLoad,
-};
+const SCHEMAS = new Map([["sqlite", schemaSql], ["postgres", postgresSchema], ["postgres-load", postgresLoad]]);
 
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
@@ -44,11 +38,10 @@ if (import.meta.main) {
 }
 
 function printSchema(terminal: Terminal, name: string): Result {
-  const sql = Object.hasOwn(SCHEMAS, name) ? SCHEMAS[name]!() : undefined;
+  const sql = SCHEMAS.get(name)?.();
   if (sql === undefined) {
-    throw new TelemetryError("usage", `there is no schema "${name}"`, {
-      hint: `choose ${Object.keys(SCHEMAS).join(", ")}`,
-    });
+    const hint = `choose ${[...SCHEMAS.keys()].join(", ")}`;
+    throw new TelemetryError("usage", `there is no schema "${name}"`, { hint });
   }
   terminal.say(sql.trimEnd());
   return { sql };

@@ -3,7 +3,7 @@
  * Creates the folders of a store and, with `--with-database`, its database.
  * @module
  */
-import { type DatabaseSetup, describeSetup, setUpDatabase } from "../lib/store/database.ts";
+import { describeSetup, setUpDatabase } from "../lib/store/database.ts";
 import { sizeOf } from "../lib/fs/locate.ts";
 import { createStorage, proveWritable } from "../lib/store/folders.ts";
 import { type Command, runCommand } from "../lib/cli/command.ts";
@@ -12,9 +12,7 @@ import { type Command, runCommand } from "../lib/cli/command.ts";
 export const COMMAND: Command = {
   name: "setup_storage",
   summary: "creates the folders of a store; can be run any number of times",
-  flags: {
-    "with-database": { about: "also create or upgrade the database, as setup_database does" },
-  },
+  flags: { "with-database": { about: "also create or upgrade the database, as setup_database does" } },
   writes: ["base", "raw", "db", "config", "backups"],
   createsStore: true,
   example: "--with-database",
@@ -30,9 +28,8 @@ if (import.meta.main) {
     terminal.say(`the store is ready in ${layout.base}${created.length ? "" : " (nothing to create)"}`);
     for (const path of created) terminal.say(`  created ${path}`);
 
-    let database: DatabaseSetup | undefined;
-    if (terminal.flags["with-database"]) {
-      database = await setUpDatabase(layout);
+    const database = terminal.flags["with-database"] ? await setUpDatabase(layout) : undefined;
+    if (database) {
       for (const line of describeSetup(database, layout)) terminal.say(line);
       terminal.say("next: record runs with mod.ts, as the README shows");
     } else if (sizeOf(layout.database) === undefined) {
@@ -41,6 +38,6 @@ if (import.meta.main) {
     if (Deno.statSync(layout.base).uid === 0) {
       terminal.say(`only root can write there; for agents of another user: chown -R USER ${layout.base}`);
     }
-    return { base: layout.base, created, ...(database ? { database } : {}) };
+    return { base: layout.base, created, ...(database && { database }) };
   });
 }

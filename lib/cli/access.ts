@@ -50,7 +50,7 @@ export interface Command {
   /** Whether it also runs without a store, because it creates one. */
   createsStore?: boolean;
   /** The arguments of the example in `--help`. */
-  example: string;
+  example?: string;
 }
 
 /** What Deno must grant: variables by name, paths to read, paths to write. */

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { gzipSync } from "node:zlib";
 import { logFiles, scan } from "../../lib/log/read.ts";
-import { fileName } from "../../lib/layout.ts";
+import { fileName, LAYOUT_VARIABLES } from "../../lib/layout.ts";
 import { pathWithDeno, ROOT, run, runScript, TempFolder, testWith } from "../fixtures/mod.ts";
 
 const DAY = 86_400_000;
@@ -95,7 +95,16 @@ async function idsIn(base: string): Promise<string[]> {
 testWith(["unix"], "deno task compile creates programs that need no Deno and take any --base", async (t) => {
   using temp = new TempFolder();
   const output = `${temp.path}/setup_storage`;
-  const args = ["compile", "-q", "--allow-read", "--allow-write", "-o", output, "scripts/setup_storage.ts"];
+  const { tasks } = JSON.parse(Deno.readTextFileSync(`${ROOT}deno.json`));
+  const flags = /C='-q (.*?)'/.exec(tasks.compile.command)![1]!.split(" ");
+  assert.deepEqual(flags, [`--allow-env=${LAYOUT_VARIABLES}`, "--allow-read", "--allow-write"]);
+  for (const { name } of Deno.readDirSync(`${ROOT}scripts`)) {
+    assert.ok(tasks.compile.command.includes(`deno compile $C -o dist/${name.slice(0, -3)} scripts/${name}`), name);
+  }
+  const script = ["run", "--no-prompt", ...flags, `${ROOT}scripts/setup_storage.ts`];
+  const granted = await run(Deno.execPath(), [...script, "--base", `${temp.path}/first`, "--with-database"]);
+  assert.deepEqual([granted.code, granted.stderr], [0, ""]);
+  const args = ["compile", "-q", ...flags, "-o", output, "scripts/setup_storage.ts"];
   const compiled = await run(Deno.execPath(), args, { cwd: ROOT });
   if (compiled.code !== 0 && /error sending request|dns error|download|tcp connect/i.test(compiled.stderr)) {
     await t.step({
