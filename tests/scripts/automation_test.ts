@@ -30,7 +30,10 @@ testWith(
     );
     for (const [command] of commands) {
       const here = command
-        .replaceAll("C:\\agent-metrics", base).replaceAll("C:\\toolkit\\", ROOT).replaceAll("scripts\\", "scripts/")
+        .replaceAll("C:\\agent-metrics\\", `${base}/`).replaceAll("C:\\agent-metrics", base).replaceAll(
+          "C:\\toolkit\\",
+          ROOT,
+        ).replaceAll("scripts\\", "scripts/")
         .replaceAll("/srv/telemetry", base).replaceAll("/opt/toolkit/", ROOT);
       const done = await run("sh", ["-c", here], { env: { PATH: pathWithDeno() }, cwd: temp.path });
       assert.deepEqual(done, { code: 0, stdout: "", stderr: "" }, here);
