@@ -6,7 +6,7 @@ import { fileName, LAYOUT_VARIABLES } from "../../lib/layout.ts";
 import { pathWithDeno, ROOT, run, runScript, TempFolder, testWith } from "../fixtures/mod.ts";
 
 const DAY = 86_400_000;
-const README = Deno.readTextFileSync(`${ROOT}README.md`);
+const README = Deno.readTextFileSync(`${ROOT}README.md`).replaceAll("\r\n", "\n");
 const SECTION = README.slice(README.indexOf("## Automation"), README.indexOf("## More than one machine"));
 
 async function newStore(temp: TempFolder): Promise<string> {
