@@ -1,5 +1,5 @@
 /**
- * Whether the database is sound, and what log and database say of each other, without changing either.
+ * Checks whether the database is healthy, and compares it with the log. Changes neither.
  * @module
  */
 import { errorMessage, hasCode, TelemetryError } from "../errors.ts";
@@ -14,36 +14,35 @@ import { Connection, retryWhileLocked } from "../sqlite/connection.ts";
 
 /** What {@linkcode checkHealth} found. */
 export interface Health {
-  /** Whether the check passes and all tables of the contract are there. */
+  /** Whether SQLite's check passes and all tables of the contract are there. */
   healthy: boolean;
-  /** What is wrong, in words. */
+  /** What is wrong, as text. */
   problems: string[];
   /** The tables of the contract that are missing. */
   missing_tables: string[];
-  /** Its schema version, by its columns; null where it cannot be told. */
+  /** The schema version by the columns of the tables; null when it cannot be determined. */
   schema_version: number | null;
-  /** How log and database compare; null where that was not asked for, or the database is damaged. */
+  /** How log and database compare; null when that was not requested, or the database is damaged. */
   runs: RunComparison | null;
 }
 
-/** How {@linkcode checkHealth} looks. */
+/** Options of {@linkcode checkHealth}. */
 export interface HealthOptions {
-  /** Whether to go through the log too, and see what it and the database say of each other. @default false */
+  /** Whether to compare log and database. @default false */
   compare?: boolean;
   /**
-   * Whether a change that was broken off may be undone, as every program does that opens the database. Without it no
-   * byte of database, WAL or log changes. @default false
+   * Whether SQLite may roll back an interrupted transaction, as every program does that opens the database. Without this,
+   * no byte of database, WAL or log changes. @default false
    */
   mayUndo?: boolean;
 }
 
 /**
- * Looks at the database; on a read-only file system too, as long as its WAL is empty.
+ * Checks the database, also on a read-only file system when its WAL is empty.
  *
- * @param layout whose database
- * @param options how
- * @throws {TelemetryError} `newer_schema`: it is a later product's; `locked`, `permission`, `io`: it could not be
- * checked, which is no reason to recover anything
+ * @param layout where the database is
+ * @throws {TelemetryError} `newer_schema` when a later product created it; `locked`, `permission` or `io` when it could not
+ * be checked, which is no reason for a recovery
  *
  * @example
  * ```ts no-eval
@@ -66,11 +65,11 @@ export async function checkHealth(layout: Layout, options: HealthOptions = {}): 
   if (sizeOf(database) === undefined) return lost(`there is no database ${database}`);
   if (sizeOf(database) === 0) return lost(`${database} is empty`);
   try {
-    if (!options.mayUndo) refuseBrokenOff(database);
+    if (!options.mayUndo) assertNotInterrupted(database);
     using db = Connection.openToRead(database);
     const problems = retryWhileLocked(() => db.check("quick"));
     const { version, missing } = inspect(db);
-    // Of a damaged one, a page may say any version: recovery looks closer.
+    // In a damaged database, the columns may be wrong. Recovery examines it closely.
     if (version > SCHEMA_VERSION && problems.length === 0) throw newerSchema(database, version);
     const missing_tables = missing.filter((name) => !name.includes(".") && !name.startsWith("idx_"));
     problems.push(...missing_tables.map((table) => `the table ${table} is missing`));
@@ -88,9 +87,13 @@ export async function checkHealth(layout: Layout, options: HealthOptions = {}): 
   }
 }
 
-function refuseBrokenOff(database: string): void {
+function assertNotInterrupted(database: string): void {
   if ((sizeOf(sidecarsOf(database).journal) ?? 0) === 0) return;
-  throw new TelemetryError("locked", "a change was broken off, and whoever opens it undoes that", {
-    hint: "let any program open the database (setup_database does), or run recover_database without --check-only",
-  });
+  throw new TelemetryError(
+    "locked",
+    "a transaction was interrupted, and the next program that opens the database rolls it back",
+    {
+      hint: "run setup_database, which opens the database, or recover_database without --check-only",
+    },
+  );
 }
