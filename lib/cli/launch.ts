@@ -2,6 +2,7 @@
  * Starts a script with exactly the permissions that this run needs: `deno task NAME` for any store.
  *
  * usage: deno run --allow-env --allow-read --allow-run launch.ts NAME [ARGUMENT ...]
+ * It starts the Deno that runs it. `--allow-run=deno` would need that one on the PATH, which cron does not have.
  * @module
  */
 import { locate } from "../fs/locate.ts";
