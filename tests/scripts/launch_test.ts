@@ -4,21 +4,19 @@ import {
   command,
   COMMANDS,
   type Output,
-  pathWithDeno,
+  pathWithoutStores,
   ROOT,
   run,
   type RunOptions,
   TempFolder,
   testWith,
+  withoutStores,
+  withoutStoreWarnings,
 } from "../fixtures/mod.ts";
-
-/** The warning of a store that this machine has: no test creates one there. */
-const MACHINE_STORE =
-  /^warning: using .* but (\/agent-metrics|\/opt\/telemetry|\/data\/telemetry|.*\/\.telemetry) has data, too.*\n/gm;
 
 async function task(args: string[], options: RunOptions = {}): Promise<Output> {
   const output = await run(Deno.execPath(), ["task", "--quiet", "--config", `${ROOT}deno.json`, ...args], options);
-  return { ...output, stderr: output.stderr.replaceAll(MACHINE_STORE, "") };
+  return { ...output, stderr: withoutStoreWarnings(output.stderr) };
 }
 
 async function setUp(base: string): Promise<string> {
@@ -68,7 +66,9 @@ class ProbeToolkit {
     this.#folder = `${temp.path}/tool kit`;
     this.#probe = `${this.#folder}/scripts/probe.json`;
     Deno.mkdirSync(`${this.#folder}/scripts`, { recursive: true });
-    Deno.copyFileSync(`${ROOT}deno.json`, `${this.#folder}/deno.json`);
+    const launch = [...withoutStores().map((flag) => `'${flag}'`), "lib/cli/launch.ts"].join(" ");
+    const config = Deno.readTextFileSync(`${ROOT}deno.json`).replaceAll("lib/cli/launch.ts", launch);
+    Deno.writeTextFileSync(`${this.#folder}/deno.json`, config);
     copyFolder(`${ROOT}lib`, `${this.#folder}/lib`);
     for (const [name, command] of Object.entries(COMMANDS)) {
       // Modules are imported without a permission.
@@ -192,7 +192,7 @@ testWith(["unix"], "links in a store are granted with the paths that they lead t
   assert.equal(held.write.length, 2);
 });
 
-testWith(["unix", "noDefaultStore"], "without a store, only setup_storage may write a raw/ folder", async () => {
+testWith(["unix"], "without a store, only setup_storage may write a raw/ folder", async () => {
   using temp = new TempFolder();
   const toolkit = new ProbeToolkit(temp);
   const env = { HOME: temp.path };
@@ -312,13 +312,13 @@ Deno.test("the permission set and the scripts' first lines name no store of a us
   }
 });
 
-testWith(["unix", "noDefaultStore"], "-P finds no store on a machine without one, and prints what to do", async () => {
+testWith(["unix"], "-P finds no store on a machine without one, and prints what to do", async () => {
   using temp = new TempFolder();
   // Changes nothing, should somebody create a store just now.
   const script = [`${ROOT}scripts/recover_database.ts`, "--check-only"] as const;
-  for (const line of [[Deno.execPath(), "run", "-q", "--no-prompt", "-P", ...script], script]) {
+  for (const line of [["deno", "run", "-q", "--no-prompt", "-P", ...script], script]) {
     const [program, ...args] = line;
-    const { code, stderr } = await run(program!, args, { cwd: temp.path, env: { PATH: pathWithDeno() } });
+    const { code, stderr } = await run(program!, args, { cwd: temp.path, env: { PATH: pathWithoutStores(temp.path) } });
     assert.equal(code, 1);
     assert.match(stderr, /^recover_database: \/agent-metrics does not exist\n {2}-> .*setup_storage.*\n$/);
   }

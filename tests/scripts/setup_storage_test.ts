@@ -3,6 +3,7 @@ import {
   NOBODY,
   type Output,
   pathWithDeno,
+  pathWithoutStores,
   ROOT,
   run,
   type RunOptions,
@@ -11,6 +12,7 @@ import {
   TempFolder,
   testWith,
   treeOf,
+  withoutStores,
 } from "../fixtures/mod.ts";
 
 const FOLDERS = ["config", "db", "exports", "logs", "raw", "reports"];
@@ -35,7 +37,7 @@ function runByEnvironment(name: string, folders: string[], options: RunOptions, 
   const access = [`--allow-env=${variables}`, `--allow-read=${folders}`, `--allow-write=${folders}`];
   return run(
     Deno.execPath(),
-    ["run", "--no-prompt", "--quiet", ...access, `${ROOT}scripts/${name}.ts`, ...args],
+    ["run", "--no-prompt", "--quiet", ...withoutStores(), ...access, `${ROOT}scripts/${name}.ts`, ...args],
     options,
   );
 }
@@ -233,7 +235,7 @@ function foldersOfNobody(temp: TempFolder): { home: string; options: RunOptions 
 const candidates = (home: string) => ["/agent-metrics", "/opt/telemetry", "/data/telemetry", `${home}/.telemetry`];
 
 testWith(
-  ["nobody", "noDefaultStore"],
+  ["nobody"],
   "when /agent-metrics cannot be created, setup uses ~/.telemetry and warns",
   async () => {
     using temp = new TempFolder();
@@ -258,7 +260,7 @@ testWith(
   },
 );
 
-testWith(["nobody", "noDefaultStore"], "the command printed without --base works when pasted", async () => {
+testWith(["nobody"], "the command printed without --base works when pasted", async () => {
   using temp = new TempFolder();
   // The name of a home folder may contain a blank.
   const { home, options } = foldersOfNobody(temp);
@@ -266,9 +268,9 @@ testWith(["nobody", "noDefaultStore"], "the command printed without --base works
   Deno.mkdirSync(blank);
   Deno.chownSync(blank, NOBODY, NOBODY);
   for (const folder of [home, blank]) {
-    const env = { ...options.env, HOME: folder };
+    const env = { ...options.env, HOME: folder, PATH: pathWithoutStores(temp.path) };
     const script = [`${ROOT}scripts/setup_storage.ts`, "--with-database"];
-    const refused = await run(Deno.execPath(), ["run", "--no-prompt", ...script], { env });
+    const refused = await run("deno", ["run", "--no-prompt", ...script], { env });
     const printed = / {2}-> run: (deno run .*)/.exec(refused.stderr)?.[1] ?? "";
     const { code, stderr } = await run("sh", ["-c", printed], { ...options, env, cwd: ROOT });
     assert.equal(code, 0, stderr);
@@ -280,7 +282,7 @@ testWith(["nobody", "noDefaultStore"], "the command printed without --base works
 });
 
 testWith(
-  ["nobody", "noDefaultStore"],
+  ["nobody"],
   "when no default folder can be created, setup fails and creates nothing",
   async () => {
     using temp = new TempFolder();
@@ -295,7 +297,7 @@ testWith(
 );
 
 testWith(
-  ["nobody", "noDefaultStore"],
+  ["nobody"],
   "without write permission for TELEMETRY_NDJSON_DIR, nothing is created",
   async () => {
     using temp = new TempFolder();

@@ -15,6 +15,7 @@ import {
   SmallDisk,
   TempFolder,
   testWith,
+  withoutStores,
 } from "../../fixtures/mod.ts";
 
 interface StageOptions extends ClientOptions {
@@ -106,7 +107,7 @@ function lockHolder(database: string): Promise<Holder> {
 function agent(folder: TempFolder, code: string, args: string[], env: Record<string, string> = {}): Promise<Output> {
   const path = `${folder.path}/agent_${crypto.randomUUID()}.ts`;
   Deno.writeTextFileSync(path, `import { TelemetryClient } from "file://${ROOT}mod.ts";\n${code}`);
-  return run(Deno.execPath(), ["run", "--no-prompt", "--quiet", ...args, path], { env });
+  return run(Deno.execPath(), ["run", "--no-prompt", "--quiet", ...withoutStores(), ...args, path], { env });
 }
 
 Deno.test("startRun, logEvent and endRun write the log and the database", async () => {
@@ -554,8 +555,7 @@ Deno.test("owner and host come from the environment, if it can be read", async (
   assert.deepEqual(ends.map((line) => line["host"]), [null, "box", Deno.hostname()]);
 });
 
-testWith(
-  ["noDefaultStore"],
+Deno.test(
   "using a store without permission to read the variables warns",
   async () => {
     using folder = new TempFolder();
@@ -579,7 +579,7 @@ testWith(
   },
 );
 
-testWith(["noDefaultStore"], "no new store is created while permissions hide another one", async () => {
+Deno.test("no new store is created while permissions hide another one", async () => {
   using folder = new TempFolder();
   const home = `${folder.path}/home`;
   const store = `${home}/.telemetry`;
