@@ -2,7 +2,7 @@
  * Backups of the database: taken, kept, listed, restored.
  * @module
  */
-import { chownToOwnerOf, claimForSqlite, fill, removeIfExists, removePartial, syncFolder } from "../fs/atomic_file.ts";
+import { fill, PartialFile, removeDatabase, removeIfExists, syncFolder } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError, withHint } from "../errors.ts";
 import { folderOf, type Layout, partialOf, pathIn, sidecarsOf } from "../layout.ts";
 import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
@@ -13,7 +13,6 @@ import {
   installDatabase,
   NO_DATABASE,
   preserveCurrent,
-  release,
   Watch,
   writeThrough,
 } from "../store/replace_database.ts";
@@ -335,36 +334,31 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   const backup = inspectBackup({ path });
   const current = inspectCurrent(database);
   requireSameProduct(path, backup.schema_version, current);
-  const partial = partialOf(database);
-  const claim = claimForSqlite(partial, sizeOf(database) === undefined ? path : database);
+  const model = sizeOf(database) === undefined ? path : database;
+  using partial = PartialFile.claimDatabase(partialOf(database), model, { base: layout.base });
   const isOurs = backup.schema_version <= SCHEMA_VERSION;
   using watch = options.carry && isOurs ? new Watch(database, options.carry) : undefined;
+  // Before it is read for what is to be kept of it.
+  if (current.state === "sound") watch?.open(false);
+  const content = await prepare(path, partial.path, current, options.amend);
+  const kept = await preserveCurrent(layout, current, "before_restore");
   try {
-    // Before it is read for what is to be kept of it.
-    if (current.state === "sound") watch?.open(false);
-    const content = await prepare(path, partial, current, options.amend);
-    chownToOwnerOf(layout.base, partial);
-    const kept = await preserveCurrent(layout, current, "before_restore");
-    try {
-      // What is damaged has been copied as files, which must not be open in SQLite then.
-      watch?.open(true);
-      watch?.carryOver(partial);
-      await installDatabase({ path: partial, claim }, database, current, {
-        onProgress: options.onProgress,
-        onLocked: () => watch?.carryOver(partial),
-        onRename: () => watch?.close(),
-      });
-      watch?.close();
-    } catch (error) {
-      // The database is as it was: its copy is of no use, and would be made again with each try.
-      if (kept !== null) removePartial(kept);
-      throw error;
-    }
-    await verify(database, content, kept, current);
-    return { ...content, from_version: backup.schema_version, kept };
-  } finally {
-    release(claim, partial);
+    // What is damaged has been copied as files, which must not be open in SQLite then.
+    watch?.open(true);
+    watch?.carryOver(partial.path);
+    await installDatabase(partial, database, current, {
+      onProgress: options.onProgress,
+      onLocked: () => watch?.carryOver(partial.path),
+      onRename: () => watch?.close(),
+    });
+    watch?.close();
+  } catch (error) {
+    // The database is as it was: its copy is of no use, and would be made again with each try.
+    if (kept !== null) removeDatabase(kept);
+    throw error;
   }
+  await verify(database, content, kept, current);
+  return { ...content, from_version: backup.schema_version, kept };
 }
 
 /**

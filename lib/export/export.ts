@@ -3,15 +3,7 @@
  * @module
  */
 import { type Cell, CsvText, type Program, PROGRAMS } from "./csv.ts";
-import {
-  chownToOwnerOf,
-  claimPartial,
-  ensureFolder,
-  exists,
-  publish,
-  removeIfExists,
-  removeStalePartials,
-} from "../fs/atomic_file.ts";
+import { ensureFolder, exists, PartialFile, removeStalePartials } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { type Instant, parseTimeFlag, parseTimestamp } from "../time.ts";
 import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
@@ -358,21 +350,14 @@ export async function exportToFile(
   path?: string,
   onProgress?: OnProgress,
 ): Promise<Exported & { path: string }> {
-  const { file, partial, paths } = path === undefined ? claimInExports(layout, request) : claimAt(path);
-  using _file = file;
-  try {
-    limitRights(partial, request.table === "events" ? logFiles(layout.raw).at(-1) : layout.database);
-    const exported = await exportTo(layout, request, file, partial, onProgress);
-    file.syncSync();
-    if (path === undefined) chownToOwnerOf(layout.base, partial);
-    for (const good of paths) {
-      if (publish(partial, good)) return { ...exported, path: good };
-    }
-    throw isTaken(path!);
-  } catch (error) {
-    removeIfExists(partial);
-    throw error;
+  if (path !== undefined && exists(path)) throw isTaken(path);
+  using partial = path === undefined ? claimInExports(layout, request) : PartialFile.claim(partialOf(path));
+  limitRights(partial.path, request.table === "events" ? logFiles(layout.raw).at(-1) : layout.database);
+  const exported = await exportTo(layout, request, partial, partial.path, onProgress);
+  for (const good of path === undefined ? pathsIn(layout.exports, TABLES[request.table].kind) : [path]) {
+    if (partial.publish(good)) return { ...exported, path: good };
   }
+  throw isTaken(path!);
 }
 
 /** Takes rights away that the data's own file does not give: others may not be meant to read it. */
@@ -383,34 +368,20 @@ function limitRights(partial: string, model: string | undefined): void {
   Deno.chmodSync(partial, statIfExists(partial)!.mode! & (mode | 0o600) & 0o777);
 }
 
-/** A file that is being made, locked until it is closed, and the names to try for it. */
-interface Claim {
-  file: Deno.FsFile;
-  partial: string;
-  paths: Iterable<string>;
-}
-
-function claimAt(path: string): Claim {
-  if (exists(path)) throw isTaken(path);
-  const partial = partialOf(path);
-  return { file: claimPartial(partial), partial, paths: [path] };
-}
-
 function isTaken(path: string): TelemetryError {
   return new TelemetryError("usage", `${path} is there already, and is not replaced`, {
     hint: "name another file; --output - writes to stdout",
   });
 }
 
-function claimInExports(layout: Layout, { table }: ExportRequest): Claim {
+function claimInExports(layout: Layout, { table }: ExportRequest): PartialFile {
   const { base, exports } = layout;
   const { kind } = TABLES[table];
   ensureFolder(base, exports);
   removeStalePartials(exports, (name) => parseFileName(name)?.kind === kind);
   for (const name of fileNames(kind, new Date())) {
-    const partial = partialOf(pathIn(exports, name));
     try {
-      return { file: claimPartial(partial, false), partial, paths: pathsIn(exports, kind) };
+      return PartialFile.claim(partialOf(pathIn(exports, name)), { base, wait: false });
     } catch (error) {
       // Another export began in the same second.
       if (!hasCode(error, "locked")) throw error;

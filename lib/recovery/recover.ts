@@ -2,17 +2,9 @@
  * Gives back a database that was lost: from the log, and from everything that can still be read in what is left of it.
  * @module
  */
-import {
-  chownToOwnerOf,
-  claimForSqlite,
-  ensureFolder,
-  exists,
-  removeIfExists,
-  removePartial,
-  syncFile,
-} from "../fs/atomic_file.ts";
+import { ensureFolder, exists, PartialFile, removeDatabase } from "../fs/atomic_file.ts";
 import { hasCode, TelemetryError } from "../errors.ts";
-import { type Layout, sidecarsOf } from "../layout.ts";
+import type { Layout } from "../layout.ts";
 import { sizeOf, statIfExists } from "../fs/locate.ts";
 import { logFiles } from "../log/read.ts";
 import { loadLog } from "./load_log.ts";
@@ -24,7 +16,6 @@ import {
   installDatabase,
   isCopy,
   preserveCurrent,
-  release,
   removeHalfCopies,
   Watch,
 } from "../store/replace_database.ts";
@@ -118,58 +109,53 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
   if (statIfExists(database)?.isDirectory) throw folderAtDatabasePath(database);
   ensureFolder(base, db);
   const wasInterrupted = exists(recovering);
-  const claim = claimForSqlite(recovering, sizeOf(database) === undefined ? recovering : database);
+  const model = sizeOf(database) === undefined ? recovering : database;
+  using prepared = PartialFile.claimDatabase(recovering, model, { base });
+  if (options.isNeeded && !await options.isNeeded()) return null;
+  let current = inspectCurrent(database);
+  if (current.state === "sound" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
+  using watch = new Watch(database, (prepared, present) =>
+    withoutTriggers(prepared, () => {
+      mergeRuns(prepared, present);
+      new Salvage(prepared, database, () => {}).takeOthersFrom(present);
+    }));
+  // Before the copy is made, where that goes through SQLite; after it, where these files are read as they are.
+  if (current.state === "sound") watch.open(false);
+  // What a recovery that was killed has kept. It may have been half way through replacing it.
+  const previous = wasInterrupted && current.state !== "sound" ? listCopies(db, ["corrupted"])[0]?.path : undefined;
+  // Else each try that is killed would leave one more copy.
+  const isKept = previous !== undefined && isCopy(previous, database);
+  let kept: string | null;
   try {
-    for (const sidecar of Object.values(sidecarsOf(recovering))) removeIfExists(sidecar);
-    if (options.isNeeded && !await options.isNeeded()) return null;
-    let current = inspectCurrent(database);
-    if (current.state === "sound" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
-    using watch = new Watch(database, (prepared, present) =>
-      withoutTriggers(prepared, () => {
-        mergeRuns(prepared, present);
-        new Salvage(prepared, database, () => {}).takeOthersFrom(present);
-      }));
-    // Before the copy is made, where that goes through SQLite; after it, where these files are read as they are.
-    if (current.state === "sound") watch.open(false);
-    // What a recovery that was killed has kept. It may have been half way through replacing it.
-    const previous = wasInterrupted && current.state !== "sound" ? listCopies(db, ["corrupted"])[0]?.path : undefined;
-    // Else each try that is killed would leave one more copy.
-    const isKept = previous !== undefined && isCopy(previous, database);
-    let kept: string | null;
-    try {
-      kept = isKept ? previous : await preserveCurrent(layout, current, "corrupted");
-    } catch (error) {
-      // Only a connection that may write sees a row that breaks a CHECK.
-      if (current.state !== "sound" || !hasCode(error, "damaged")) throw error;
-      current = { state: "damaged" };
-      watch.close();
-      kept = await preserveCurrent(layout, current, "corrupted");
-    }
-    watch.open(true);
-    const report = new RecoveryReport(layout);
-    let isPlaced = false;
-    try {
-      const rebuild = new Rebuild(layout, report);
-      const built = await rebuild.build({ ...options, kept, previous, current, watch });
-      chownToOwnerOf(base, recovering);
-      await installDatabase({ path: recovering, claim }, database, current, {
-        onLocked: () => watch.carryOver(recovering),
-        onRename: () => watch.close(),
-      });
-      isPlaced = true;
-      watch.close();
-      seePlaced(database, current.state === "sound");
-      const warnings = await rebuild.catchUp();
-      const duration_ms = Math.round(performance.now() - start);
-      return report.finish({ database, kept, ...built, warnings, duration_ms });
-    } catch (error) {
-      report.abandon();
-      // The database is as it was: its copy is of no use, and would be made again with each try.
-      if (kept !== null && !isKept && !isPlaced) removePartial(kept);
-      throw error;
-    }
-  } finally {
-    release(claim, recovering);
+    kept = isKept ? previous : await preserveCurrent(layout, current, "corrupted");
+  } catch (error) {
+    // Only a connection that may write sees a row that breaks a CHECK.
+    if (current.state !== "sound" || !hasCode(error, "damaged")) throw error;
+    current = { state: "damaged" };
+    watch.close();
+    kept = await preserveCurrent(layout, current, "corrupted");
+  }
+  watch.open(true);
+  const report = new RecoveryReport(layout);
+  let isPlaced = false;
+  try {
+    const rebuild = new Rebuild(layout, report);
+    const built = await rebuild.build({ ...options, kept, previous, current, watch });
+    await installDatabase(prepared, database, current, {
+      onLocked: () => watch.carryOver(recovering),
+      onRename: () => watch.close(),
+    });
+    isPlaced = true;
+    watch.close();
+    seePlaced(database, current.state === "sound");
+    const warnings = await rebuild.catchUp();
+    const duration_ms = Math.round(performance.now() - start);
+    return report.finish({ database, kept, ...built, warnings, duration_ms });
+  } catch (error) {
+    report.abandon();
+    // The database is as it was: its copy is of no use, and would be made again with each try.
+    if (kept !== null && !isKept && !isPlaced) removeDatabase(kept);
+    throw error;
   }
 }
 
@@ -179,7 +165,7 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
  */
 export function removeLeftovers({ recovering, db, reports }: Layout): void {
   try {
-    if (exists(recovering)) release(claimForSqlite(recovering, recovering, false), recovering);
+    if (exists(recovering)) PartialFile.claimDatabase(recovering, recovering, { wait: false })[Symbol.dispose]();
     removeHalfCopies(db, "corrupted");
     removeHalfReports(reports);
   } catch (error) {
@@ -254,7 +240,6 @@ class Rebuild {
     };
     db.get("PRAGMA journal_mode=WAL");
     db.close();
-    syncFile(recovering);
     return built;
   }
 

@@ -2,16 +2,7 @@
  * What a recovery tells of itself: every line and row that it could not use, and a summary.
  * @module
  */
-import {
-  chownToOwnerOf,
-  claimPartial,
-  ensureFolder,
-  publish,
-  removeIfExists,
-  removeStalePartials,
-  writeAll,
-  writeFileAtomic,
-} from "../fs/atomic_file.ts";
+import { ensureFolder, PartialFile, removeStalePartials, writeFileAtomic } from "../fs/atomic_file.ts";
 import { errorMessage } from "../errors.ts";
 import { fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
@@ -36,7 +27,7 @@ export class RecoveryReport {
   readonly #counts = new Map<string, number>();
   /** What is missing with these is more than a line. */
   readonly #unreadable = new Set<string>();
-  #file: Deno.FsFile | undefined;
+  #file: PartialFile | undefined;
   #failure: string | undefined;
 
   /** Chooses the names; files are made when there is something to write. */
@@ -79,8 +70,8 @@ export class RecoveryReport {
     this.#counts.set(reason, (this.#counts.get(reason) ?? 0) + 1);
     if (this.#failure !== undefined) return;
     try {
-      this.#file ??= claimPartial(partialOf(this.#rejectedPath), false);
-      writeAll(this.#file, new TextEncoder().encode(`${JSON.stringify(entry)}\n`));
+      this.#file ??= PartialFile.claim(partialOf(this.#rejectedPath), { base: this.#base, wait: false });
+      this.#file.writeSync(new TextEncoder().encode(`${JSON.stringify(entry)}\n`));
     } catch (error) {
       this.#failure = errorMessage(error);
     }
@@ -104,24 +95,17 @@ export class RecoveryReport {
   }
 
   #nameRejected(): string | null {
-    const partial = partialOf(this.#rejectedPath);
+    using file = this.#file;
     try {
-      if (this.#file === undefined) return null;
-      this.#file.syncSync();
-      chownToOwnerOf(this.#base, partial);
-      return publish(partial, this.#rejectedPath) ? this.#rejectedPath : null;
+      return file?.publish(this.#rejectedPath) ? this.#rejectedPath : null;
     } catch (error) {
       this.#failure ??= errorMessage(error);
       return null;
-    } finally {
-      this.#file?.close();
     }
   }
 
   /** Leaves nothing. */
   abandon(): void {
-    if (this.#file === undefined) return;
-    this.#file.close();
-    removeIfExists(partialOf(this.#rejectedPath));
+    this.#file?.[Symbol.dispose]();
   }
 }

@@ -2,16 +2,7 @@
  * One consistent copy of a live database, proven before it gets its name; and the copies that are there.
  * @module
  */
-import {
-  chownToOwnerOf,
-  claimForSqlite,
-  EarlySync,
-  ensureFolder,
-  publish,
-  removePartial,
-  removeStalePartials,
-  syncFile,
-} from "../fs/atomic_file.ts";
+import { ensureFolder, PartialFile, removeStalePartials } from "../fs/atomic_file.ts";
 import { errorMessage, fileError, TelemetryError } from "../errors.ts";
 import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
 import { statIfExists } from "../fs/locate.ts";
@@ -48,33 +39,18 @@ export async function takeSnapshot(
   ensureFolder(base, folder);
   removeStalePartials(folder, (name) => parseFileName(name)?.kind === kind);
   const names = fileNames(kind, new Date());
-  const partial = partialOf(pathIn(folder, names.next().value));
-  using claim = claimForSqlite(partial, database);
-  try {
-    await copySound(database, partial, options);
-    syncFile(partial, claim);
-    chownToOwnerOf(base, partial);
-    for (const name of fileNames(kind, new Date())) {
-      if (publish(partial, pathIn(folder, name))) return pathIn(folder, name);
-    }
-    throw new TelemetryError("io", `no name is left for a copy in ${folder}`);
-  } catch (error) {
-    removePartial(partial);
-    throw error;
+  using partial = PartialFile.claimDatabase(partialOf(pathIn(folder, names.next().value)), database, { base });
+  await copySound(database, partial.path, options);
+  for (const name of fileNames(kind, new Date())) {
+    if (partial.publish(pathIn(folder, name))) return pathIn(folder, name);
   }
+  throw new TelemetryError("io", `no name is left for a copy in ${folder}`);
 }
 
 /** A damaged database is copied without complaint: checking the copy, which is the same page by page, tells of both. */
 async function copySound(database: string, partial: string, options: SnapshotOptions): Promise<void> {
   using source = Connection.openToRead(database);
-  {
-    await using early = new EarlySync(partial);
-    const pageSize = Number(source.get("PRAGMA page_size")!["page_size"]);
-    await source.copyTo(partial, (done, total) => {
-      early.wrote(done * pageSize, total * pageSize);
-      options.onProgress?.(done, total);
-    });
-  }
+  await source.copyTo(partial, options.onProgress);
   using copy = Connection.open(partial);
   assertIntact(copy, database, options.depth);
   try {

@@ -3,28 +3,9 @@
  * any moment leaves the old content or the new.
  * @module
  */
-import {
-  chownToOwnerOf,
-  exists,
-  fill,
-  publish,
-  removeIfExists,
-  removePartial,
-  removeStalePartials,
-  syncFile,
-  syncFolder,
-} from "../fs/atomic_file.ts";
-import { type ErrorCode, fileError, hasCode, TelemetryError } from "../errors.ts";
-import {
-  type FileKind,
-  fileNames,
-  folderOf,
-  type Layout,
-  parseFileName,
-  partialOf,
-  pathIn,
-  sidecarsOf,
-} from "../layout.ts";
+import { exists, fill, PartialFile, removeIfExists, removeStalePartials } from "../fs/atomic_file.ts";
+import { type ErrorCode, fileError, hasCode, TelemetryError, withHint } from "../errors.ts";
+import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn, sidecarsOf } from "../layout.ts";
 import { sizeOf, statIfExists } from "../fs/locate.ts";
 import { inspect } from "../sqlite/migrate.ts";
 import { takeSnapshot } from "../sqlite/snapshot.ts";
@@ -104,32 +85,22 @@ export function removeHalfCopies(folder: string, kind: FileKind): void {
 
 /** Copies files as they are; each has its name only when it is whole. The last one is made empty where there is none. */
 function copyAsItIs(base: string, pairs: [from: string, to: string][]): void {
-  const made: string[] = [];
+  const copied: string[] = [];
   try {
     for (const [from, to] of pairs) {
-      const isLast = to === pairs.at(-1)![1];
-      if (sizeOf(from) === undefined && !isLast) continue;
-      const partial = partialOf(to);
-      made.push(partial);
-      if (sizeOf(from) === undefined) Deno.writeFileSync(partial, new Uint8Array(0));
-      else Deno.copyFileSync(from, partial);
-      syncFile(partial);
-      chownToOwnerOf(base, partial);
-      if (!publish(partial, to)) throw new TelemetryError("io", `${to} has come into being meanwhile`);
-      made.push(to);
+      const isMissing = sizeOf(from) === undefined;
+      if (isMissing && to !== pairs.at(-1)![1]) continue;
+      using partial = isMissing
+        ? PartialFile.claim(partialOf(to), { base })
+        : PartialFile.claimDatabase(partialOf(to), from, { base });
+      if (!isMissing) Deno.copyFileSync(from, partial.path);
+      if (!partial.publish(to)) throw new TelemetryError("io", `another process has created ${to}`);
+      copied.push(to);
     }
   } catch (error) {
-    for (const path of made) removeIfExists(path);
-    throw fileError(error, `cannot keep what is there now`);
+    for (const path of copied) removeIfExists(path);
+    throw fileError(error, "cannot keep a copy of the current database");
   }
-}
-
-/** What is to be put in place: a database in WAL mode that nobody else has open. */
-export interface Prepared {
-  /** Its file, beside the database. */
-  path: string;
-  /** What holds it. */
-  claim: Deno.FsFile;
 }
 
 /** What is done at certain moments while content is put in place. */
@@ -149,14 +120,14 @@ export interface PlacingOptions {
  * Puts new content in the place of the database: through SQLite, in one transaction, so that agents which have it open
  * see the old state or the new one; where SQLite cannot write what is there, by one rename.
  *
- * @param prepared what
+ * @param prepared a database in WAL mode beside it, that nobody else has open
  * @param database where
  * @param current what is there now; it has been kept
  * @param options what to do meanwhile
  * @throws {TelemetryError} `locked`, `disk_full` …: then everything is as it was
  */
 export async function installDatabase(
-  prepared: Prepared,
+  prepared: PartialFile,
   database: string,
   current: Current,
   options: PlacingOptions = {},
@@ -168,12 +139,11 @@ export async function installDatabase(
 }
 
 /** Gives a new database its name where there was none. One that has come into being meanwhile is not kept anywhere. */
-function nameNew({ path, claim }: Prepared, database: string): void {
-  syncFile(path);
+function nameNew(prepared: PartialFile, database: string): void {
+  prepared.sync();
   // With one of another database beside it, nobody makes a new one.
   for (const sidecar of Object.values(sidecarsOf(database))) if (!exists(database)) removeIfExists(sidecar);
-  if (Deno.build.os === "windows") claim.close();
-  if (publish(path, database)) return closeOnce(claim);
+  if (prepared.publish(database)) return;
   if (sizeOf(database) === undefined) {
     throw new TelemetryError("in_the_way", `${database} is a link that leads nowhere`, {
       hint: "mend or remove that link, and run this again",
@@ -218,18 +188,14 @@ function isSound(database: string): boolean {
 }
 
 /** Puts a new file in the place of one that SQLite cannot write. It must not find another one's sidecars there. */
-function replaceFile({ path, claim }: Prepared, database: string): void {
-  syncFile(path);
+function replaceFile(prepared: PartialFile, database: string): void {
+  prepared.sync();
   for (const sidecar of Object.values(sidecarsOf(database))) removeIfExists(sidecar);
   try {
-    // Elsewhere only when it has its name: else whoever waits for the claim would empty it.
-    if (Deno.build.os === "windows") claim.close();
-    Deno.renameSync(path, database);
-    closeOnce(claim);
+    prepared.replace(database);
   } catch (error) {
-    throw fileError(error, `cannot put a new file in the place of ${database}; stop the agents`);
+    throw withHint(error, "stop the agents, then run this again");
   }
-  syncFolder(folderOf(database));
 }
 
 /** Replaces the content of a live database. A lock that another program holds would make SQLite wait without end. */
@@ -339,24 +305,6 @@ function stampOf(database: string): string {
 /** A number that changes whenever another connection has changed the database. */
 function versionOf(db: Connection): unknown {
   return db.get("PRAGMA data_version")?.["data_version"];
-}
-
-/** Closes a file that may be closed already. */
-function closeOnce(file: Deno.FsFile): void {
-  try {
-    file.close();
-  } catch { /* it is */ }
-}
-
-/** Lets go of what was prepared: it has been put in place, or is of no use. */
-export function release(claim: Deno.FsFile, path: string): void {
-  try {
-    claim.statSync();
-  } catch {
-    return; // closed, since the file has got its name: what is at this path now is another process's
-  }
-  removePartial(path);
-  claim.close();
 }
 
 /** Whether a copy has every byte of a database and of its WAL. Nobody may have either open in SQLite here. */

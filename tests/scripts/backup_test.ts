@@ -237,21 +237,6 @@ for (const script of SCRIPTS) {
   });
 }
 
-testWith(["strace"], "a large copy is on its way to the disk while it is written", async () => {
-  using temp = new TempFolder();
-  const { base } = newStore(temp, 80_000);
-  const log = `${temp.path}/strace`;
-  const { code, stderr } = await run("strace", [
-    ...["-f", "-y", "-e", "trace=fdatasync,pwrite64", "-o", log, Deno.execPath()],
-    ...scriptArgs("backup_database", base),
-  ]);
-  assert.deepEqual([code, stderr], [0, ""]);
-  const traced = Deno.readTextFileSync(log).split("\n").filter((line) => line.includes(".partial>"));
-  const writes = traced.map((line) => line.includes("pwrite64("));
-  const before = writes.slice(traced.findIndex((line) => line.includes("fdatasync(")));
-  assert.ok(before.filter(Boolean).length > 100, "written after the first sync");
-});
-
 testWith(["mount"], "a full disk at any level: an error, everything as before; fine once there is space", async () => {
   using temp = new TempFolder();
   for (const script of SCRIPTS) {
