@@ -1,6 +1,6 @@
 /**
- * The crash lab: does something with a store, has a fault strike in its midst, and sees that nothing is lost: neither
- * then, nor after the same has been done again.
+ * The crash lab: performs an operation on a store, injects a fault at a random call, and checks that nothing is lost.
+ * It then repeats the operation without a fault and checks again.
  * usage: deno task crash [--rounds N] [--seed N]
  */
 import { DatabaseSync } from "node:sqlite";
@@ -12,20 +12,20 @@ import { newRun, RUN_COLUMNS } from "../../lib/records.ts";
 import { makeOldDatabase, ROOT, run, runScript, TempFolder } from "../fixtures/mod.ts";
 import { FAULTS, OPERATIONS } from "./lab_driver.ts";
 
-/** How many runs the log has; the database has all but the last ones. */
+/** The number of runs in the log, and in the database. */
 const [LOGGED, STORED] = [60, 50];
 
-/** A round: what was done, what struck, and what was found wrong. */
+/** A round and the problems that it found. */
 export interface Round {
   seed: number;
   operation: string;
   fault: string;
-  /** The call before which it struck, of how many. */
+  /** The call before which the fault was injected, and the number of calls. */
   at: string;
   problems: string[];
 }
 
-/** Random numbers that a seed repeats. */
+/** Random numbers that are the same for the same seed. */
 function randomOf(seed: number): (below: number) => number {
   return (below) => {
     seed = (seed + 0x6d2b79f5) | 0;
@@ -35,7 +35,7 @@ function randomOf(seed: number): (below: number) => number {
   };
 }
 
-/** Rounds with one seed after the other. */
+/** Runs rounds with consecutive seeds. */
 export async function* lab(rounds: number, seed: number): AsyncGenerator<Round, void> {
   using temp = new TempFolder();
   await makeStore(`${temp.path}/template`);
@@ -48,13 +48,13 @@ export async function* lab(rounds: number, seed: number): AsyncGenerator<Round, 
     await store.copyOf(`${temp.path}/template`, random);
     if (!calls.has(operation)) calls.set(operation, await countCalls(`${temp.path}/count`, store, operation));
     const at = 1 + random(calls.get(operation)!);
-    const problems = await store.suffer(fault, at);
+    const problems = await store.endure(fault, at);
     yield { seed: seed + round, operation, fault, at: `${at} of ${calls.get(operation)}`, problems };
     await Deno.remove(store.base, { recursive: true });
   }
 }
 
-/** How many calls an operation makes when nothing strikes. */
+/** The number of calls that an operation makes without a fault. */
 async function countCalls(path: string, store: Store, operation: string): Promise<number> {
   await run("cp", ["-r", store.base, path]);
   const { code, stdout, stderr } = await drive(operation, path);
@@ -67,7 +67,7 @@ function drive(operation: string, base: string, ...fault: string[]) {
   return run(Deno.execPath(), ["run", "--allow-all", `${ROOT}tests/crash/lab_driver.ts`, operation, base, ...fault]);
 }
 
-/** A store with a log of three days, a database that lacks the last runs and has marks of its own, and a backup. */
+/** Creates a store: a log of three days, a database without the last runs and with `api_posted` markers, and a backup. */
 async function makeStore(base: string): Promise<void> {
   const { code, stderr } = await runScript("setup_storage", base, ["--with-database"]);
   if (code !== 0) throw new Error(stderr);
@@ -86,7 +86,7 @@ async function makeStore(base: string): Promise<void> {
   await runScript("backup_database", base);
 }
 
-/** A store that something is done to. */
+/** A store in a round. */
 class Store {
   readonly base: string;
   readonly #operation: string;
@@ -110,7 +110,7 @@ class Store {
     for (const file of logFiles(`${this.base}/raw`)) this.#logBefore.set(file, Deno.readTextFileSync(file));
   }
 
-  /** Overwrites the header, or some page. */
+  /** Overwrites a part of the header or of a random page. */
   #damage(random: (below: number) => number): void {
     using file = Deno.openSync(this.#database, { read: true, write: true });
     const pages = file.statSync().size / 4096;
@@ -119,31 +119,31 @@ class Store {
     file.writeSync(new Uint8Array(400).map(() => random(256)));
   }
 
-  /** Does it with a fault, looks, does it again, and looks again. */
-  async suffer(fault: string, at: number): Promise<string[]> {
+  /** Performs the operation with a fault, checks, performs it again, and checks again. */
+  async endure(fault: string, at: number): Promise<string[]> {
     const first = await drive(this.#operation, this.base, fault, String(at));
     this.#acknowledged.push(...[...first.stdout.matchAll(/^started (.*)$/gm)].map(([, id]) => id!));
     const problems: string[] = [];
-    // It may succeed, fail as foreseen, or be killed.
+    // It may succeed, fail with a TelemetryError, or be killed.
     if (![0, 1, 137].includes(first.code) || first.code === 1 && !/^\w+: /.test(first.stderr)) {
-      problems.push(`it ended with ${first.code}: ${first.stderr}`);
+      problems.push(`exit code ${first.code}: ${first.stderr}`);
     }
-    if (fault !== "vanish") problems.push(...await this.#wrong("after the fault", false));
+    if (fault !== "vanish") problems.push(...await this.#check("after the fault"));
     else await runScript("setup_storage", this.base);
     if (fault === "vanish") this.#logBefore.clear();
-    // There is nothing to restore where the backups are gone.
+    // Without backups, there is nothing to restore.
     if (fault === "vanish" && this.#operation === "restore") return problems;
     const second = await drive(this.#operation, this.base);
-    if (second.code !== 0) problems.push(`done again, it ended with ${second.code}: ${second.stderr}`);
+    if (second.code !== 0) problems.push(`repeated: exit code ${second.code}: ${second.stderr}`);
     this.#acknowledged.push(...[...second.stdout.matchAll(/^started (.*)$/gm)].map(([, id]) => id!));
     if (fault === "vanish") this.#acknowledged = [];
-    return [...problems, ...await this.#wrong("done again", true)];
+    return [...problems, ...await this.#check("repeated")];
   }
 
-  /** What is wrong with the store. */
-  async #wrong(when: string, isDone: boolean): Promise<string[]> {
-    const wrong: string[] = [];
-    const expect = (holds: boolean, what: string) => holds || wrong.push(`${when}: ${what}`);
+  /** The problems of the store. */
+  async #check(when: "after the fault" | "repeated"): Promise<string[]> {
+    const problems: string[] = [];
+    const expect = (isMet: boolean, problem: string) => isMet || problems.push(`${when}: ${problem}`);
     for (const [file, text] of this.#logBefore) {
       expect(Deno.readTextFileSync(file).startsWith(text), `${file} lost lines`);
     }
@@ -153,37 +153,37 @@ class Store {
     }
     for (const id of this.#acknowledged) expect(logged.has(id), `the start of ${id} is not in the log`);
     expect((Deno.statSync(this.#database).size ?? 0) > 0, "the database is empty");
-    const isDamaged = this.#operation === "recover" && !isDone;
+    const isDamaged = this.#operation === "recover" && when === "after the fault";
     if (!isDamaged) {
       const health = await checkHealth(layoutOf(this.base));
       expect(health.healthy, `the database is not healthy: ${health.problems}`);
-      // Where the log is gone too, what was damaged may be lost.
+      // When the log is gone too, damaged rows may be lost.
       const least = this.#operation === "recover" && this.#logBefore.size === 0 ? 0 : STORED;
       expect(countRuns(this.#database) >= least, `the database has ${countRuns(this.#database)} runs`);
     }
     for (const [path, runs] of this.#copies()) {
-      expect(isSound(path), `${path} is not sound`);
-      if (isSound(path)) expect(countRuns(path) >= runs, `${path} has ${countRuns(path)} runs`);
+      expect(isIntact(path), `${path} is not intact`);
+      if (isIntact(path)) expect(countRuns(path) >= runs, `${path} has ${countRuns(path)} runs`);
     }
     for (const path of this.#filesIn("exports")) {
       const text = Deno.readTextFileSync(path);
       if (path.endsWith(".csv")) {
-        expect(text.split("\r\n").length === countRuns(this.#database) + 2, `${path} is not whole`);
+        expect(text.split("\r\n").length === countRuns(this.#database) + 2, `${path} is incomplete`);
       }
     }
-    if (isDone) {
+    if (when === "repeated") {
       const left = ["db", "backups", "exports", "reports"].flatMap((folder) => this.#filesIn(folder))
         .filter((path) => /\.partial|recovering/.test(path));
-      expect(left.length === 0, `left behind: ${left}`);
+      expect(left.length === 0, `temporary files remain: ${left}`);
     }
-    return wrong;
+    return problems;
   }
 
-  /** The copies that have a good name, each with how many runs it must have. */
+  /** The copies with a final name, each with the number of runs that it must have. */
   *#copies(): Generator<[path: string, runs: number]> {
     for (const path of [...this.#filesIn("backups"), ...this.#filesIn("db")]) {
       const kind = parseFileName(path.split("/").at(-1)!)?.kind;
-      // What was damaged is kept as it was.
+      // The kept damaged database is as damaged as it was.
       if (kind !== undefined && kind !== "corrupted") yield [path, STORED];
     }
   }
@@ -197,7 +197,7 @@ class Store {
   }
 }
 
-function isSound(path: string): boolean {
+function isIntact(path: string): boolean {
   const db = new DatabaseSync(path);
   try {
     return db.prepare("PRAGMA integrity_check").get()!["integrity_check"] === "ok";
@@ -208,7 +208,7 @@ function isSound(path: string): boolean {
   }
 }
 
-/** How many runs a database has; -1 where that cannot be told. */
+/** The number of runs in a database. -1 when it cannot be determined. */
 function countRuns(path: string): number {
   const db = new DatabaseSync(path);
   try {
@@ -223,17 +223,17 @@ function countRuns(path: string): number {
 if (import.meta.main) {
   const { values } = parseArgs({ args: Deno.args, options: { rounds: { type: "string" }, seed: { type: "string" } } });
   const seed = Number(values.seed ?? Date.now() % 1e9);
-  const struck = new Map<string, number>();
+  const injected = new Map<string, number>();
   let failed = 0;
   for await (const round of lab(Number(values.rounds ?? 100), seed)) {
     const key = `${round.operation} ${round.fault}`;
-    struck.set(key, (struck.get(key) ?? 0) + 1);
+    injected.set(key, (injected.get(key) ?? 0) + 1);
     if (round.problems.length === 0) continue;
     failed++;
     console.log(`--rounds 1 --seed ${round.seed}: ${round.fault} at call ${round.at} of ${round.operation}`);
     for (const problem of round.problems) console.log(`  ${problem}`);
   }
-  for (const [key, times] of [...struck].sort()) console.log(`${String(times).padStart(5)}  ${key}`);
-  console.log(failed === 0 ? "nothing was lost" : `${failed} rounds failed`);
+  for (const [key, times] of [...injected].sort()) console.log(`${String(times).padStart(5)}  ${key}`);
+  console.log(failed === 0 ? "Nothing was lost" : `${failed} ${failed === 1 ? "round" : "rounds"} failed`);
   Deno.exit(failed === 0 ? 0 : 1);
 }

@@ -1,7 +1,6 @@
 /**
- * A process that does one operation, and in which a fault strikes just before the n-th of its calls to Deno or to SQLite.
- * Without a fault it prints how many calls there were. `lib` is as everyone has it: what is changed are the calls, in this
- * process alone.
+ * Performs one operation and injects a fault before its n-th call to Deno or SQLite. Without a fault, prints the number
+ * of calls. The code of `lib/` is unchanged: this process replaces the functions that it calls.
  * usage: lab_driver.ts OPERATION BASE [FAULT CALL]
  * @module
  */
@@ -14,7 +13,7 @@ import { TelemetryError } from "../../lib/errors.ts";
 import { type Layout, layoutOf } from "../../lib/layout.ts";
 import { recoverDatabase } from "../../lib/recovery/recover.ts";
 
-/** What people do with a store. */
+/** What users do with a store. */
 export const OPERATIONS: Record<string, (layout: Layout) => Promise<unknown>> = {
   record,
   upgrade: setUpDatabase,
@@ -25,13 +24,13 @@ export const OPERATIONS: Record<string, (layout: Layout) => Promise<unknown>> = 
   export: (layout) => exportToFile(layout, readRequest({}, new Date())),
 };
 
-/** What may go wrong. */
+/** The faults that can be injected. */
 export const FAULTS: Record<string, (layout: Layout) => void> = {
   kill: () => {
     Deno.kill(Deno.pid, "SIGKILL");
     for (;;);
   },
-  // From now on, as on a disk that is full; and once, as on one that is failing.
+  // A full disk fails each write from now on, a failing disk a single one.
   disk_full: () => failWrites("ENOSPC", Infinity),
   io_error: () => failWrites("EIO", 1),
   midnight: () => {
@@ -46,7 +45,7 @@ export const FAULTS: Record<string, (layout: Layout) => void> = {
     for (const folder of [raw, reports, exports, backups]) {
       try {
         Deno.removeSync(folder, { recursive: true });
-      } catch { /* it was not there */ }
+      } catch { /* it does not exist */ }
     }
   },
 };
@@ -59,7 +58,7 @@ function failWrites(code: string, times: number): void {
   failure = code;
 }
 
-/** Fails as the operating system does. */
+/** Throws the error that the operating system would return. */
 function mayFail(): void {
   if (failures-- <= 0) return;
   throw Object.assign(new Error(`${failure} (os error)`), { code: failure });
@@ -98,7 +97,7 @@ if (import.meta.main) {
   if (fault === undefined) console.log(calls);
 }
 
-/** Records some runs; says the id of each whose start is on the disk. */
+/** Records runs and prints the id of each whose start was acknowledged. */
 async function record({ base }: Layout): Promise<void> {
   await using telemetry = new TelemetryClient({ base, onWarning: () => {} });
   const failures = async () => JSON.stringify((await telemetry.getStats()).failures);

@@ -1,6 +1,7 @@
-/** Setups that meet a lock of another process. In a file of its own: it waits for the timeouts, about 16 s. */
+/** Setups of a database that another process has locked. In its own file, because it waits for timeouts of about 16 s. */
 import assert from "node:assert/strict";
 import {
+  holdDatabase,
   Holder,
   interpreter,
   makeOldDatabase,
@@ -11,32 +12,21 @@ import {
   treeOf,
 } from "../fixtures/mod.ts";
 
-/** Takes a lock and keeps it until it is killed. */
-const LOCK = `
-import sqlite3, sys, time
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-cursor = db.execute("BEGIN") if sys.argv[2].startswith("SELECT") else None
-cursor = db.execute(sys.argv[2])
-cursor.fetchone()
-print("locked", flush=True)
-time.sleep(120)
-`;
-
-const LOCKS: [what: string, kind: "v1" | "v2", journal: "wal" | "delete", statement: string][] = [
-  ["a writer of a WAL database", "v1", "wal", "BEGIN IMMEDIATE"],
-  ["a writer of a database without WAL", "v2", "delete", "BEGIN EXCLUSIVE"],
-  ["a reader of a database without WAL", "v1", "delete", "SELECT * FROM agent_runs"],
+const LOCKS: [what: string, kind: "v1" | "v2", journal: "wal" | "delete", statements: string[]][] = [
+  ["a writer of a WAL database", "v1", "wal", ["BEGIN IMMEDIATE"]],
+  ["a writer of a database without WAL", "v2", "delete", ["BEGIN EXCLUSIVE"]],
+  ["a reader of a database without WAL", "v1", "delete", ["BEGIN", "SELECT * FROM agent_runs"]],
 ];
 
-testWith(["python"], "locked for longer than the timeouts: refused, nothing changed", async () => {
-  // All at once: each waits for its timeouts.
-  await Promise.all(LOCKS.map(async ([what, kind, journal, statement]) => {
+Deno.test("setup refuses a database that is locked for longer than the timeouts, and changes nothing", async () => {
+  // Concurrently, because each waits for its timeouts.
+  await Promise.all(LOCKS.map(async ([what, kind, journal, statements]) => {
     using temp = new TempFolder();
     const base = `${temp.path}/store`;
     Deno.mkdirSync(`${base}/db`, { recursive: true });
     const file = `${base}/db/telemetry.sqlite`;
     makeOldDatabase(file, kind, 500, journal);
-    await using holder = await Holder.start(interpreter(), ["-c", LOCK, file, statement]);
+    await using holder = await holdDatabase(file, ...statements);
     const before = tree(base);
     const { code, stdout, stderr } = await runScript("setup_database", base, ["--json"]);
     assert.equal(code, 1, what);
@@ -50,14 +40,14 @@ testWith(["python"], "locked for longer than the timeouts: refused, nothing chan
   }));
 });
 
-/** The tree, but for what SQLite writes into its shared memory. */
+/** The tree without the content of the shared memory, which readers change. */
 function tree(base: string): Record<string, string> {
   const all = treeOf(base);
   if ("db/telemetry.sqlite-shm" in all) all["db/telemetry.sqlite-shm"] = "shared memory";
   return all;
 }
 
-/** Upgrades a v2 in one transaction, as another setup would, and takes its time before the end. */
+/** Upgrades a v2 in one transaction like another setup, and commits after 1.5 s. */
 const SLOW_UPGRADE = `
 import sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -71,21 +61,25 @@ db.execute("COMMIT")
 `;
 
 for (const journal of ["wal", "delete"] as const) {
-  testWith(["python"], `upgraded by another while it waits for the lock (${journal} mode): ends well`, async () => {
-    using temp = new TempFolder();
-    const base = `${temp.path}/store`;
-    Deno.mkdirSync(`${base}/db`, { recursive: true });
-    const file = `${base}/db/telemetry.sqlite`;
-    makeOldDatabase(file, "v2", 40, journal);
-    await using _other = await Holder.start(interpreter(), ["-c", SLOW_UPGRADE, file]);
-    const { code, stderr } = await runScript("setup_database", base);
-    assert.deepEqual([code, stderr], [0, ""]);
-    const { journal: mode, check, tables } = await readDatabase(file);
-    assert.deepEqual([mode, check, tables["agent_runs"]?.rows.length], ["wal", "ok", 40]);
-    assert.deepEqual(
-      Object.keys(treeOf(base)).filter((path) => path.startsWith("backups/")),
-      [],
-      "nothing was ours to do",
-    );
-  });
+  testWith(
+    ["python"],
+    `setup succeeds when another one upgrades the database while it waits (${journal} mode)`,
+    async () => {
+      using temp = new TempFolder();
+      const base = `${temp.path}/store`;
+      Deno.mkdirSync(`${base}/db`, { recursive: true });
+      const file = `${base}/db/telemetry.sqlite`;
+      makeOldDatabase(file, "v2", 40, journal);
+      await using _other = await Holder.start(interpreter(), ["-c", SLOW_UPGRADE, file]);
+      const { code, stderr } = await runScript("setup_database", base);
+      assert.deepEqual([code, stderr], [0, ""]);
+      const { journal: mode, check, tables } = await readDatabase(file);
+      assert.deepEqual([mode, check, tables["agent_runs"]?.rows.length], ["wal", "ok", 40]);
+      assert.deepEqual(
+        Object.keys(treeOf(base)).filter((path) => path.startsWith("backups/")),
+        [],
+        "there was nothing left to do",
+      );
+    },
+  );
 }

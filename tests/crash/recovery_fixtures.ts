@@ -4,6 +4,8 @@ import { layoutOf } from "../../lib/layout.ts";
 import { newRun, RUN_COLUMNS, type RunRecord } from "../../lib/records.ts";
 import { schemaSql } from "../../lib/schema.ts";
 
+export { sqlite } from "../fixtures/sqlite.ts";
+
 /** The files of a database, by how their names end. */
 export const ENDS = ["", "-wal", "-shm", "-journal"];
 /** A folder in memory, where the system has one: `fsync` takes most of the time of a small recovery. */
@@ -55,16 +57,6 @@ export function copyStore(from: string, to: string): void {
   for (const { name, isDirectory } of Deno.readDirSync(from)) {
     if (isDirectory) copyStore(`${from}/${name}`, `${to}/${name}`);
     else Deno.copyFileSync(`${from}/${name}`, `${to}/${name}`);
-  }
-}
-
-/** Runs SQL on a file. */
-export function sqlite(path: string, sql: string): void {
-  const db = new DatabaseSync(path, { enableForeignKeyConstraints: false, timeout: 10_000 });
-  try {
-    db.exec(sql);
-  } finally {
-    db.close();
   }
 }
 

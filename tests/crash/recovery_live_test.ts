@@ -5,17 +5,7 @@ import { checkHealth } from "../../lib/recovery/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { logFiles, scan } from "../../lib/log/read.ts";
 import { recoverDatabase } from "../../lib/recovery/recover.ts";
-import {
-  command,
-  interpreter,
-  ROOT,
-  rounds,
-  run,
-  runScript,
-  SmallDisk,
-  TempFolder,
-  testWith,
-} from "../fixtures/mod.ts";
+import { interpreter, Live, ROOT, rounds, run, runScript, SmallDisk, TempFolder, testWith } from "../fixtures/mod.ts";
 import {
   contentOf,
   copyDatabase,
@@ -96,53 +86,6 @@ while True:
     time.sleep(0.003)
 `;
 
-/** A live program, and what it has acknowledged so far. */
-class Live implements AsyncDisposable {
-  readonly lines: string[] = [];
-  readonly #process: Deno.ChildProcess;
-  readonly #read: Promise<void>;
-  readonly #errors: Promise<string>;
-
-  constructor(program: string, args: string[]) {
-    this.#process = command(program, args).spawn();
-    this.#errors = new Response(this.#process.stderr).text();
-    this.#read = this.#follow();
-  }
-
-  async #follow(): Promise<void> {
-    let rest = "";
-    for await (const text of this.#process.stdout.pipeThrough(new TextDecoderStream())) {
-      const lines = (rest + text).split("\n");
-      rest = lines.pop()!;
-      this.lines.push(...lines);
-    }
-  }
-
-  async until(count: number): Promise<void> {
-    const end = performance.now() + 10_000;
-    while (this.lines.length < count) {
-      if (performance.now() > end) throw new Error(`it has written only ${this.lines.length} lines`);
-      await delay(5);
-    }
-  }
-
-  told(what: string): string[] {
-    return this.lines.filter((line) => line.startsWith(`${what} `)).map((line) => line.slice(what.length + 1));
-  }
-
-  async end(): Promise<string> {
-    try {
-      this.#process.kill("SIGKILL");
-    } catch { /* it has ended by itself */ }
-    await Promise.all([this.#read, this.#process.status]);
-    return await this.#errors;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.end();
-  }
-}
-
 async function idsInLog(base: string): Promise<Set<string>> {
   const all = await Array.fromAsync(scan(logFiles(layoutOf(base).raw)));
   return new Set(all.flatMap((found) => "record" in found ? [found.record.run_id] : []));
@@ -157,19 +100,19 @@ async function liveRound(temp: TempFolder, state: State, name: string): Promise<
   const store = makeIn(state, base, 1200);
   await using agent = new Live(Deno.execPath(), ["eval", "--quiet", "--no-check", AGENT, base]);
   await using writer = new Live(interpreter(), ["-c", WRITER, base]);
-  await Promise.all([agent.until(10), writer.until(10)]);
+  await Promise.all([agent.untilCount(10), writer.untilCount(10)]);
   const { code, stderr } = await runScript("recover_database", base, force(state));
   assert.equal(code, 0, `${state}: ${stderr}`);
-  await Promise.all([agent.until(agent.lines.length + 10), writer.until(writer.lines.length + 30)]);
+  await Promise.all([agent.untilCount(agent.lines.length + 10), writer.untilCount(writer.lines.length + 30)]);
   assert.equal(await agent.end(), "", state);
   assert.equal(await writer.end(), "", state);
 
   assert.equal(integrityOf(store.database), "ok", state);
-  const acknowledged = [...agent.told("run"), ...writer.told("run"), ...writer.told("row")];
+  const acknowledged = [...agent.linesWith("run"), ...writer.linesWith("run"), ...writer.linesWith("row")];
   const [inLog, inDatabase] = [await idsInLog(base), idsIn(store.database)];
   assert.deepEqual(acknowledged.filter((id) => !inLog.has(id) && !inDatabase.has(id)), [], `${state}: nowhere`);
   const marked = idsIn(store.database, "api_posted=1");
-  const marks = writer.told("mark");
+  const marks = writer.linesWith("mark");
   const lost = marks.filter((id) => !marked.has(id));
   // What came after the recovery went into the new database.
   assert.ok(marks.slice(-3).every((id) => marked.has(id)), `${state}: the writer is not in the new database`);
@@ -262,7 +205,7 @@ Deno.test({
       await recoverDatabase(layoutOf(Deno.args[0]));
       console.log("done");`;
     await using first = new Live(Deno.execPath(), ["eval", "--quiet", "--no-check", program, base]);
-    await first.until(1);
+    await first.untilCount(1);
     const second = await run(Deno.execPath(), [
       "run",
       "--quiet",
@@ -273,7 +216,7 @@ Deno.test({
       base,
       "--force",
     ]);
-    await first.until(2);
+    await first.untilCount(2);
     assert.deepEqual(missingFrom(store.database, store), []);
     assert.equal(second.code, 0, second.stderr);
   },

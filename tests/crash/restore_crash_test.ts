@@ -10,6 +10,7 @@ import {
   command,
   Holder,
   interpreter,
+  Live,
   makeOldDatabase,
   NOBODY,
   ROOT,
@@ -18,6 +19,7 @@ import {
   runScript,
   scriptArgs,
   SmallDisk,
+  sqlite,
   TempFolder,
   testWith,
   treeOf,
@@ -68,12 +70,6 @@ function copyDatabase(from: string, to: string): void {
 
 function namesIn(folder: string): string[] {
   return [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
-}
-
-function sqlite(path: string, sql: string): void {
-  const db = new DatabaseSync(path, { enableForeignKeyConstraints: false });
-  db.exec(sql);
-  db.close();
 }
 
 /** A base whose database has other content than its one backup; both of schema v3. */
@@ -343,52 +339,6 @@ for (let n = 0;; n++) {
   await new Promise((resolve) => setTimeout(resolve, 3));
 }
 `;
-
-/** A live program, and the lines that it has printed so far. */
-class Live implements AsyncDisposable {
-  readonly lines: string[] = [];
-  readonly #process: Deno.ChildProcess;
-  readonly #read: Promise<void>;
-  readonly #errors: Promise<string>;
-  hasEnded = false;
-
-  constructor(program: string, args: string[]) {
-    this.#process = command(program, args).spawn();
-    this.#errors = new Response(this.#process.stderr).text();
-    this.#read = this.#follow();
-  }
-
-  async #follow(): Promise<void> {
-    let rest = "";
-    for await (const text of this.#process.stdout.pipeThrough(new TextDecoderStream())) {
-      const lines = (rest + text).split("\n");
-      rest = lines.pop()!;
-      this.lines.push(...lines);
-    }
-    this.hasEnded = true;
-  }
-
-  async until(isSo: (lines: string[]) => boolean, ms = 10_000): Promise<void> {
-    const end = performance.now() + ms;
-    while (!isSo(this.lines)) {
-      assert.ok(performance.now() < end && !this.hasEnded, `never so: ${this.lines.slice(-3)}`);
-      await delay(5);
-    }
-  }
-
-  /** Ends it; what it had to say on its standard error. */
-  async end(): Promise<string> {
-    try {
-      this.#process.kill("SIGKILL");
-    } catch { /* it has ended by itself */ }
-    await Promise.all([this.#read, this.#process.status]);
-    return await this.#errors;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.end();
-  }
-}
 
 for (const journal of ["wal", "delete"] as const) {
   testWith(

@@ -7,7 +7,7 @@ import { schemaSql } from "../../lib/schema.ts";
 import { wholeNumber } from "../../lib/cli/command.ts";
 import {
   command,
-  Holder,
+  holdDatabase,
   interpreter,
   makeOldDatabase,
   NOBODY,
@@ -427,21 +427,13 @@ Deno.test("--dry-run of a bad source says that nothing would go, as the real run
   }
 });
 
-const LOCK = `
-import sqlite3, sys, time
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute("BEGIN EXCLUSIVE")
-print("locked", flush=True)
-time.sleep(60)
-`;
-
 testWith(["python"], "a locked source could not be checked: that is said, and nothing is removed", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp, 3);
   assert.equal(valueIn(file, "PRAGMA journal_mode=DELETE"), "delete");
   put(backups, file, ["telemetry.backup.20200101.sqlite", "telemetry_backup_20200101_000000.sqlite"]);
   const before = treeOf(backups);
-  await using _holder = await Holder.start(interpreter(), ["-c", LOCK, file]);
+  await using _holder = await holdDatabase(file, "BEGIN EXCLUSIVE");
   const tries = [
     runScript("backup_database", base, ["--keep", "1", "--json"]),
     runScript("backup_telemetry_db", base, ["--keep-days", "1", "--json"]),
@@ -464,7 +456,7 @@ testWith(
     const [locked, newer] = ["telemetry_backup_20200101_000000.sqlite", "telemetry_backup_20200102_000000.sqlite"];
     put(backups, file, [locked, newer]);
     assert.equal(valueIn(`${backups}/${locked}`, "PRAGMA journal_mode=DELETE"), "delete");
-    await using _holder = await Holder.start(interpreter(), ["-c", LOCK, `${backups}/${locked}`]);
+    await using _holder = await holdDatabase(`${backups}/${locked}`, "BEGIN EXCLUSIVE");
     const { code, stderr } = await runScript("backup_telemetry_db", base, ["--keep-days", "1", "--quiet"]);
     assert.deepEqual([code, stderr], [0, `warning: ${locked} cannot be read now: it is left alone and not counted\n`]);
     assert.ok(names(backups).includes(locked) && !names(backups).includes(newer));

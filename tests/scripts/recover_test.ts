@@ -19,6 +19,7 @@ import {
   type RunOptions,
   runScript,
   SAMPLE,
+  sqlite,
   TempFolder,
   testWith,
   treeOf,
@@ -71,13 +72,6 @@ function isFolder(path: string): boolean {
   } catch {
     return false;
   }
-}
-
-/** Runs SQL on a file, in any journal mode. */
-function sqlite(path: string, sql: string): void {
-  const db = new DatabaseSync(path, { enableForeignKeyConstraints: false });
-  db.exec(sql);
-  db.close();
 }
 
 /** All rows of a statement, not read by what is tested. */

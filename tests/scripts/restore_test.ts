@@ -16,6 +16,7 @@ import {
   runScript,
   SAMPLE,
   scriptArgs,
+  sqlite,
   TempFolder,
   testWith,
   treeOf,
@@ -29,13 +30,6 @@ interface Store {
   file: string;
   /** A sound backup of schema v3 with 30 runs of the agent `backup`. */
   backup: string;
-}
-
-/** Runs SQL on a file, in any journal mode. */
-function sqlite(path: string, sql: string): void {
-  const db = new DatabaseSync(path, { enableForeignKeyConstraints: false });
-  db.exec(sql);
-  db.close();
 }
 
 /** One value of a database. */

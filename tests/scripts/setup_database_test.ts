@@ -18,6 +18,7 @@ import {
   runScript,
   SAMPLE,
   SmallDisk,
+  sqlite,
   TempFolder,
   testWith,
   treeOf,
@@ -32,13 +33,6 @@ function newStore(temp: TempFolder): { base: string; file: string } {
   const base = `${temp.path}/store`;
   Deno.mkdirSync(`${base}/db`, { recursive: true });
   return { base, file: `${base}/db/telemetry.sqlite` };
-}
-
-/** Runs SQL on a file, in any journal mode. */
-function sqlite(path: string, sql: string): void {
-  const db = new DatabaseSync(path, { enableForeignKeyConstraints: false });
-  db.exec(sql);
-  db.close();
 }
 
 /** The copies that upgrades keep. */

@@ -4,16 +4,7 @@ import { TelemetryError } from "../../../lib/errors.ts";
 import { checkHealth, type Health } from "../../../lib/recovery/health.ts";
 import { layoutOf } from "../../../lib/layout.ts";
 import { schemaSql } from "../../../lib/schema.ts";
-import {
-  Holder,
-  interpreter,
-  makeOldDatabase,
-  type OldKind,
-  runScript,
-  TempFolder,
-  testWith,
-  treeOf,
-} from "../../fixtures/mod.ts";
+import { holdDatabase, makeOldDatabase, type OldKind, runScript, TempFolder, treeOf } from "../../fixtures/mod.ts";
 
 /** A store whose health is checked without changing a byte. */
 class Store implements Disposable {
@@ -175,23 +166,14 @@ Deno.test({
 
 // ------------------------------------------------------------------------------------------------ locked
 
-const LOCK = `
-import sqlite3, sys, time
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute("BEGIN EXCLUSIVE")
-print("locked", flush=True)
-time.sleep(120)
-`;
-
-testWith(
-  ["python"],
+Deno.test(
   "a database that is locked for longer than the timeouts is refused, and nothing changes",
   async () => {
     // Concurrently, because each waits for its timeouts, the longest for 16 s.
     const locked = [["--check-only"], ["--force"]].map(async (flags) => {
       using store = new Store();
       makeOldDatabase(store.file, "v2", 50, "delete");
-      await using _holder = await Holder.start(interpreter(), ["-c", LOCK, store.file]);
+      await using _holder = await holdDatabase(store.file, "BEGIN EXCLUSIVE");
       const before = treeOf(store.layout.base);
       const { code, stdout, stderr } = await runScript("recover_database", store.layout.base, flags);
       assert.deepEqual([code, stdout], [1, ""]);

@@ -3,13 +3,7 @@ import { DatabaseSync } from "node:sqlite";
 import fc from "npm:fast-check@4.10.2";
 import { type BrokenRow, type FoundRow, type IsRow, PageFile } from "../../../lib/recovery/page_reader.ts";
 import type { SqlValue } from "../../../lib/sqlite/connection.ts";
-import { callsOf, rounds, TempFolder, testWith } from "../../fixtures/mod.ts";
-
-function sqlite(path: string, sql: string): void {
-  const db = new DatabaseSync(path, { enableForeignKeyConstraints: false });
-  db.exec(sql);
-  db.close();
-}
+import { callsOf, rounds, sqlite, TempFolder, testWith } from "../../fixtures/mod.ts";
 
 const never: IsRow = () => false;
 
