@@ -9,6 +9,7 @@ import {
   command,
   holdDatabase,
   interpreter,
+  lacks,
   makeOldDatabase,
   NOBODY,
   type OldKind,
@@ -153,7 +154,7 @@ testWith(["python", "sqlite3"], "backups beside a writer that commits without pa
     for (let i = 0; i < count; i++) {
       const before = written();
       // On a terminal the copy goes in steps, between which the writer commits.
-      const path = i >= count - 2 && HAS_TERMINAL
+      const path = i >= count - 2 && !lacks("terminal")
         ? await backupOnTerminal(SCRIPTS[i % 2]!, base)
         : String((await backup(SCRIPTS[i % 2]!, base))["path"]);
       const after = written();
@@ -186,10 +187,6 @@ testWith(["python", "sqlite3"], "backups beside a writer that commits without pa
   console.log(`the writer's longest wait for one of ${rows} commits: ${longest_ms.toFixed(1)} ms`);
   await t.step(`longest wait for a commit: ${longest_ms.toFixed(1)} ms`, () => {});
 });
-
-/** Whether a process can be given a terminal. */
-const HAS_TERMINAL = Deno.build.os === "linux" &&
-  new Deno.Command("sh", { args: ["-c", "command -v script"], stdout: "null" }).outputSync().success;
 
 /** Takes a backup that believes it is watched, and that has to end beside a writer; its path. */
 async function backupOnTerminal(script: Script, base: string): Promise<string> {
@@ -1131,10 +1128,10 @@ testWith(
   },
 );
 
-Deno.test({
-  name: "a progress bar with rate and time left: on a terminal alone, and not with --quiet or --json",
-  ignore: !HAS_TERMINAL,
-  fn: async () => {
+testWith(
+  ["terminal"],
+  "a progress bar with rate and time left: on a terminal alone, and not with --quiet or --json",
+  async () => {
     using temp = new TempFolder();
     const { base, file, backups } = newStore(temp);
     const db = new DatabaseSync(file);
@@ -1160,4 +1157,4 @@ Deno.test({
     assert.deepEqual([stderr, stdout.split("\n").length], ["", 2]);
     assert.equal(names(backups).length, 4);
   },
-});
+);

@@ -433,37 +433,31 @@ testWith(["unix"], "without --yes and without a terminal: refused, nothing chang
   assert.deepEqual(treeOf(base), before);
 });
 
-const HAS_SCRIPT = await run("sh", ["-c", "script -qec true /dev/null"]).then(({ code }) => code === 0, () => false);
-
-Deno.test({
-  name: `on a terminal: n refuses, y restores${HAS_SCRIPT ? "" : " [SKIPPED: no script program]"}`,
-  ignore: !HAS_SCRIPT,
-  fn: async () => {
-    using temp = new TempFolder();
-    const store = newStore(temp);
-    const { base, backup } = store;
-    const line = [Deno.execPath(), ...scriptArgs("backup_telemetry_db", base), "--restore", backup].join(" ");
-    async function answer(text: string): Promise<Output> {
-      const process = command("script", ["-qec", line, "/dev/null"], { stdin: "piped" }).spawn();
-      const writer = process.stdin.getWriter();
-      await writer.write(new TextEncoder().encode(text));
-      await writer.close();
-      const { code, stdout, stderr } = await process.output();
-      const decoder = new TextDecoder();
-      return { code, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
-    }
-    const before = treeOf(base);
-    for (const no of ["n\n", "\n", "yesterday\n"]) {
-      const { code, stdout } = await answer(no);
-      assert.equal(code, 1, stdout);
-      assert.match(stdout, /warning: nothing was restored/);
-      assert.match(stdout, /Replace .*telemetry\.sqlite.*telemetry_backup_.*\[y\/N\]/);
-      assert.deepEqual(treeOf(base), before);
-    }
-    const { code, stdout } = await answer("y\n");
-    assert.equal(code, 0, stdout);
-    await assertRestored(store);
-  },
+testWith(["terminal"], "on a terminal: n refuses, y restores", async () => {
+  using temp = new TempFolder();
+  const store = newStore(temp);
+  const { base, backup } = store;
+  const line = [Deno.execPath(), ...scriptArgs("backup_telemetry_db", base), "--restore", backup].join(" ");
+  async function answer(text: string): Promise<Output> {
+    const process = command("script", ["-qec", line, "/dev/null"], { stdin: "piped" }).spawn();
+    const writer = process.stdin.getWriter();
+    await writer.write(new TextEncoder().encode(text));
+    await writer.close();
+    const { code, stdout, stderr } = await process.output();
+    const decoder = new TextDecoder();
+    return { code, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
+  }
+  const before = treeOf(base);
+  for (const no of ["n\n", "\n", "yesterday\n"]) {
+    const { code, stdout } = await answer(no);
+    assert.equal(code, 1, stdout);
+    assert.match(stdout, /warning: nothing was restored/);
+    assert.match(stdout, /Replace .*telemetry\.sqlite.*telemetry_backup_.*\[y\/N\]/);
+    assert.deepEqual(treeOf(base), before);
+  }
+  const { code, stdout } = await answer("y\n");
+  assert.equal(code, 0, stdout);
+  await assertRestored(store);
 });
 
 Deno.test("latest is the newest by name of both kinds, not one dated next year", async () => {

@@ -6,7 +6,7 @@ import fc from "npm:fast-check@4.10.2";
 import { splitBrokenLine } from "../../../lib/log/broken_line.ts";
 import { TelemetryError } from "../../../lib/errors.ts";
 import { MAX_LINE_BYTES, newRun } from "../../../lib/records.ts";
-import { rounds, SAMPLE } from "../../fixtures/mod.ts";
+import { rounds, SAMPLE, testWith } from "../../fixtures/mod.ts";
 import {
   logFiles,
   parseStartLine,
@@ -106,10 +106,10 @@ Deno.test("logFiles returns nothing for a missing folder, and throws for a file 
     );
   }));
 
-Deno.test({
-  name: "logFiles lists links to files, and broken links, which the scan reports",
-  ignore: Deno.build.os === "windows",
-  fn: () =>
+testWith(
+  ["unix"],
+  "logFiles lists links to files, and broken links, which the scan reports",
+  () =>
     inFolder(async (folder) => {
       await Deno.writeTextFile(join(folder, "elsewhere"), RUN);
       await Deno.symlink("elsewhere", join(folder, "a.ndjson"));
@@ -119,7 +119,7 @@ Deno.test({
       const all = await scanned(files);
       assert.deepEqual(all.map((item) => "record" in item ? "record" : item.rejected), ["record", "cannot be read"]);
     }),
-});
+);
 
 Deno.test("scan yields records with their places, in the order of the files", () =>
   inFolder(async (folder) => {
@@ -213,11 +213,11 @@ async function withFailingReads(fails: (read: number) => boolean, test: () => Pr
   }
 }
 
-Deno.test({
-  name: "a file whose first read fails is one rejection",
-  ignore: Deno.build.os !== "linux",
-  fn: async () => assert.deepEqual((await scanned(["/proc/self/mem"])).map(({ line }) => line), [0]),
-});
+testWith(
+  ["linux"],
+  "a file whose first read fails is one rejection",
+  async () => assert.deepEqual((await scanned(["/proc/self/mem"])).map(({ line }) => line), [0]),
+);
 
 Deno.test("a record that is glued to half a line is found", async () => {
   await expectLog([HALF, RUN, "\n", EVENT, "\n"], [["not whole JSON", HALF], "r1", "r2"]);
