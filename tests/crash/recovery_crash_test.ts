@@ -143,13 +143,16 @@ function requireNone(problems: string[]): void {
   assert.equal(problems.length, 0, `TEST_SEED=${SEED}\n${problems.sort().join("\n")}`);
 }
 
-/** As many of the calls: each phase as often as the others, from some phase on, and evenly within it. */
-function callsToDieAt(calls: Phase[], count: number, from: number): number[] {
+/**
+ * So many calls, as `PHASE#CALL`: an equal share for each phase, from some phase on, spread evenly within it. Calls are
+ * counted within their phase: an earlier phase can have more or fewer calls in another run.
+ */
+function callsToDieAt(calls: Phase[], count: number, from: number): string[] {
   const phases = [...new Set(calls)];
   return [...phases.slice(from), ...phases.slice(0, from)].flatMap((phase, p) => {
-    const places = calls.flatMap((one, i) => one === phase ? [i + 1] : []);
+    const made = calls.filter((one) => one === phase).length;
     const share = Math.floor((p + 1) * count / phases.length) - Math.floor(p * count / phases.length);
-    return Array.from({ length: share }, (_, i) => places[Math.floor((i + 0.5) * places.length / share)]!);
+    return Array.from({ length: share }, (_, i) => `${phase}#${Math.floor((i + 0.5) * made / share) + 1}`);
   });
 }
 
@@ -159,7 +162,7 @@ testWith(["unix"], "killed before one of its calls: run again, it is as if never
   const PER_STATE = rounds((PHASES.length - 1) / 2, 24);
   const hits = new Map<string, number>();
   const problems: string[] = [];
-  const plans: (Expected & { original: string; at: number[] })[] = [];
+  const plans: (Expected & { original: string; at: string[] })[] = [];
   for (const state of STATES) {
     const original = `${temp.path}/${state}`;
     // One log is large enough for a thread of its own.
@@ -174,7 +177,7 @@ testWith(["unix"], "killed before one of its calls: run again, it is as if never
     const call = plan.at[Math.floor(i / plans.length)]!;
     const base = `${temp.path}/killed ${i}`;
     copyStore(plan.original, base);
-    const { code, stdout } = await driver(base, String(call));
+    const { code, stdout } = await driver(base, call);
     const found: string[] = [];
     try {
       assert.equal(code, 137, stdout);

@@ -1,8 +1,8 @@
 /**
- * A process that recovers a database and dies just before one of its calls to Deno, to SQLite or to the thread that
- * writes; it says in which phase. Without a number of the call it lives, and prints in which phase each call was. `lib`
- * is as everyone has it: what is watched are the calls, in this process alone.
- * usage: recovery_driver.ts BASE [CALL | PHASE#CALL]
+ * A process that recovers a database. It kills itself just before one of its calls to Deno, to SQLite or to the thread
+ * that writes, and prints the phase. Without PHASE#CALL it ends normally, and prints the phase of each call. `lib` is
+ * unchanged: the calls are watched in this process only.
+ * usage: recovery_driver.ts BASE [PHASE#CALL]
  * @module
  */
 import { DatabaseSync, StatementSync } from "node:sqlite";
@@ -19,16 +19,14 @@ export type Phase = typeof PHASES[number];
 /** A run that comes into the log while the new database is put in place. */
 export const LATE = "20251212T235959Z-late-00000000";
 
-if (import.meta.main) await recover(Deno.args[0]!, Deno.args[1] ?? "0");
+if (import.meta.main) await recover(Deno.args[0]!, Deno.args[1] ?? "");
 
 async function recover(base: string, place: string): Promise<void> {
   const layout = layoutOf(base);
   const calls: Phase[] = [];
   let phase: Phase = "checking";
-  const [diePhase, dieAt] = place.includes("#")
-    ? [place.split("#")[0], Number(place.split("#")[1])]
-    : [, Number(place)];
-  /** How many calls there were, of the phase that matters. */
+  const [diePhase, dieAt] = [place.split("#")[0], Number(place.split("#")[1])];
+  /** How many calls there were in the phase in which it dies. */
   let counted = 0;
 
   /** Nothing goes back to an earlier phase. */
@@ -37,8 +35,7 @@ async function recover(base: string, place: string): Promise<void> {
   };
   const step = () => {
     calls.push(phase);
-    if (diePhase !== undefined && diePhase !== phase) return;
-    if (++counted !== dieAt) return;
+    if (phase !== diePhase || ++counted !== dieAt) return;
     Deno.stdout.writeSync(new TextEncoder().encode(phase));
     Deno.kill(Deno.pid, "SIGKILL");
     for (;;);
@@ -113,7 +110,7 @@ async function recover(base: string, place: string): Promise<void> {
   Deno.copyFileSync = (from, to) => {
     judgePath(from, to);
     step();
-    if (counted + 1 === dieAt && [undefined, phase].includes(diePhase as Phase)) {
+    if (phase === diePhase && counted + 1 === dieAt) {
       const bytes = readFileSync(from);
       writeFileSync(to, bytes.subarray(0, bytes.length / 2));
     }
