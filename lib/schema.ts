@@ -119,19 +119,9 @@ export function isOfContract(name: string): boolean {
   return Object.hasOwn(TABLES, name) || Object.hasOwn(INDEXES, name);
 }
 
-/** The declaration of each column of a table in schema v3, in order. */
-export function columnsOf(table: TableName): Readonly<Record<string, string>> {
-  return TABLES[table];
-}
-
 /** Whether a column is declared as INTEGER. */
 export function isInteger(table: TableName, column: string): boolean {
   return TABLES[table][column]?.startsWith("INTEGER") ?? false;
-}
-
-/** The table and the column of each index. */
-export function indexes(): Readonly<Record<string, readonly [table: TableName, column: string]>> {
-  return INDEXES;
 }
 
 export const MIGRATION_SQL = `INSERT OR IGNORE INTO schema_migrations (version, description) ` +

@@ -3,14 +3,13 @@
  * Takes a fully checked backup of the database and keeps those of the last days; or restores one.
  * @module
  */
-import { assertNotLive, inspectBackup, resolveBackup, restoreBackup } from "../lib/backup/backup.ts";
+import { type ChosenBackup, inspectBackup, resolveBackup } from "../lib/backup/backup.ts";
+import { assertNotLive, restoreBackup } from "../lib/backup/restore.ts";
 import { backupAndPrune, listBackupsAsTable } from "../lib/cli/backup_output.ts";
-import { hasCode, TelemetryError } from "../lib/errors.ts";
+import { TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
-import { logFiles } from "../lib/log/read.ts";
-import { mergeRuns, replayLog } from "../lib/store/merge.ts";
-import { Connection } from "../lib/sqlite/connection.ts";
 import { type Command, type Result, runCommand, type Terminal, wholeNumber } from "../lib/cli/command.ts";
+import { plural } from "../lib/cli/output.ts";
 
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {
@@ -45,77 +44,48 @@ if (import.meta.main) {
   });
 }
 
-async function restore(terminal: Terminal, layout: Layout, path: string): Promise<Result> {
-  const isWanted = terminal.flags["yes"] ? true : ask(terminal, layout, path);
-  if (isWanted === undefined) {
-    throw new TelemetryError("usage", "--restore asks first, and here nobody can answer: nothing was restored", {
-      hint: "say --yes",
-    });
-  }
-  if (!isWanted) {
+async function restore(terminal: Terminal, layout: Layout, { path, warning }: ChosenBackup): Promise<Result> {
+  if (warning !== undefined) terminal.warn(warning);
+  if (!terminal.flags["yes"] && !confirmRestore(terminal, layout, path)) {
     terminal.warn("nothing was restored");
     terminal.exitCode = 1;
     return { path, restored: false };
   }
-  const replay = terminal.flags["replay"] === true;
-  let newer = 0;
-  let [refused, refusedThere] = [0, 0];
-  let replayed = false;
   const restored = await restoreBackup(layout, path, {
+    replay: terminal.flags["replay"] === true,
     onProgress: terminal.progress("restore", 4096),
-    amend: async (prepared) => {
-      const logs = logFiles(layout.raw);
-      if (!replay) {
-        ({ newer, refused } = await replayLog(prepared, logs, { dryRun: true }));
-        return;
-      }
-      ({ newer, refused } = await replayLog(prepared, logs));
-      refusedThere = keepPresent(terminal, layout, prepared);
-      replayed = true;
-    },
-    carry: replay ? mergeRuns : undefined,
   });
-  if (replayed) {
-    // Once more, for what agents have written while the database was being replaced.
-    using db = Connection.open(layout.database);
-    await replayLog(db, logFiles(layout.raw));
-  }
-  terminal.say(`restored ${path}: ${restored.runs} runs, schema v${restored.schema_version}`);
-  if (restored.from_version !== restored.schema_version) {
-    terminal.say(`  upgraded from schema v${restored.from_version}`);
-  }
-  if (restored.kept) terminal.say(`  what was there before: ${restored.kept}`);
-  if (newer > 0) {
+  const { runs, schema_version, from_version, kept, newer_in_log, replayed, refused } = restored;
+  terminal.say(`restored ${path}: ${plural(runs, "run")}, schema v${schema_version}`);
+  if (from_version !== schema_version) terminal.say(`  upgraded from schema v${from_version}`);
+  if (kept) terminal.say(`  replaced database: ${kept}`);
+  if (newer_in_log > 0) {
+    const done = replayed ? "added" : "--replay adds them";
     terminal.say(
-      `  ${newer} runs of the log are not in the backup, or older there: ${replayed ? "added" : "--replay adds them"}`,
+      `  the log has ${plural(newer_in_log, "run")} that the backup lacks or has in an older state: ${done}`,
     );
   }
-  if (replay && !replayed) {
-    terminal.warn("the log cannot be replayed into a later product's database: it was restored as it is");
-  }
-  const refusal = "do not get past the table's CHECKs";
-  if (refused > 0) terminal.warn(`${refused} runs of the log ${refusal}: recover_database --force brings them in`);
-  if (refusedThere > 0) {
-    terminal.warn(`${refusedThere} runs of the replaced database ${refusal}: they are in ${restored.kept}`);
-  }
-  return { path, ...restored, newer_in_log: newer, replayed, refused: refused + refusedThere };
+  const violate = (count: number, where: string) =>
+    `${plural(count, "run")} in ${where} ${count === 1 ? "violates" : "violate"} a CHECK constraint`;
+  if (refused.log > 0) terminal.warn(`${violate(refused.log, "the log")}: recover_database --force adds them`);
+  if (refused.replaced > 0) terminal.warn(`${violate(refused.replaced, "the replaced database")}: they are in ${kept}`);
+  for (const line of restored.warnings) terminal.warn(line);
+  return { path, ...restored, refused: refused.log + refused.replaced };
 }
 
-/** Asks whether to go on, once it is plain that there is a backup; undefined where nobody can answer. */
-function ask(terminal: Terminal, { database }: Layout, path: string): boolean | undefined {
+/** Asks for confirmation, when it is clear that there is a backup. */
+function confirmRestore(terminal: Terminal, layout: Layout, path: string): boolean {
+  const { database } = layout;
   assertNotLive(database, path);
-  const { runs } = inspectBackup({ path });
-  return terminal.confirm(`Replace ${database} (a copy is kept) by ${path}, which has ${runs} runs?`);
-}
-
-/** Keeps what only the present database has, as far as it can be read; that it is locked is no reason to lose it. */
-function keepPresent(terminal: Terminal, { database }: Layout, prepared: Connection): number {
-  try {
-    using present = Connection.openToRead(database);
-    return mergeRuns(prepared, present);
-  } catch (error) {
-    if (!hasCode(error, "damaged", "not_a_database", "no_storage")) throw error;
-    terminal.warn(`marks of posting and runs that only the present database has cannot be read: ${error.message}`);
-    return 0;
-  }
+  const { runs } = inspectBackup(layout, path);
+  const question = `Replace ${database} (a copy is kept) by ${path}, which has ${plural(runs, "run")}?`;
+  const isConfirmed = terminal.confirm(question);
+  if (isConfirmed !== undefined) return isConfirmed;
+  throw new TelemetryError(
+    "usage",
+    "--restore asks for confirmation, but stdin is not a terminal; nothing was restored",
+    {
+      hint: "add --yes",
+    },
+  );
 }

@@ -3,7 +3,8 @@
  * Exports runs, events or commits as CSV.
  * @module
  */
-import { type Exported, exportTo, exportToFile, readRequest } from "../lib/export/export.ts";
+import { type Exported, exportTo, exportToFile } from "../lib/export/export.ts";
+import { readRequest } from "../lib/export/request.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import { type Command, runCommand, type Terminal } from "../lib/cli/command.ts";
 import { formatBytes } from "../lib/cli/output.ts";

@@ -5,12 +5,13 @@
  */
 import { inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
-import { checkHealth, type Health } from "../lib/recovery/health.ts";
+import { checkCurrent, checkHealth, type Health } from "../lib/recovery/health.ts";
 import type { Layout } from "../lib/layout.ts";
 import { SCHEMA_VERSION } from "../lib/records.ts";
-import { recoverDatabase, type Recovery, removeLeftovers } from "../lib/recovery/recover.ts";
+import { recoverDatabase, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
+import type { Current } from "../lib/store/replace_database.ts";
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
-import { formatBytes } from "../lib/cli/output.ts";
+import { formatBytes, plural } from "../lib/cli/output.ts";
 
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {
@@ -33,40 +34,40 @@ export const COMMAND: Command = {
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { flags } = terminal;
+    const checkOnly = flags["check-only"] === true;
     const useless = ["force", "no-salvage", "with-backup"].find((flag) => flags[flag] !== undefined);
-    if (flags["check-only"] && useless) {
-      throw new TelemetryError("usage", `--${useless} does not go with --check-only`, {
+    if (checkOnly && useless) {
+      throw new TelemetryError("usage", `--${useless} cannot be used with --check-only`, {
         hint: "see recover_database --help",
       });
     }
     const layout = terminal.locate();
-    const checkOnly = flags["check-only"] === true;
-    const health = checkOnly ? await checkHealth(layout, { compare: true }) : await look(terminal, layout);
-    printHealth(terminal, layout, health);
     if (checkOnly) {
+      const health = await checkHealth(layout, { compare: true });
+      printHealth(terminal, layout, health);
       terminal.exitCode = health.healthy ? 0 : 1;
       return { ...health };
     }
-    if (health.healthy && !flags["force"]) {
-      const isComplete = !health.runs?.only_in_log && !health.runs?.older_in_database;
-      terminal.say(`nothing ${isComplete ? "to do" : "is damaged"}; --force rebuilds it all the same`);
-      removeLeftovers(layout);
-      return { recovered: false, ...health };
-    }
-    return await recover(terminal, layout);
+    const { health, current } = await check(terminal, layout);
+    printHealth(terminal, layout, health);
+    if (!health.healthy || flags["force"]) return await recover(terminal, layout, current);
+    const isComplete = !health.runs?.only_in_log && !health.runs?.older_in_database;
+    terminal.say(`nothing ${isComplete ? "to do" : "is damaged"}; --force rebuilds the database all the same`);
+    removeStaleRecovery(layout);
+    return { recovered: false, ...health };
   });
 }
 
-/** Looks at the database, and at the log too, where that can be done: without it, a database may be healthy as well. */
-async function look(terminal: Terminal, layout: Layout): Promise<Health> {
+/** Checks the database, and compares it with the log where the log can be read. */
+async function check(terminal: Terminal, layout: Layout): Promise<{ health: Health; current: Current }> {
   const compare = !terminal.flags["force"];
   try {
-    return await checkHealth(layout, { compare, mayUndo: true });
+    return await checkCurrent(layout, { compare, mayRollBack: true });
   } catch (error) {
     if (!compare || !hasCode(error, "permission", "in_the_way", "io")) throw error;
-    const health = await checkHealth(layout, { mayUndo: true });
+    const checked = await checkCurrent(layout, { mayRollBack: true });
     terminal.warn(error.message);
-    return health;
+    return checked;
   }
 }
 
@@ -76,65 +77,72 @@ function printHealth(terminal: Terminal, { database }: Layout, health: Health): 
   else {
     const more = problems.length > 5 ? `; and ${problems.length - 5} more` : "";
     terminal.warn(`${database} is not healthy: ${problems.slice(0, 5).join("; ")}${more}`);
-    if (terminal.flags["check-only"]) terminal.warn("run recover_database, without --check-only");
+    if (terminal.flags["check-only"]) terminal.warn("run recover_database without --check-only");
   }
   if (version !== null && version < SCHEMA_VERSION) {
     terminal.warn(`it has schema v${version}, in which no run can be recorded: run setup_database`);
   }
   if (runs === null) return;
   for (const file of runs.unreadable_logs) terminal.warn(`${file} cannot be read: its runs are not counted`);
-  terminal.say(`  ${runs.in_database} runs, ${runs.only_in_database} of them in no log`);
-  const cure = "recover_database --force";
-  if (runs.only_in_log > 0) terminal.warn(`${runs.only_in_log} runs are in the log alone: ${cure} brings them in`);
+  terminal.say(`  ${plural(runs.in_database, "run")}, ${runs.only_in_database} of them in no log`);
+  const remedy = "recover_database --force";
+  if (runs.only_in_log > 0) {
+    terminal.warn(`${plural(runs.only_in_log, "run")} only in the log: ${remedy} adds them to the database`);
+  }
   if (runs.older_in_database > 0) {
     terminal.warn(
-      `${runs.older_in_database} runs have ended by the log and not by the database: ${cure} corrects that`,
+      `${plural(runs.older_in_database, "run")} ended in the log but not in the database: ${remedy} corrects that`,
     );
   }
 }
 
-async function recover(terminal: Terminal, layout: Layout): Promise<Result> {
+async function recover(terminal: Terminal, layout: Layout, current: Current): Promise<Result> {
   const { flags } = terminal;
   const named = flags["with-backup"];
   const backup = named === undefined ? undefined : resolveBackup(layout, String(named));
-  if (backup !== undefined) inspectBackup({ path: backup });
+  if (backup?.warning) terminal.warn(backup.warning);
+  if (backup) inspectBackup(layout, backup.path);
   const recovery = await recoverDatabase(layout, {
+    onlyIfDamaged: !flags["force"],
     salvage: !flags["no-salvage"],
-    backup,
-    // Another recovery may have done it while this one waited.
-    isNeeded: async () => flags["force"] === true || !(await checkHealth(layout, { mayUndo: true })).healthy,
+    current,
+    backup: backup?.path,
     onProgress: terminal.progress("recover", 1),
   });
   if (recovery === null) {
-    terminal.say("another recovery has done it meanwhile");
+    terminal.say("another process has already recovered it");
     return { recovered: false };
   }
-  tellRecovery(terminal, recovery);
+  printRecovery(terminal, recovery);
   if (recovery.files === 0 && recovery.sources.length === 0 && recovery.kept === null) {
-    terminal.warn(`there is no log in ${layout.raw}, and no database: nothing came back. Is this the right store?`);
+    terminal.warn(
+      `there is no log in ${layout.raw} and no database, so nothing was recovered: is this the right store?`,
+    );
     terminal.exitCode = 1;
   } else if (recovery.files === 0) {
-    terminal.warn(`there is no log in ${layout.raw}: what is back is from databases alone`);
+    terminal.warn(`there is no log in ${layout.raw}: the runs come from databases only`);
   }
   const latest = newestBackup(layout);
   if (recovery.runs === 0 && backup === undefined && latest) {
-    terminal.warn(`nothing came back, but there is ${latest.path}: run this again with --force --with-backup latest`);
+    terminal.warn(`no run was recovered, but ${latest.path} exists: run this again with --force --with-backup latest`);
   }
   for (const warning of recovery.warnings) terminal.warn(warning);
   return { recovered: true, ...recovery };
 }
 
-function tellRecovery(terminal: Terminal, recovery: Recovery): void {
-  const { database, runs, runs_from: from, commits, run_events, files, lines, bytes, duration_ms } = recovery;
-  terminal.say(`recovered ${database}: ${runs} runs, ${commits} commits, ${run_events} events, schema v3`);
-  terminal.say(`  read ${files} logs, ${lines} lines, ${formatBytes(bytes)}, in ${(duration_ms / 1000).toFixed(1)} s`);
+function printRecovery(terminal: Terminal, recovery: Recovery): void {
+  const { database, runs, runs_from: from, commits, files, lines, bytes, duration_ms } = recovery;
+  terminal.say(`recovered ${database}: ${plural(runs, "run")}, ${plural(commits, "commit")}, schema v3`);
+  const seconds = (duration_ms / 1000).toFixed(1);
+  terminal.say(`  read ${plural(files, "log")}, ${plural(lines, "line")}, ${formatBytes(bytes)}, in ${seconds} s`);
   terminal.say(
-    `  runs from the log alone ${from.log}, from both ${from.log_and_salvaged}, from no log ${from.salvaged}`,
+    `  runs only from the log ${from.log}, from both ${from.log_and_salvaged}, from no log ${from.salvaged}; ` +
+      `events stay in the log`,
   );
-  for (const { path, sound } of recovery.sources) terminal.say(`  taken from ${path}${sound ? "" : " (damaged)"}`);
-  for (const what of recovery.not_brought) terminal.warn(`not brought over: ${what}`);
+  for (const { path, sound } of recovery.sources) terminal.say(`  read ${path}${sound ? "" : " (damaged)"}`);
+  for (const what of recovery.not_brought) terminal.warn(`not restored: ${what}`);
   for (const [reason, count] of Object.entries(recovery.rejected)) terminal.say(`  rejected ${count}: ${reason}`);
-  if (recovery.rejected_file) terminal.say(`  all that was rejected: ${recovery.rejected_file}`);
-  if (recovery.kept) terminal.say(`  what was there before: ${recovery.kept}`);
+  if (recovery.rejected_file) terminal.say(`  rejected lines and rows: ${recovery.rejected_file}`);
+  if (recovery.kept) terminal.say(`  replaced database: ${recovery.kept}`);
   if (recovery.report) terminal.say(`  report: ${recovery.report}`);
 }

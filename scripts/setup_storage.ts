@@ -5,7 +5,7 @@
  */
 import { describeSetup, setUpDatabase } from "../lib/store/database.ts";
 import { sizeOf } from "../lib/fs/locate.ts";
-import { createStorage, proveWritable } from "../lib/store/folders.ts";
+import { assertWritable, createStorage } from "../lib/store/folders.ts";
 import { type Command, runCommand } from "../lib/cli/command.ts";
 
 /** The flags and permissions of this script. */
@@ -21,7 +21,7 @@ export const COMMAND: Command = {
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { layout, created, refused } = createStorage(terminal.locate());
-    proveWritable(layout);
+    assertWritable(layout);
     for (const reason of refused) {
       terminal.warn(`${reason}; the store is in ${layout.base} instead, where all scripts find it`);
     }

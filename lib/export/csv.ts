@@ -1,30 +1,30 @@
 /**
- * CSV by RFC 4180: a header, CRLF, quotes only where they are needed. NULL is empty, the empty string is `""`.
+ * Formats CSV (RFC 4180): a header, CRLF, quotes only where needed. NULL is empty, an empty string is `""`.
  * @module
  */
 import { isUtf8 } from "node:buffer";
 
-/** What a row has in a column. */
+/** The value of a row in a column. */
 export type Cell = string | number | bigint | null;
 
-/** The programs that need more than the standard. */
+/** The programs for which the format is adapted. */
 export type Program = "sheets" | "excel" | "postgres";
 
-/** How long a cell may be in each program, in characters (UTF-16 units). */
+/** The longest cell that each program accepts, in UTF-16 code units. */
 const MAX_CELL: Record<Program, number> = { sheets: 50_000, excel: 32_767, postgres: Infinity };
 
-/** All of them. */
+/** The names of all programs. */
 export const PROGRAMS: readonly string[] = Object.keys(MAX_CELL);
 
-/** What spreadsheets would run. */
+/** Text that spreadsheets run as a formula. */
 const FORMULA = /^[=+\-@\t\r]/;
-/** What RFC 4180 wants in quotes. */
+/** Text that needs quotes (RFC 4180). */
 const SPECIAL = /[",\r\n]/;
 
 const UTF8 = new TextEncoder();
 
 /**
- * Makes CSV of rows.
+ * Formats rows as CSV.
  *
  * @example
  * ```ts
@@ -38,28 +38,28 @@ const UTF8 = new TextEncoder();
 export class CsvText {
   readonly #columns: readonly string[];
   readonly #program: Program | undefined;
-  /** How many cells were longer than the program takes. */
+  /** How many cells were cut. */
   cutCells = 0;
-  /** How many cells had a NUL that the program does not take. */
+  /** How many cells had a NUL, which was replaced. */
   nulCells = 0;
   #buffer = new Uint8Array(0);
 
   /**
    * @param columns the names in the header
-   * @param program who reads it: for a spreadsheet, text that it would run gets an apostrophe before it, and long text is
-   * cut; for PostgreSQL, U+2400 (␀) stands for NUL
+   * @param program the reader: for a spreadsheet, an apostrophe is put before formulas, and long text is cut; for PostgreSQL,
+   * NUL is replaced by U+2400 (␀)
    */
   constructor(columns: readonly string[], program?: Program) {
     this.#columns = columns;
     this.#program = program;
   }
 
-  /** The first line; for Excel after a BOM, without which it takes UTF-8 for something else. */
+  /** The header line. For Excel it starts with a BOM, without which Excel does not read UTF-8. */
   header(): Uint8Array {
     return UTF8.encode(`${this.#program === "excel" ? "\ufeff" : ""}${this.#columns.join(",")}\r\n`);
   }
 
-  /** The lines of some rows, until the next call. What a row has beyond the columns is left out. */
+  /** The lines of some rows, valid until the next call. Cells after the columns are ignored. */
   lines(rows: readonly (readonly Cell[])[]): Uint8Array {
     const width = this.#columns.length;
     let text = "";
@@ -68,70 +68,70 @@ export class CsvText {
       for (let i = 0; i < width; i++) {
         const cell = row[i]!;
         text += comma;
-        if (typeof cell === "string") text += quoted(this.#program ? this.#tamed(cell, this.#program) : cell);
+        if (typeof cell === "string") text += quote(this.#program ? this.#adapt(cell, this.#program) : cell);
         else if (cell !== null) text += cell;
         comma = ",";
       }
       text += "\r\n";
     }
-    const buffer = this.#room(3 * text.length);
+    const buffer = this.#reserve(3 * text.length);
     return buffer.subarray(0, UTF8.encodeInto(text, buffer).written);
   }
 
-  /** One buffer for all: new ones would pile up until the next garbage collection. */
-  #room(bytes: number): Uint8Array<ArrayBuffer> {
+  /** A buffer for all calls: new ones would pile up until the next garbage collection. */
+  #reserve(bytes: number): Uint8Array<ArrayBuffer> {
     if (this.#buffer.length < bytes) this.#buffer = new Uint8Array(bytes);
     return this.#buffer;
   }
 
-  /** Text that a program takes as text, and takes at all. */
-  #tamed(text: string, program: Program): string {
+  /** Adapts text to a program. */
+  #adapt(text: string, program: Program): string {
     if (program === "postgres") {
       if (!text.includes("\0")) return text;
       this.nulCells++;
       return text.replaceAll("\0", "\u2400");
     }
-    const tamed = FORMULA.test(text) ? `'${text}` : text;
+    const escaped = FORMULA.test(text) ? `'${text}` : text;
     const max = MAX_CELL[program];
-    if (tamed.length <= max) return tamed;
+    if (escaped.length <= max) return escaped;
     this.cutCells++;
-    // Not through the middle of a character that takes two units.
-    return tamed.slice(0, /[\ud800-\udbff]/.test(tamed[max - 1]!) ? max - 1 : max);
+    // Not between the two code units of a character.
+    return escaped.slice(0, /[\ud800-\udbff]/.test(escaped[max - 1]!) ? max - 1 : max);
   }
 
   /**
-   * As {@linkcode lines}, for no program in particular, of rows that SQLite has written as JSON: byte by byte, without
-   * making values of them, which takes a third of the time.
+   * As {@linkcode lines}, for no particular program, from rows that SQLite has written as JSON. Converting bytes takes a third
+   * of the time of parsing values.
    *
-   * @param json arrays as `json_array` writes them (no blanks, no escapes above U+007F), with commas between them
-   * @returns bytes that hold until the next call; undefined where the JSON is not UTF-8
+   * @param json arrays as `json_array` writes them (no blanks, no escapes above U+007F), separated by commas
+   * @returns bytes that are valid until the next call; undefined when the JSON is not UTF-8
    */
   jsonLines(json: Uint8Array): Uint8Array | undefined {
     if (!isUtf8(json)) return undefined;
-    // No CSV is longer than its JSON.
-    const buffer = this.#room(json.length);
+    // CSV is never longer than its JSON.
+    const buffer = this.#reserve(json.length);
     return buffer.subarray(0, convert(json, buffer));
   }
 }
 
 /**
- * In quotes what needs them: also the empty string, which would be NULL without, and a lone `\.`, which ends the data
- * for PostgreSQL.
+ * Puts text into quotes where needed: also the empty string, which would be NULL, and a single `\.`, which ends the data for
+ * PostgreSQL.
  */
-function quoted(text: string): string {
+function quote(text: string): string {
   return SPECIAL.test(text) || text === "" || text === "\\." ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
 const [LF, CR, QUOTE, COMMA, DOT] = [0x0a, 0x0d, 0x22, 0x2c, 0x2e];
 const [OPEN, BACKSLASH, CLOSE, NULL, UNICODE] = [0x5b, 0x5c, 0x5d, 0x6e, 0x75];
-/** What a letter means after a backslash; all else means itself. */
+/** The character that each escape stands for. */
 const ESCAPED = Uint8Array.from({ length: 128 }, (_, code) => code);
 for (const pair of ["b\b", "t\t", "n\n", "f\f", "r\r"]) ESCAPED[pair.charCodeAt(0)] = pair.charCodeAt(1);
-/** What is looked at in a string: the rest is copied. */
+/** The bytes in a string that need attention. The others are copied. */
 const STOPS = new Uint8Array(256);
 for (const code of [QUOTE, BACKSLASH, COMMA]) STOPS[code] = 1;
 
-/** Writes JSON arrays as lines of CSV; how many bytes those are. */
+/** Converts JSON arrays to lines of CSV. Returns the number of bytes. */
 function convert(json: Uint8Array, csv: Uint8Array): number {
   let to = 0;
   for (let at = 0; at < json.length;) {

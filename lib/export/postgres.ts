@@ -1,24 +1,23 @@
 /**
- * The contract's tables for a server that gathers the runs of many machines, and how exports get into them, in the SQL
- * of PostgreSQL.
+ * PostgreSQL: tables for the runs of many machines, and a script that loads exports into them.
  * @module
  */
 import { RUN_COLUMNS } from "../records.ts";
-import { columnsOf, indexes, type TableName } from "../schema.ts";
+import { INDEXES, type TableName, TABLES } from "../schema.ts";
 
-/** What a fleet has in common. Migrations are each database's own. */
-const FLEET_TABLES: TableName[] = ["agent_runs", "run_events", "commits"];
+/** Not `schema_migrations`, which belongs to each database. */
+const SHARED_TABLES: TableName[] = ["agent_runs", "run_events", "commits"];
 
 /**
- * The tables, safe to run again. Times stay text, as they are found: old ones come in two forms. References are left
- * out, since a machine's runs and commits come one after the other.
+ * The tables as SQL that can be run again. Times stay text, since old ones have two formats. Foreign keys are left out, since
+ * the runs and the commits of a machine are loaded one after the other.
  */
 export function postgresSchema(): string {
-  const tables = FLEET_TABLES.map((table) => {
-    const columns = Object.entries(columnsOf(table)).map(([name, declaration]) => `  ${name} ${typeOf(declaration)}`);
+  const tables = SHARED_TABLES.map((table) => {
+    const columns = Object.entries(TABLES[table]).map(([name, declaration]) => `  ${name} ${typeOf(declaration)}`);
     return `CREATE TABLE IF NOT EXISTS ${table} (\n${columns.join(",\n")}\n);\n`;
   });
-  const others = Object.entries(indexes()).map(([name, [table, column]]) =>
+  const others = Object.entries(INDEXES).map(([name, [table, column]]) =>
     `CREATE INDEX IF NOT EXISTS ${name} ON ${table} (${column});\n`
   );
   return `-- Local Telemetry Toolkit: the tables of a server that gathers the runs of many machines (PostgreSQL)\n\n` +
@@ -32,18 +31,18 @@ function typeOf(declaration: string): string {
     (declaration.includes("NOT NULL") ? " NOT NULL" : "");
 }
 
-/** Whether a run has ended, and when its row was written: what is greater of two states of it is newer. */
-function ageOf(row: string): string {
-  // Times come in two forms that have so much in common.
+/** An expression that orders the states of a run: whether it has ended, then when its row was written. */
+function stateSql(row: string): string {
+  // The two formats of times have this much in common.
   const time = `left(replace(coalesce(${row}.updated_at, ${row}.end_time, ${row}.start_time), 'T', ' '), 19)`;
   return `(coalesce(${row}.status, 'running') <> 'running', ${time} COLLATE "C")`;
 }
 
 /**
- * A script for `psql` that loads an export of runs from its standard input. Of two states of a run the newer one stays,
- * and an ended one is never taken back by `running`; a mark of posting stays for good. Safe to run again, with exports
- * that overlap, from many machines at once: the first statement locks all rows, in one order, those too that it leaves
- * as they are (PostgreSQL's documentation, "INSERT").
+ * A script for `psql` that loads an export of runs from standard input. The newer state of a run wins, an ended one is never
+ * replaced by `running`, and an `api_posted` marker is never removed. It can be run again, with exports that overlap, from many
+ * machines concurrently: the first statement locks all rows in one order, also those that it does not change (PostgreSQL's
+ * documentation, "INSERT").
  */
 export function postgresLoad(): string {
   const states = RUN_COLUMNS.slice(1).filter((column) => !column.startsWith("api_"));
@@ -56,8 +55,8 @@ INSERT INTO agent_runs SELECT * FROM incoming ORDER BY run_id
 ON CONFLICT (run_id) DO UPDATE SET
   (${states.join(", ")}) =
   (${states.map((column) => `excluded.${column}`).join(", ")})
-WHERE ${ageOf("excluded")}
-   >= ${ageOf("agent_runs")};
+WHERE ${stateSql("excluded")}
+   >= ${stateSql("agent_runs")};
 UPDATE agent_runs SET
   api_posted = greatest(agent_runs.api_posted, incoming.api_posted),
   api_posted_at = coalesce(agent_runs.api_posted_at, incoming.api_posted_at),

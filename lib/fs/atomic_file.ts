@@ -1,250 +1,29 @@
 /**
- * Files that are complete or do not exist: written under another name, synced, then published.
+ * Files that are complete or absent: written under another name, synced, then published.
  * @module
  */
 import { fileError, TelemetryError } from "../errors.ts";
 import { folderOf, partialOf, pathIn, sidecarsOf } from "../layout.ts";
 import { isGranted, statIfExists } from "./locate.ts";
 
-/** How long to wait for another process that writes the same partial, in milliseconds. */
-const CLAIM_TIMEOUT_MS = 10_000;
+/** System errors of file systems that lack an operation, which is then skipped (CIFS, WSL, some NFS and FUSE). */
+const UNSUPPORTED = ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"];
 
-/** Options of {@linkcode PartialFile.claim}. */
-export interface ClaimOptions {
-  /** The owner of this folder gets the file. By default the file keeps the owner of this process. */
-  base?: string | undefined;
-  /** Whether to wait, and block the thread, while another process writes the same partial. @default true */
-  wait?: boolean;
-}
-
-/**
- * A file that is being written, and that appears under its name only when it is complete. This process holds an exclusive
- * lock on it. The lock ends with the process, so that the next one reuses the partial of a killed one.
- *
- * Disposing it deletes what was not published.
- */
-export class PartialFile implements Disposable {
-  /** Where it is until it is published. */
-  readonly path: string;
-  readonly #file: Deno.FsFile;
-  readonly #base: string | undefined;
-  readonly #isDatabase: boolean;
-  #state: "open" | "closed" | "published" = "open";
-
-  private constructor(path: string, file: Deno.FsFile, base: string | undefined, isDatabase: boolean) {
-    this.path = path;
-    this.#file = file;
-    this.#base = base;
-    this.#isDatabase = isDatabase;
-  }
-
-  /**
-   * Creates an empty partial, or empties the one that a killed process left.
-   *
-   * @throws {TelemetryError} `locked` when another process writes it for too long, or what the operating system refuses
-   */
-  static claim(path: string, options: ClaimOptions = {}): PartialFile {
-    return new PartialFile(path, claimEmpty(path, options.wait ?? true), options.base, false);
-  }
-
-  /** The same, for SQLite to write into. It gets the mode of another file: its content may be confidential. */
-  static claimDatabase(path: string, model: string, options: ClaimOptions = {}): PartialFile {
-    const partial = new PartialFile(path, claimEmpty(path, options.wait ?? true), options.base, true);
-    try {
-      // A killed process may have left a hot journal.
-      for (const sidecar of Object.values(sidecarsOf(path))) removeIfExists(sidecar);
-      // Locks are mandatory on Windows: SQLite could not write either.
-      if (Deno.build.os === "windows") partial.#file.unlockSync();
-      // The owner must be able to write it, even if the other file is read-only.
-      else Deno.chmodSync(path, Deno.statSync(model).mode! & 0o777 | 0o600);
-      return partial;
-    } catch (error) {
-      partial[Symbol.dispose]();
-      throw fileError(error, `cannot write ${path}`);
-    }
-  }
-
-  /** Writes some bytes, as `Deno.FsFile.write` does: perhaps not all of them. */
-  write(bytes: Uint8Array): Promise<number> {
-    return this.#file.write(bytes);
-  }
-
-  /** Writes all bytes. */
-  writeSync(bytes: Uint8Array): void {
-    try {
-      writeAll(this.#file, bytes);
-    } catch (error) {
-      throw fileError(error, `cannot write ${this.path}`);
-    }
-  }
-
-  /**
-   * Syncs the file and gives it a name, but never replaces a file: it links, then unlinks, since `rename` overwrites. Where
-   * the file system has no hard links, it renames to a name that was free a moment ago.
-   *
-   * @returns false when the name is taken; another one can be tried
-   * @throws {TelemetryError} when the operating system refuses
-   */
-  publish(path: string): boolean {
-    this.sync();
-    try {
-      Deno.linkSync(this.path, path);
-      Deno.removeSync(this.path);
-    } catch (error) {
-      if (exists(path)) return false;
-      try {
-        Deno.renameSync(this.path, path);
-      } catch {
-        throw fileError(error, `cannot publish ${path}`);
-      }
-    }
-    this.#finish(path);
-    return true;
-  }
-
-  /**
-   * Syncs the file and gives it a name; replaces the file that has it.
-   *
-   * @throws {TelemetryError} when the operating system refuses; the other file is then unchanged
-   */
-  replace(path: string): void {
-    this.sync();
-    try {
-      Deno.renameSync(this.path, path);
-    } catch (error) {
-      throw fileError(error, `cannot replace ${path}`);
-    }
-    this.#finish(path);
-  }
-
-  /** Makes the content durable, and gives the file its owner. Publishing does this, too. */
-  sync(): void {
-    if (this.#state !== "open") return;
-    try {
-      // The descriptor that was open before the writes: one opened later misses an error that another sync has seen.
-      this.#file.syncSync();
-    } catch (error) {
-      throw fileError(error, `cannot sync ${this.path}`);
-    }
-    if (this.#base !== undefined) chownToOwnerOf(this.#base, this.path);
-    // There, an open file may not be renamed. Elsewhere it stays locked: a process that waits for the lock would empty it.
-    if (this.#isDatabase && Deno.build.os === "windows") this.#close();
-  }
-
-  #finish(path: string): void {
-    this.#close();
-    this.#state = "published";
-    syncFolder(folderOf(path));
-  }
-
-  #close(): void {
-    if (this.#state === "open") this.#file.close();
-    this.#state = "closed";
-  }
-
-  /** Deletes the file unless it is published, and closes it. */
-  [Symbol.dispose](): void {
-    if (this.#state === "published") return;
-    if (this.#isDatabase) removeDatabase(this.path);
-    else removeIfExists(this.path);
-    this.#close();
-    // A second call must not delete the partial of another process.
-    this.#state = "published";
-  }
-}
-
-function claimEmpty(path: string, wait: boolean): Deno.FsFile {
-  const deadline = performance.now() + (wait ? CLAIM_TIMEOUT_MS : 0);
-  for (;;) {
-    let file: Deno.FsFile;
-    try {
-      file = Deno.openSync(path, { read: true, write: true, create: true });
-    } catch (error) {
-      throw fileError(error, `cannot write ${path}`);
-    }
-    // The former owner may have published or deleted the file that is locked here.
-    const stat = file.tryLockSync(true) ? statIfSameFile(file, path) : undefined;
-    if (stat) {
-      if ((stat.nlink ?? 1) === 1) {
-        file.truncateSync(0);
-        return file;
-      }
-      // A process was killed between link and unlink: this is a second name of a published file. Never write into it.
-      removeIfExists(path);
-    }
-    file.close();
-    if (performance.now() >= deadline) {
-      const waited = wait ? ` (waited ${CLAIM_TIMEOUT_MS / 1000} s)` : "";
-      throw new TelemetryError("locked", `another process is writing ${path}${waited}`, {
-        hint: "wait for it to end, or end it, then run this again",
-      });
-    }
-    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
-  }
-}
-
-/** Options of {@linkcode writeFileAtomic}. */
-export interface WriteFileOptions extends Omit<ClaimOptions, "base"> {
-  /** Whether a file that exists is replaced. */
-  replace: boolean;
-}
-
-/**
- * Writes a complete file or nothing, also when the process is killed, the disk is full, or two processes do it. The owner
- * of `base` gets the file.
- *
- * @returns false when the file exists and must not be replaced
- * @throws {TelemetryError} when the operating system refuses; the file that existed is then unchanged
- */
-export function writeFileAtomic(base: string, path: string, content: Uint8Array, options: WriteFileOptions): boolean {
-  const { replace, ...claim } = options;
-  const isTaken = () => !replace && exists(path);
-  // Without write permission too: there is nothing to write.
-  if (isTaken() && !exists(partialOf(path))) return false;
-  using partial = PartialFile.claim(partialOf(path), { base, ...claim });
-  if (isTaken()) return false;
-  partial.writeSync(content);
-  if (!replace) return partial.publish(path);
-  partial.replace(path);
-  return true;
-}
-
-/** Deletes the partials that killed processes left in a folder, with their sidecars. `isOurs` gets each name without `.partial`. */
-export function removeStalePartials(folder: string, isOurs: (name: string) => boolean): void {
-  for (const { name } of Deno.readDirSync(folder)) {
-    if (!name.endsWith(".partial") || !isOurs(name.slice(0, -".partial".length))) continue;
-    const path = pathIn(folder, name);
-    try {
-      using file = Deno.openSync(path, { read: true, write: true });
-      if (file.tryLockSync(true) && statIfSameFile(file, path)) removeDatabase(path);
-    } catch { /* it belongs to another user, or was just published */ }
-  }
-}
-
-/** Creates a folder and its parents; the owner of `base` gets it. Returns whether it was created. */
-export function ensureFolder(base: string, folder: string): boolean {
-  const stat = statIfExists(folder);
-  if (stat?.isDirectory) return false;
-  if (stat !== undefined) {
-    throw new TelemetryError("in_the_way", `${folder} is a file, but a folder is needed there`, {
-      hint: "move that file away, then run this again",
-    });
-  }
+/** Makes the names in a folder durable. Windows has no such operation, and needs none. */
+export function syncFolder(folder: string): void {
+  if (Deno.build.os === "windows") return;
   try {
-    Deno.mkdirSync(folder, { recursive: true });
-  } catch (failed) {
-    throw fileError(failed, `cannot create the folder ${folder}`);
+    using handle = Deno.openSync(folder);
+    handle.syncSync();
+  } catch (error) {
+    if (UNSUPPORTED.includes((error as { code?: string }).code ?? "")) return;
+    throw fileError(error, `cannot sync ${folder}`);
   }
-  if (folder !== base) chownToOwnerOf(base, folder);
-  // The parent of {base} is the user's. This process may have no permission to read it.
-  const parent = folderOf(folder);
-  if (isGranted({ name: "read", path: parent })) syncFolder(parent);
-  return true;
 }
 
 /**
- * Gives a file that root has created to the owner of `base`: otherwise the agents cannot append to a log that root's cron
- * job has created. Does nothing for links, for other users, and on Windows.
+ * Gives a file that root has created to the owner of `{base}`. Otherwise, when root's cron job creates today's log, the
+ * agents cannot append to it. Does nothing for links, for other users, and on Windows.
  */
 export function chownToOwnerOf(base: string, path: string): void {
   try {
@@ -252,22 +31,32 @@ export function chownToOwnerOf(base: string, path: string): void {
     const created = Deno.lstatSync(path);
     if (created.isSymlink || owner.uid === null || (created.uid === owner.uid && created.gid === owner.gid)) return;
     Deno.chownSync(path, owner.uid, owner.gid);
-  } catch { /* only root can change owners, and only root has to */ }
+  } catch { /* only root can do this, and only root has to */ }
 }
 
-/** Makes the names in a folder durable (`fsync` of the folder). Windows does not need it. */
-export function syncFolder(folder: string): void {
-  if (Deno.build.os === "windows") return;
-  try {
-    using handle = Deno.openSync(folder);
-    handle.syncSync();
-  } catch (error) {
-    throw fileError(error, `cannot sync ${folder}`);
+/** Creates a folder and its parents. Returns whether it had to be created. */
+export function ensureFolder(base: string, folder: string): boolean {
+  const stat = statIfExists(folder);
+  if (stat?.isDirectory) return false;
+  if (stat) {
+    throw new TelemetryError("in_the_way", `${folder} is a file, but a folder is needed there`, {
+      hint: "move that file away, then run this again",
+    });
   }
+  try {
+    Deno.mkdirSync(folder, { recursive: true });
+  } catch (error) {
+    throw fileError(error, `cannot create the folder ${folder}`);
+  }
+  if (folder !== base) chownToOwnerOf(base, folder);
+  // The parent of {base} may not be readable.
+  const parent = folderOf(folder);
+  if (isGranted({ name: "read", path: parent })) syncFolder(parent);
+  return true;
 }
 
-/** Whether anything exists at a path, also a dangling link. */
-export function exists(path: string): boolean {
+/** Whether a path exists. A link counts even if its target is missing. */
+export function pathExists(path: string): boolean {
   try {
     Deno.lstatSync(path);
     return true;
@@ -277,33 +66,240 @@ export function exists(path: string): boolean {
   }
 }
 
-/** Writes all bytes: one call may write a part of them. */
+/** Writes all bytes. A single write may be short. */
 export function writeAll(to: { writeSync(bytes: Uint8Array): number }, bytes: Uint8Array): void {
   for (let written = 0; written < bytes.length;) written += to.writeSync(bytes.subarray(written));
 }
 
-/** Fills a buffer from the current position. Returns how many bytes there were: fewer at the end of the file. */
-export function fill(file: Deno.FsFile, bytes: Uint8Array): number {
+/** Reads until the buffer is full or the file ends. Returns the number of bytes. */
+export function readFull(file: Deno.FsFile, bytes: Uint8Array): number {
   let filled = 0;
   for (let count; filled < bytes.length && (count = file.readSync(bytes.subarray(filled))) !== null;) filled += count;
   return filled;
 }
 
-/** The status of an open file if it is still the file at a path; otherwise undefined. */
-export function statIfSameFile(file: Deno.FsFile, path: string): Deno.FileInfo | undefined {
-  const open = file.statSync();
-  const there = statIfExists(path);
-  return there?.ino === open.ino && there?.dev === open.dev ? open : undefined;
+/** How much is copied or compared at a time. */
+export const COPY_BYTES: number = 1024 * 1024;
+
+/** Appends the content of a file to an open one. */
+export function copyContent(path: string, to: Deno.FsFile): void {
+  using from = Deno.openSync(path);
+  const buffer = new Uint8Array(COPY_BYTES);
+  for (let count; (count = readFull(from, buffer)) > 0;) writeAll(to, buffer.subarray(0, count));
 }
 
-/** Deletes a database that nobody needs, with its sidecars. What cannot be deleted stays. */
+/** Removes a file. A file that cannot be removed stays. */
+export function removeIfExists(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch { /* it does not exist, or cannot be removed */ }
+}
+
+/** Removes a database with its sidecars. */
 export function removeDatabase(path: string): void {
   for (const file of [...Object.values(sidecarsOf(path)), path]) removeIfExists(file);
 }
 
-/** Deletes a file that nobody needs. What cannot be deleted stays. */
-export function removeIfExists(path: string): void {
+/** The stat of an open file, if it is still the file at its path. */
+export function statIfSameFile(file: Deno.FsFile, path: string): Deno.FileInfo | undefined {
+  const open = file.statSync();
+  const found = statIfExists(path);
+  return found?.ino === open.ino && found?.dev === open.dev ? open : undefined;
+}
+
+/** How long to wait for another process that writes the same partial, in milliseconds. */
+const CLAIM_TIMEOUT_MS = 10_000;
+
+/** Options of {@linkcode PartialFile.claim}. */
+export interface ClaimOptions {
+  /** Whether to wait for another process that writes the same file, blocking this thread. @default true */
+  wait?: boolean;
+  /** The file whose access rights the partial gets, no more: others may not be allowed to read its content. */
+  like?: string;
+}
+
+/**
+ * A file that is being written, under a temporary name. Its exclusive lock excludes other processes and ends with this
+ * one, so a partial without a lock was left by a process that was killed, and is used again.
+ *
+ * Disposing it removes the partial unless it was published. SQLite must have closed the file before: closing any
+ * descriptor of a file drops this process's POSIX locks on it.
+ */
+export class PartialFile implements Disposable {
+  readonly path: string;
+  readonly file: Deno.FsFile;
+  /** Whether the claim had to wait for another process. */
+  readonly hasWaited: boolean;
+  #isPublished = false;
+
+  private constructor(path: string, file: Deno.FsFile, hasWaited: boolean) {
+    this.path = path;
+    this.file = file;
+    this.hasWaited = hasWaited;
+  }
+
+  /**
+   * Opens an empty partial that no other process writes.
+   *
+   * @throws {TelemetryError} `locked` when another process writes it for too long; `permission`, `disk_full`, `io`
+   */
+  static claim(path: string, options: ClaimOptions = {}): PartialFile {
+    const deadline = performance.now() + (options.wait ?? true ? CLAIM_TIMEOUT_MS : 0);
+    for (let hasWaited = false;; hasWaited = true) {
+      const file = tryClaim(path);
+      if (file) {
+        const partial = new PartialFile(path, file, hasWaited);
+        partial.#prepareFor(options.like);
+        return partial;
+      }
+      if (performance.now() >= deadline) {
+        throw new TelemetryError("locked", `another process is writing ${path}`, {
+          hint: "wait until it ends, or stop it, then run this again",
+        });
+      }
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
+    }
+  }
+
+  #prepareFor(like: string | undefined): void {
+    if (like === undefined) return;
+    // SQLite would apply the hot journal of a killed process to the new content.
+    Object.values(sidecarsOf(this.path)).forEach(removeIfExists);
+    // On Windows locks are mandatory: SQLite could not write to a locked file.
+    if (Deno.build.os === "windows") return this.file.unlockSync();
+    try {
+      // This process must be able to write it, also when the other file is read-only.
+      Deno.chmodSync(this.path, Deno.statSync(like).mode! & 0o777 | 0o600);
+    } catch { /* a file system without access rights */ }
+  }
+
+  /** Makes the content durable. */
+  sync(): void {
+    try {
+      this.file.syncSync();
+    } catch (error) {
+      throw fileError(error, `cannot sync ${this.path}`);
+    }
+  }
+
+  /**
+   * Gives the synced file the first of these names that is free, and the owner of `{base}`. Returns its path, or undefined
+   * when all names are taken.
+   */
+  publish(base: string, paths: Iterable<string>): string | undefined {
+    chownToOwnerOf(base, this.path);
+    for (const path of paths) {
+      if (!link(this.path, path)) continue;
+      this.#isPublished = true;
+      syncFolder(folderOf(path));
+      return path;
+    }
+    return undefined;
+  }
+
+  /** Replaces a file by the synced partial, which gets the owner of `{base}`. */
+  replace(base: string, path: string): void {
+    chownToOwnerOf(base, this.path);
+    // On Windows an open file cannot be renamed. Elsewhere the lock stays until the file has its name: otherwise a process
+    // that waits for the claim would truncate it.
+    if (Deno.build.os === "windows") this.file.close();
+    Deno.renameSync(this.path, path);
+    this.#isPublished = true;
+    syncFolder(folderOf(path));
+  }
+
+  [Symbol.dispose](): void {
+    if (!this.#isPublished) removeDatabase(this.path);
+    try {
+      this.file.close();
+    } catch { /* closed before a rename */ }
+  }
+}
+
+/** Opens and locks a partial. Returns undefined when another process has it. */
+function tryClaim(path: string): Deno.FsFile | undefined {
+  const isNew = !pathExists(path);
+  let file: Deno.FsFile;
   try {
-    Deno.removeSync(path);
-  } catch { /* it does not exist, or cannot be deleted */ }
+    file = Deno.openSync(path, { read: true, write: true, create: true });
+  } catch (error) {
+    throw fileError(error, `cannot write ${path}`);
+  }
+  try {
+    // The lock may be on a file that its former owner has published or removed in the meantime.
+    const stat = file.tryLockSync(true) ? statIfSameFile(file, path) : undefined;
+    if (stat && (stat.nlink ?? 1) === 1) {
+      file.truncateSync(0);
+      return file;
+    }
+    // Its owner was killed between link and unlink: this is a second name of a finished file, which must not be truncated.
+    if (stat) removeIfExists(path);
+  } catch (error) {
+    if (isNew) removeIfExists(path);
+    file.close();
+    throw fileError(error, `cannot lock ${path}`);
+  }
+  file.close();
+  return undefined;
+}
+
+/**
+ * Gives a file another name without replacing a file: `rename` overwrites, so link, then unlink. Without hard links,
+ * renames to a name that was free a moment ago. Returns false when the name is taken.
+ */
+function link(partial: string, path: string): boolean {
+  try {
+    Deno.linkSync(partial, path);
+  } catch (error) {
+    if (pathExists(path)) return false;
+    try {
+      Deno.renameSync(partial, path);
+    } catch {
+      throw fileError(error, `cannot create ${path}`);
+    }
+  }
+  // On Windows this fails while another process has the file open. Then the next run removes it.
+  removeIfExists(partial);
+  return true;
+}
+
+/** Options of {@linkcode writeFileAtomic}. */
+export interface WriteFileOptions {
+  /** Whether an existing file is replaced. */
+  replace: boolean;
+  /** Whether to wait for another process that writes the same file. @default true */
+  wait?: boolean;
+}
+
+/**
+ * Writes a complete file or nothing, also when killed, when the disk is full, and when two processes do it concurrently.
+ * The file gets the owner of `{base}`. Returns false when it exists and must not be replaced.
+ */
+export function writeFileAtomic(base: string, path: string, content: Uint8Array, options: WriteFileOptions): boolean {
+  const partial = partialOf(path);
+  // Without write access this must succeed, too, when there is nothing to do.
+  if (!options.replace && pathExists(path) && !pathExists(partial)) return false;
+  using file = PartialFile.claim(partial, options.wait === undefined ? {} : { wait: options.wait });
+  if (!options.replace && pathExists(path)) return false;
+  try {
+    writeAll(file.file, content);
+    file.sync();
+    if (!options.replace) return file.publish(base, [path]) !== undefined;
+    file.replace(base, path);
+    return true;
+  } catch (error) {
+    throw fileError(error, `cannot write ${path}`);
+  }
+}
+
+/** Removes the partials that killed processes have left in a folder. `isOurs` gets a name without `.partial`. */
+export function removeStalePartials(folder: string, isOurs: (name: string) => boolean): void {
+  for (const { name } of Deno.readDirSync(folder)) {
+    if (!name.endsWith(".partial") || !isOurs(name.slice(0, -".partial".length))) continue;
+    const path = pathIn(folder, name);
+    try {
+      using file = Deno.openSync(path, { read: true, write: true });
+      if (file.tryLockSync(true) && statIfSameFile(file, path)) removeDatabase(path);
+    } catch { /* another user's, or just published */ }
+  }
 }

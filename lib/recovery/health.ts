@@ -1,99 +1,95 @@
 /**
- * Checks whether the database is healthy, and compares it with the log. Changes neither.
+ * Checks the database, and compares it with the log, without changing either.
  * @module
  */
-import { errorMessage, hasCode, TelemetryError } from "../errors.ts";
-import { type Layout, sidecarsOf } from "../layout.ts";
-import { sizeOf } from "../fs/locate.ts";
+import { TelemetryError } from "../errors.ts";
+import type { Layout } from "../layout.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
-import { NO_DATABASE } from "../store/replace_database.ts";
+import { Connection, hasHotJournal } from "../sqlite/connection.ts";
+import { newerSchema } from "../sqlite/migrate.ts";
 import { compareRuns, type RunComparison } from "../store/merge.ts";
-import { inspect, newerSchema } from "../sqlite/migrate.ts";
-import { Connection, retryWhileLocked } from "../sqlite/connection.ts";
+import { type Current, inspectCurrent } from "../store/replace_database.ts";
 
-/** What {@linkcode checkHealth} found. */
+/** The state of a database. */
 export interface Health {
-  /** Whether SQLite's check passes and all tables of the contract are there. */
+  /** Whether SQLite's check passes and all tables of the contract exist. */
   healthy: boolean;
-  /** What is wrong, as text. */
+  /** What is wrong. */
   problems: string[];
   /** The tables of the contract that are missing. */
   missing_tables: string[];
-  /** The schema version by the columns of the tables; null when it cannot be determined. */
+  /** The schema version by the columns; null when it cannot be determined. */
   schema_version: number | null;
-  /** How log and database compare; null when that was not requested, or the database is damaged. */
+  /** How log and database compare; null when that was not asked for, or the database is damaged. */
   runs: RunComparison | null;
 }
 
 /** Options of {@linkcode checkHealth}. */
 export interface HealthOptions {
-  /** Whether to compare log and database. @default false */
+  /** Whether to read the log, too, and compare. @default false */
   compare?: boolean;
   /**
-   * Whether SQLite may roll back an interrupted transaction, as every program does that opens the database. Without this,
-   * no byte of database, WAL or log changes. @default false
+   * Whether an unfinished transaction may be rolled back, as every program does that opens the database. Without it no byte
+   * of database, WAL or log changes. @default false
    */
-  mayUndo?: boolean;
+  mayRollBack?: boolean;
 }
 
 /**
- * Checks the database, also on a read-only file system when its WAL is empty.
+ * Checks the database, and compares it with the log.
  *
- * @param layout where the database is
- * @throws {TelemetryError} `newer_schema` when a later product created it; `locked`, `permission` or `io` when it could not
- * be checked, which is no reason for a recovery
+ * @param layout from `locate()`
+ * @param options what to check
+ * @throws {TelemetryError} `newer_schema` for the database of a later product; `locked`, `permission`, `io` when it could not
+ * be checked, which is never a reason to recover it
  *
  * @example
  * ```ts no-eval
- * import { checkHealth } from "./health.ts";
  * import { locate } from "../fs/locate.ts";
+ * import { checkHealth } from "./health.ts";
  *
  * const { healthy, problems } = await checkHealth(locate());
  * if (!healthy) console.log(problems);
  * ```
  */
 export async function checkHealth(layout: Layout, options: HealthOptions = {}): Promise<Health> {
+  return (await checkCurrent(layout, options)).health;
+}
+
+/** As {@linkcode checkHealth}, with what a recovery needs to know. */
+export async function checkCurrent(
+  layout: Layout,
+  options: HealthOptions = {},
+): Promise<{ health: Health; current: Current }> {
   const { database } = layout;
-  const lost = (problem: string): Health => ({
-    healthy: false,
-    problems: [problem],
-    missing_tables: [],
-    schema_version: null,
-    runs: null,
-  });
-  if (sizeOf(database) === undefined) return lost(`there is no database ${database}`);
-  if (sizeOf(database) === 0) return lost(`${database} is empty`);
+  if (!options.mayRollBack && hasHotJournal(database)) {
+    throw new TelemetryError("locked", `the database could not be checked: ${database} has an unfinished transaction`, {
+      hint: "open the database with any program (setup_database does), or run recover_database without --check-only",
+    });
+  }
+  let current: Current;
   try {
-    if (!options.mayUndo) assertNotInterrupted(database);
-    using db = Connection.openToRead(database);
-    const problems = retryWhileLocked(() => db.check("quick"));
-    const { version, missing } = inspect(db);
-    // In a damaged database, the columns may be wrong. Recovery examines it closely.
-    if (version > SCHEMA_VERSION && problems.length === 0) throw newerSchema(database, version);
-    const missing_tables = missing.filter((name) => !name.includes(".") && !name.startsWith("idx_"));
-    problems.push(...missing_tables.map((table) => `the table ${table} is missing`));
-    const runs = options.compare && problems.length === missing_tables.length
-      ? await compareRuns(db, logFiles(layout.raw))
-      : null;
-    return { healthy: problems.length === 0, problems, missing_tables, schema_version: version, runs };
+    current = inspectCurrent(database);
   } catch (error) {
-    if (hasCode(error, ...NO_DATABASE)) return lost(errorMessage(error));
-    if (!(error instanceof TelemetryError) || error.code === "newer_schema") throw error;
+    if (!(error instanceof TelemetryError)) throw error;
     throw new TelemetryError(error.code, `the database could not be checked: ${error.message}`, {
       hint: error.hint,
       cause: error.cause,
     });
   }
-}
-
-function assertNotInterrupted(database: string): void {
-  if ((sizeOf(sidecarsOf(database).journal) ?? 0) === 0) return;
-  throw new TelemetryError(
-    "locked",
-    "a transaction was interrupted, and the next program that opens the database rolls it back",
-    {
-      hint: "run setup_database, which opens the database, or recover_database without --check-only",
-    },
-  );
+  if (current.state !== "intact") {
+    const problems = current.state === "damaged" ? current.problems : [`${database} does not exist`];
+    return { current, health: { healthy: false, problems, missing_tables: [], schema_version: null, runs: null } };
+  }
+  const { version, missingTables } = current;
+  if (version > SCHEMA_VERSION) throw newerSchema(database, version);
+  let runs: RunComparison | null = null;
+  if (options.compare) {
+    using db = Connection.openToRead(database);
+    runs = await compareRuns(db, logFiles(layout.raw));
+  }
+  const problems = missingTables.map((table) => `the table ${table} is missing`);
+  const healthy = problems.length === 0;
+  return { current, health: { healthy, problems, missing_tables: missingTables, schema_version: version, runs } };
 }

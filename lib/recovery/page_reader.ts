@@ -4,7 +4,7 @@
  * an old version. The terms are those of SQLite's "Database File Format" (sqlite.org/fileformat2.html).
  * @module
  */
-import { fill } from "../fs/atomic_file.ts";
+import { readFull } from "../fs/atomic_file.ts";
 import { sidecarsOf } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
 import type { SqlValue } from "../sqlite/connection.ts";
@@ -372,7 +372,7 @@ class RandomFile {
     if (this.#file === undefined || at < 0 || at >= this.size) return new Uint8Array(0);
     this.#file.seekSync(at, Deno.SeekMode.Start);
     const bytes = new Uint8Array(Math.min(length, this.size - at));
-    return bytes.subarray(0, fill(this.#file, bytes));
+    return bytes.subarray(0, readFull(this.#file, bytes));
   }
 
   close(): void {

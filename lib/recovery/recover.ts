@@ -1,289 +1,300 @@
 /**
- * Gives back a database that was lost: from the log, and from everything that can still be read in what is left of it.
+ * Rebuilds the database from the log and from the readable data of the old one.
  * @module
  */
-import { ensureFolder, exists, PartialFile, removeDatabase } from "../fs/atomic_file.ts";
-import { hasCode, TelemetryError } from "../errors.ts";
-import type { Layout } from "../layout.ts";
+import { TelemetryError } from "../errors.ts";
+import { ensureFolder, PartialFile, pathExists } from "../fs/atomic_file.ts";
 import { sizeOf, statIfExists } from "../fs/locate.ts";
+import type { Layout } from "../layout.ts";
 import { logFiles } from "../log/read.ts";
-import { loadLog } from "./load_log.ts";
 import { SCHEMA_VERSION } from "../records.ts";
-import { RecoveryReport, removeHalfReports } from "./report.ts";
+import { recoverySchemaSql } from "../schema.ts";
+import { Connection, folderAtDatabasePath, type OnProgress } from "../sqlite/connection.ts";
+import { applySchema, dropSlowIndexes, newerSchema } from "../sqlite/migrate.ts";
+import { quotedName } from "../sqlite/rows.ts";
+import { assertIntact, listCopies, OpenableBackup } from "../sqlite/snapshot.ts";
+import { mergeRuns, replayLog } from "../store/merge.ts";
 import {
   type Current,
+  discardCopy,
+  hasSameFiles,
   inspectCurrent,
   installDatabase,
-  isCopy,
   preserveCurrent,
-  removeHalfCopies,
-  Watch,
+  removeStaleCopies,
 } from "../store/replace_database.ts";
-import { mergeRuns, replayLog } from "../store/merge.ts";
-import { quotedName } from "../sqlite/rows.ts";
+import { loadLog } from "./load_log.ts";
+import { RecoveryReport, removeStaleReports, type WrittenReport } from "./report.ts";
 import { Salvage } from "./salvage.ts";
-import { recoverySchemaSql } from "../schema.ts";
-import { applySchema, dropSlowIndexes, newerSchema } from "../sqlite/migrate.ts";
-import { assertIntact, listCopies } from "../sqlite/snapshot.ts";
-import { Connection, folderAtDatabasePath, type OnProgress } from "../sqlite/connection.ts";
 
-/** For a database that is discarded unless it is completed. */
-const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000;";
-
-/** How {@linkcode recoverDatabase} goes about it. */
+/** Options of {@linkcode recoverDatabase}. */
 export interface RecoveryOptions {
-  /** Whether to read what can still be read in the database that is replaced. @default true */
+  /** Whether to leave an intact database as it is, and return null. @default false */
+  onlyIfDamaged?: boolean;
+  /** Whether to read the data of the database that is replaced. @default true */
   salvage?: boolean;
-  /** A sound backup to take runs from that neither log nor database have any more. */
+  /** What {@linkcode checkCurrent} has just found, which saves another check. */
+  current?: Current;
+  /** The path of an intact backup, for runs that are neither in the log nor in the database. */
   backup?: string | undefined;
-  /** Asked when no other recovery is at work any more: whether this one is still needed. @default it is */
-  isNeeded?: () => Promise<boolean>;
-  /** Told how many bytes of the log are read, of how many. */
+  /** Called with the number of bytes of the log that are read, and of all bytes. */
   onProgress?: OnProgress | undefined;
 }
 
 /** What {@linkcode recoverDatabase} did. */
-export interface Recovery {
-  /** The database. */
+export interface Recovery extends WrittenReport {
+  /** The path of the database. */
   database: string;
-  /** What was there before, with its sidecars; null when nothing was. */
+  /** The copy of the replaced database, with its sidecars; null when there was none. */
   kept: string | null;
   /** How many logs were read. */
   files: number;
   /** How many lines they have. */
   lines: number;
-  /** How many bytes they have, inflated. */
+  /** How many bytes they have, uncompressed. */
   bytes: number;
   /** How many runs the new database has. */
   runs: number;
-  /** Where these are from; `salvaged` are in no log. */
+  /** Where these runs come from; `salvaged` ones are in no log. */
   runs_from: { log: number; log_and_salvaged: number; salvaged: number };
-  /** How many rows the other tables of the contract have. */
+  /** How many rows `commits` has. */
   commits: number;
-  /** As above. */
+  /** How many rows `run_events` has. */
   run_events: number;
-  /** The databases that were read, weakest first, and whether SQLite found them sound. */
+  /** The databases that were read, least trusted first, and whether SQLite found them intact. */
   sources: { path: string; sound: boolean }[];
-  /** What is in the log or in the sources and not in the new database, by reason. */
+  /** What is in the log or in the sources and not in the new database: how often, by reason. */
   rejected: Record<string, number>;
-  /** What people had added to the database and could not be brought over, in words. */
+  /** The user-defined objects that could not be restored, each with the reason. */
   not_brought: string[];
-  /** What went wrong beside the recovery, in words: the new database is in place all the same. */
+  /** What went wrong without stopping the recovery. */
   warnings: string[];
-  /** How long it took, in milliseconds. */
+  /** Duration in milliseconds. */
   duration_ms: number;
-  /** Where all this is written; null when it could not be. */
+  /** The report file; null when it could not be written. */
   report: string | null;
-  /** Where what was rejected is written; null when nothing was. */
+  /** The file with the rejected lines and rows; null when nothing was rejected. */
   rejected_file: string | null;
 }
 
+/** For a database that is discarded unless it is completed. */
+const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000;";
+
 /**
- * Rebuilds the database beside the present one and puts it in its place. What was there is kept as
- * `db/telemetry.corrupted.….sqlite`. Killed at any moment, the database is as it was or finished, and running it again
- * ends right. Agents go on meanwhile: what they write is in the log, which is read once more at the end.
+ * Rebuilds the database beside the current one and replaces it, while agents go on. The replaced database is preserved as
+ * `db/telemetry.corrupted.….sqlite`. Killed at any moment, the database is unchanged or finished.
  *
- * Of a run that is in the log, the log's fields count, but neither an ended state nor a mark of posting is taken back
- * that another source has (contract, "NDJSON records": the last line of a run is its state).
+ * The log determines the fields of a run, except that an ended status and an `api_posted` marker of another source are not
+ * taken back (contract, "NDJSON records": the last line of a run is its state).
  *
- * @param layout whose database
- * @param options what to read beside the log
- * @throws {TelemetryError} `newer_schema`: it is a later product's; `locked`, `permission`, `disk_full`, `io`: then the
- * database is as it was
+ * @param layout from `locate()`
+ * @param options what to read besides the log
+ * @returns null when the database is intact and `onlyIfDamaged` is set
+ * @throws {TelemetryError} `newer_schema` for the database of a later product; `locked`, `permission`, `disk_full`, `io`:
+ * then the database is unchanged
  *
  * @example
  * ```ts no-eval
  * import { locate } from "../fs/locate.ts";
  * import { recoverDatabase } from "./recover.ts";
  *
- * const { runs, kept } = await recoverDatabase(locate());
- * console.log(`${runs} runs are back; what was there is ${kept}`);
+ * const recovery = await recoverDatabase(locate());
+ * if (recovery) console.log(`${recovery.runs} runs; the replaced database is ${recovery.kept}`);
  * ```
  */
-export function recoverDatabase(layout: Layout, options?: RecoveryOptions & { isNeeded?: never }): Promise<Recovery>;
-/** As above; null when it is not needed any more. */
-export function recoverDatabase(layout: Layout, options: RecoveryOptions): Promise<Recovery | null>;
 export async function recoverDatabase(layout: Layout, options: RecoveryOptions = {}): Promise<Recovery | null> {
   const start = performance.now();
-  const { base, db, database, recovering } = layout;
+  const { base, db: folder, database, recovering } = layout;
   if (statIfExists(database)?.isDirectory) throw folderAtDatabasePath(database);
-  ensureFolder(base, db);
-  const wasInterrupted = exists(recovering);
-  const model = sizeOf(database) === undefined ? recovering : database;
-  using prepared = PartialFile.claimDatabase(recovering, model, { base });
-  if (options.isNeeded && !await options.isNeeded()) return null;
-  let current = inspectCurrent(database);
-  if (current.state === "sound" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
-  using watch = new Watch(database, (prepared, present) =>
-    withoutTriggers(prepared, () => {
-      mergeRuns(prepared, present);
-      new Salvage(prepared, database, () => {}).takeOthersFrom(present);
-    }));
-  // Before the copy is made, where that goes through SQLite; after it, where these files are read as they are.
-  if (current.state === "sound") watch.open(false);
-  // What a recovery that was killed has kept. It may have been half way through replacing it.
-  const previous = wasInterrupted && current.state !== "sound" ? listCopies(db, ["corrupted"])[0]?.path : undefined;
-  // Else each try that is killed would leave one more copy.
-  const isKept = previous !== undefined && isCopy(previous, database);
-  let kept: string | null;
+  ensureFolder(base, folder);
+  // 1. Exclude other recoveries. A file that exists was left by one that was killed, maybe while it replaced the database.
+  const wasInterrupted = pathExists(recovering);
+  using partial = PartialFile.claim(recovering, { like: sizeOf(database) === undefined ? recovering : database });
+  // 2. Check what is there.
+  const current = partial.hasWaited || !options.current ? inspectCurrent(database) : options.current;
+  if (current.state === "intact" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
+  if (current.state === "intact" && current.missingTables.length === 0 && options.onlyIfDamaged) return null;
+  // 3. Preserve it, unless the recovery that was killed has done so.
+  const isDamaged = current.state !== "intact";
+  const previous = wasInterrupted && isDamaged ? listCopies(folder, ["corrupted"])[0]?.path : undefined;
+  const isPreserved = previous !== undefined && hasSameFiles(database, previous);
+  using live = current.state === "intact" ? LiveDatabase.watch(database) : undefined;
+  const kept = isPreserved ? previous : await preserveCurrent(layout, current, "corrupted");
+  using report = new RecoveryReport(layout);
+  const warnings: string[] = [];
+  let built: Built;
   try {
-    kept = isKept ? previous : await preserveCurrent(layout, current, "corrupted");
+    // 4. Build the new database and check it.
+    built = await build(layout, report, { ...options, current, kept, previous });
+    // 5. Install it, with what was written to the old one in the meantime.
+    const onLocked = () => live?.mergeInto(recovering, database);
+    const warning = await installDatabase(partial, layout, current, { onLocked });
+    if (warning !== undefined) warnings.push(warning);
   } catch (error) {
-    // Only a connection that may write sees a row that breaks a CHECK.
-    if (current.state !== "sound" || !hasCode(error, "damaged")) throw error;
-    current = { state: "damaged" };
-    watch.close();
-    kept = await preserveCurrent(layout, current, "corrupted");
-  }
-  watch.open(true);
-  const report = new RecoveryReport(layout);
-  let isPlaced = false;
-  try {
-    const rebuild = new Rebuild(layout, report);
-    const built = await rebuild.build({ ...options, kept, previous, current, watch });
-    await installDatabase(prepared, database, current, {
-      onLocked: () => watch.carryOver(recovering),
-      onRename: () => watch.close(),
-    });
-    isPlaced = true;
-    watch.close();
-    seePlaced(database, current.state === "sound");
-    const warnings = await rebuild.catchUp();
-    const duration_ms = Math.round(performance.now() - start);
-    return report.finish({ database, kept, ...built, warnings, duration_ms });
-  } catch (error) {
-    report.abandon();
-    // The database is as it was: its copy is of no use, and would be made again with each try.
-    if (kept !== null && !isKept && !isPlaced) removeDatabase(kept);
+    if (kept !== null && !isPreserved) discardCopy(kept, database, current);
     throw error;
+  }
+  live?.close();
+  // Opening it as agents do removes sidecars that a reader has left.
+  Connection.open(database).close();
+  // 6. Add what agents have written to the log in the meantime, and write the report.
+  warnings.push(...await catchUp(layout, built.sizes));
+  const { sizes: _, ...summary } = built;
+  const duration_ms = Math.round(performance.now() - start);
+  return report.finish({ database, kept, ...summary, warnings, duration_ms });
+}
+
+/**
+ * Removes what killed recoveries have left, when there is nothing to recover. Otherwise the next recovery would read the
+ * copy that such a recovery has preserved, however old it is.
+ */
+export function removeStaleRecovery({ recovering, db, reports }: Layout): void {
+  try {
+    if (pathExists(recovering)) PartialFile.claim(recovering, { wait: false })[Symbol.dispose]();
+    removeStaleCopies(db, "corrupted");
+    removeStaleReports(reports);
+  } catch (error) {
+    // Another recovery is running, or this process has no write access. Nothing has to be done now.
+    if (!(error instanceof TelemetryError) && !(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
+/** What a new database is built from. */
+interface Sources extends RecoveryOptions {
+  current: Current;
+  /** The copy of the current database. */
+  kept: string | null;
+  /** The copy that a killed recovery has preserved. */
+  previous: string | undefined;
+}
+
+interface Built extends Omit<Recovery, "database" | "kept" | "warnings" | "duration_ms" | keyof WrittenReport> {
+  /** The size of each log when it was read. */
+  sizes: Map<string, number>;
+}
+
+async function build(layout: Layout, report: RecoveryReport, from: Sources): Promise<Built> {
+  const { recovering, database } = layout;
+  using db = Connection.open(recovering);
+  // 1. Create it with the settings of the current file, on which open connections rely.
+  if (from.current.state === "intact") {
+    const { encoding, ...settings } = from.current.settings;
+    for (const [name, value] of Object.entries(settings)) db.exec(`PRAGMA ${name}=${value}`);
+    db.exec(`PRAGMA encoding='${encoding}'`);
+  }
+  db.exec(SCRAP_PRAGMAS + recoverySchemaSql());
+  applySchema(db);
+  dropSlowIndexes(db);
+  db.exec("DELETE FROM schema_migrations");
+  // 2. Copy from other databases, the least trusted first.
+  const salvage = new Salvage(db, database, (row) => report.rejectRow(row));
+  const isWanted = from.salvage ?? true;
+  const sources: Recovery["sources"] = [];
+  if (from.backup !== undefined) {
+    using backup = new OpenableBackup(layout, from.backup);
+    sources.push({ path: from.backup, sound: salvage.takeFrom(backup.path) });
+  }
+  for (const path of isWanted ? new Set([from.previous, from.kept]) : []) {
+    // The copy of an intact database needs no check.
+    const isIntact = path === from.kept && from.current.state === "intact";
+    if (path) sources.push({ path, sound: salvage.takeFrom(path, { isIntact }) });
+  }
+  // The database of a later product is not replaced, whatever is wanted.
+  if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, { isIntact: false });
+  const salvaged = countRows(db, "agent_runs");
+  // 3. Load the log.
+  const { inBoth, sizes, ...progress } = await loadLog(db, layout, (line) => report.rejectLine(line), from.onProgress);
+  // 4. Upgrade it to v3, and create user-defined indexes, triggers and views.
+  if (countRows(db, "schema_migrations") === 0) {
+    db.exec("INSERT INTO schema_migrations (version, description) VALUES (2, 'Schema v2, filled by recover_database')");
+  }
+  db.transaction(() => applySchema(db));
+  salvage.finish(db);
+  // 5. Check it.
+  assertIntact(db, recovering);
+  db.get("PRAGMA journal_mode=WAL");
+  const runs = countRows(db, "agent_runs");
+  return {
+    ...progress,
+    sizes,
+    runs,
+    runs_from: { log: runs - salvaged, log_and_salvaged: inBoth, salvaged: salvaged - inBoth },
+    commits: countRows(db, "commits"),
+    run_events: countRows(db, "run_events"),
+    sources,
+    not_brought: salvage.notBrought,
+  };
+}
+
+function countRows(db: Connection, table: string): number {
+  return Number(db.get(`SELECT count(*) AS rows FROM ${table}`)!["rows"]);
+}
+
+/** Adds what agents have written to the log since it was read. A failure is a warning: the log has it. */
+async function catchUp({ raw, database }: Layout, sizes: Map<string, number>): Promise<string[]> {
+  try {
+    const grown = logFiles(raw).filter((file) => sizeOf(file) !== sizes.get(file));
+    if (grown.length === 0) return [];
+    using db = Connection.open(database);
+    await replayLog(db, grown);
+    return [];
+  } catch (error) {
+    if (!(error instanceof TelemetryError)) throw error;
+    return [
+      `what agents wrote to the log during the recovery is not in the database yet (${error.message}): ` +
+      `run recover_database --force later`,
+    ];
   }
 }
 
 /**
- * Removes what recoveries that were killed have left, when there is nothing to recover any more. Left there, it would
- * have the next recovery take up what that one has kept, however long ago.
+ * An intact database that is being replaced. Runs that agents write to it are in the log, too; `api_posted` markers, and
+ * what other programs write, are in the database only.
  */
-export function removeLeftovers({ recovering, db, reports }: Layout): void {
-  try {
-    if (exists(recovering)) PartialFile.claimDatabase(recovering, recovering, { wait: false })[Symbol.dispose]();
-    removeHalfCopies(db, "corrupted");
-    removeHalfReports(reports);
-  } catch (error) {
-    if (!(error instanceof TelemetryError) && !(error instanceof Deno.errors.NotFound)) throw error;
-    // Another recovery is at work, or we may not write here: there is nothing that must be done now.
-  }
-}
+class LiveDatabase implements Disposable {
+  readonly #db: Connection;
+  readonly #version: unknown;
 
-/** Opens what is in place as agents do. What was written over a sound database has not been checked yet. */
-function seePlaced(database: string, isToBeChecked: boolean): void {
-  using db = Connection.open(database);
-  if (isToBeChecked) assertIntact(db, database);
-  // Closing it takes away the sidecars that a reader has left.
-  else db.get("SELECT 1 FROM sqlite_schema");
-}
-
-/** What a rebuild starts from. */
-interface Sources extends RecoveryOptions {
-  /** The copy of the present database. */
-  kept: string | null;
-  /** The copy of one that was being replaced when that was broken off. */
-  previous: string | undefined;
-  /** The present database. */
-  current: Current;
-  /** Sees what is written to it. */
-  watch: Watch;
-}
-
-/** The new database on its way. */
-class Rebuild {
-  readonly #layout: Layout;
-  readonly #report: RecoveryReport;
-  /** How large each log was when it was read. */
-  #sizes = new Map<string, number>();
-
-  constructor(layout: Layout, report: RecoveryReport) {
-    this.#layout = layout;
-    this.#report = report;
+  private constructor(db: Connection) {
+    this.#db = db;
+    this.#version = this.#currentVersion();
   }
 
-  /** Builds it. */
-  async build(from: Sources) {
-    const { recovering } = this.#layout;
-    using db = Connection.open(recovering);
-    const { salvage, sources, salvaged } = this.#salvage(db, from);
-    const { inBoth, sizes, ...progress } = await loadLog(
-      db,
-      this.#layout,
-      (rejection) => this.#report.rejectLine(rejection),
-      from.onProgress,
-    );
-    this.#sizes = sizes;
-    if (db.get("SELECT 1 FROM schema_migrations") === undefined) {
-      db.exec(
-        "INSERT INTO schema_migrations (version, description) VALUES (2, 'Schema v2, filled by recover_database')",
-      );
-    }
-    db.transaction(() => applySchema(db));
-    salvage.finish(db);
-    from.watch.carryOver(db);
-    assertIntact(db, recovering);
-    const count = (table: string) => Number(db.get(`SELECT count(*) AS rows FROM ${table}`)!["rows"]);
-    const runs = count("agent_runs");
-    const built = {
-      ...progress,
-      runs,
-      runs_from: { log: runs - salvaged, log_and_salvaged: inBoth, salvaged: salvaged - inBoth },
-      commits: count("commits"),
-      run_events: count("run_events"),
-      sources,
-      not_brought: salvage.notBrought,
-    };
-    db.get("PRAGMA journal_mode=WAL");
+  /** Begins to watch. Without WAL, a reader would keep the new content from being written, so nothing is watched. */
+  static watch(database: string): LiveDatabase | undefined {
+    const db = Connection.openToRead(database);
+    if (db.get("PRAGMA journal_mode")?.["journal_mode"] === "wal") return new LiveDatabase(db);
     db.close();
-    return built;
+    return undefined;
   }
 
-  /** Makes the new database, and takes what the other ones have, weakest first. */
-  #salvage(db: Connection, { backup, previous, kept, current, salvage: isWanted = true }: Sources) {
-    const { database } = this.#layout;
-    // SQLite cannot replace pages of one size by pages of another, and open connections go on in their encoding.
-    if (current.state === "sound") {
-      db.exec(`PRAGMA page_size=${current.pageSize}; PRAGMA encoding='${current.encoding}'`);
-    }
-    db.exec(SCRAP_PRAGMAS + recoverySchemaSql());
-    applySchema(db);
-    dropSlowIndexes(db);
-    db.exec("DELETE FROM schema_migrations");
-    const salvage = new Salvage(db, database, (row) => this.#report.rejectRow(row));
-    const paths = new Set([backup, ...isWanted ? [previous, kept] : []]);
-    const sources: Recovery["sources"] = [];
-    for (const path of paths) if (path) sources.push({ path, sound: salvage.takeFrom(path) });
-    // A later product's database is not replaced, whatever is wanted.
-    if (!isWanted && kept !== null) salvage.takeSchemaFrom(kept);
-    const salvaged = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
-    return { salvage, sources, salvaged };
+  /** Changes when another connection changes the database. */
+  #currentVersion(): unknown {
+    return this.#db.get("PRAGMA data_version")?.["data_version"];
   }
 
-  /** Adds what agents have written to the log meanwhile. What fails here is in the log, and only warned of. */
-  async catchUp(): Promise<string[]> {
-    const { raw, database } = this.#layout;
-    try {
-      const grown = logFiles(raw).filter((file) => sizeOf(file) !== this.#sizes.get(file));
-      if (grown.length === 0) return [];
-      using db = Connection.open(database);
-      await replayLog(db, grown);
-      return [];
-    } catch (error) {
-      if (!(error instanceof TelemetryError)) throw error;
-      return [
-        `what agents wrote to the log meanwhile is not in the database yet (${error.message}): ` +
-        `run recover_database --force when it is free`,
-      ];
-    }
+  /** Merges what was written since, at a moment when nobody can write any more. */
+  mergeInto(prepared: string, database: string): void {
+    if (this.#currentVersion() === this.#version) return;
+    using db = Connection.open(prepared);
+    withoutTriggers(db, () => {
+      mergeRuns(db, this.#db);
+      // SQLite accepts NULL for a key. Such rows would be added again.
+      db.exec("DELETE FROM commits WHERE commit_hash IS NULL");
+      new Salvage(db, database, () => {}).takeOthersFrom(this.#db);
+    });
+  }
+
+  close(): void {
+    this.#db.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
   }
 }
 
-/** What the triggers of people have done, other tables show already. */
+/** The effects of user-defined triggers are in the tables that are copied. */
 function withoutTriggers(db: Connection, work: () => void): void {
   const triggers = db.all("SELECT name, sql FROM sqlite_schema WHERE type='trigger'");
   for (const { name } of triggers) db.exec(`DROP TRIGGER ${quotedName(String(name))}`);

@@ -1,111 +1,120 @@
 /**
- * What a recovery tells of itself: every line and row that it could not use, and a summary.
+ * The report of a recovery in `reports/`: a summary, and every line and row that could not be used.
  * @module
  */
-import { ensureFolder, PartialFile, removeStalePartials, writeFileAtomic } from "../fs/atomic_file.ts";
 import { errorMessage } from "../errors.ts";
+import {
+  ensureFolder,
+  PartialFile,
+  pathExists,
+  removeStalePartials,
+  writeAll,
+  writeFileAtomic,
+} from "../fs/atomic_file.ts";
 import { fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
-import { sizeOf } from "../fs/locate.ts";
 import type { Rejection } from "../log/read.ts";
-import type { Recovery } from "./recover.ts";
 import type { RejectedRow } from "./salvage.ts";
 
-/** How much of what was rejected is written down, in characters. */
+/** How much of a rejected row is written, in characters. */
 const SHOWN_CHARS = 64 * 1024;
 
 /** Removes what killed recoveries have left of their reports. */
-export function removeHalfReports(reports: string): void {
+export function removeStaleReports(reports: string): void {
   const ours = ["recovery_report", "recovery_rejects"];
   removeStalePartials(reports, (name) => ours.includes(parseFileName(name)?.kind ?? ""));
 }
 
-/** The files of one recovery in `reports/`. A report that cannot be written is no reason to have no database. */
-export class RecoveryReport {
+/** What {@linkcode RecoveryReport.finish} adds to a summary. */
+export interface WrittenReport {
+  rejected: Record<string, number>;
+  report: string | null;
+  rejected_file: string | null;
+}
+
+/** The files of one recovery. A report that cannot be written is a warning: the database matters more. */
+export class RecoveryReport implements Disposable {
   readonly #base: string;
   readonly #path: string;
   readonly #rejectedPath: string;
   readonly #counts = new Map<string, number>();
-  /** What is missing with these is more than a line. */
   readonly #unreadable = new Set<string>();
-  #file: PartialFile | undefined;
+  #partial: PartialFile | undefined;
   #failure: string | undefined;
 
-  /** Chooses the names; files are made when there is something to write. */
   constructor({ base, reports }: Layout) {
     this.#base = base;
     const now = new Date();
-    const rejects = fileNames("recovery_rejects", now);
     try {
       ensureFolder(base, reports);
-      removeHalfReports(reports);
+      removeStaleReports(reports);
     } catch (error) {
       this.#failure = errorMessage(error);
     }
-    for (const name of fileNames("recovery_report", now)) {
-      this.#path = pathIn(reports, name);
+    const rejects = fileNames("recovery_rejects", now);
+    const names = fileNames("recovery_report", now);
+    do {
+      this.#path = pathIn(reports, names.next().value);
       this.#rejectedPath = pathIn(reports, rejects.next().value);
-      if (this.#failure !== undefined || [this.#path, this.#rejectedPath].every((path) => sizeOf(path) === undefined)) {
-        return;
-      }
-    }
-    throw new Error("unreachable: there is always a later second");
+    } while (this.#failure === undefined && [this.#path, this.#rejectedPath].some(pathExists));
   }
 
-  /** Notes a line, or a part of one, that is no record. */
+  /** Adds a part of a log that is not a record. */
   rejectLine({ rejected, ...rejection }: Rejection): void {
     if (rejected === "cannot be read") this.#unreadable.add(`${rejection.file} cannot be read (${rejection.text})`);
-    this.#note(rejected, { ...rejection, reason: rejected });
+    this.#add(rejected, { ...rejection, reason: rejected });
   }
 
-  /** Notes a row that is not in the new database. */
+  /** Adds a row that is not in the new database. */
   rejectRow({ rejected, cells, ...row }: RejectedRow): void {
     const text = JSON.stringify(
       cells,
       (_, cell) => typeof cell === "bigint" ? String(cell) : cell instanceof Uint8Array ? `x'${cell.toHex()}'` : cell,
     );
-    this.#note(rejected, { ...row, reason: rejected, length: text.length, text: text.slice(0, SHOWN_CHARS) });
+    this.#add(rejected, { ...row, reason: rejected, length: text.length, text: text.slice(0, SHOWN_CHARS) });
   }
 
-  #note(reason: string, entry: object): void {
+  #add(reason: string, entry: object): void {
     this.#counts.set(reason, (this.#counts.get(reason) ?? 0) + 1);
     if (this.#failure !== undefined) return;
     try {
-      this.#file ??= PartialFile.claim(partialOf(this.#rejectedPath), { base: this.#base, wait: false });
-      this.#file.writeSync(new TextEncoder().encode(`${JSON.stringify(entry)}\n`));
+      this.#partial ??= PartialFile.claim(partialOf(this.#rejectedPath), { wait: false });
+      writeAll(this.#partial.file, new TextEncoder().encode(`${JSON.stringify(entry)}\n`));
     } catch (error) {
       this.#failure = errorMessage(error);
     }
   }
 
-  /** Gives the files their names. What fails becomes a warning. */
-  finish(recovery: Omit<Recovery, "rejected" | "report" | "rejected_file">): Recovery {
+  /** Publishes the files. Returns the complete summary. */
+  finish<Summary extends { warnings: string[] }>(summary: Summary): Summary & WrittenReport {
+    const unread = [...this.#unreadable].map((what) => `${what}: fix that, then run recover_database --force`);
+    const warnings = [...summary.warnings, ...unread];
+    let rejectedFile: string | null = null;
+    try {
+      this.#partial?.sync();
+      rejectedFile = this.#partial?.publish(this.#base, [this.#rejectedPath]) ?? null;
+    } catch (error) {
+      this.#failure ??= errorMessage(error);
+    }
     const rejected = Object.fromEntries(this.#counts);
-    const unread = [...this.#unreadable].map((what) => `${what}: mend that, and run recover_database --force`);
-    const warnings = [...recovery.warnings, ...unread];
-    const done: Recovery = { ...recovery, warnings, rejected, report: this.#path, rejected_file: this.#nameRejected() };
+    const done: Summary & WrittenReport = {
+      ...summary,
+      warnings,
+      rejected,
+      report: this.#path,
+      rejected_file: rejectedFile,
+    };
     try {
       const text = `${JSON.stringify(done, null, 2)}\n`;
       writeFileAtomic(this.#base, this.#path, new TextEncoder().encode(text), { replace: false });
     } catch (error) {
       this.#failure ??= errorMessage(error);
-      done.report = null;
+      (done as WrittenReport).report = null;
     }
-    if (this.#failure === undefined) return done;
-    return { ...done, warnings: [...done.warnings, `the report could not be written: ${this.#failure}`] };
+    if (this.#failure !== undefined) warnings.push(`the report could not be written: ${this.#failure}`);
+    return done;
   }
 
-  #nameRejected(): string | null {
-    using file = this.#file;
-    try {
-      return file?.publish(this.#rejectedPath) ? this.#rejectedPath : null;
-    } catch (error) {
-      this.#failure ??= errorMessage(error);
-      return null;
-    }
-  }
-
-  /** Leaves nothing. */
-  abandon(): void {
-    this.#file?.[Symbol.dispose]();
+  [Symbol.dispose](): void {
+    this.#partial?.[Symbol.dispose]();
   }
 }

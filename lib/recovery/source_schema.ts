@@ -4,7 +4,7 @@
  */
 import { errorMessage } from "../errors.ts";
 import { RUN_COLUMNS, RUN_STATUSES } from "../records.ts";
-import { columnsOf, isOfContract, type TableName } from "../schema.ts";
+import { isOfContract, type TableName, TABLES } from "../schema.ts";
 import { Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
 import type { PageFile } from "./page_reader.ts";
 
@@ -136,7 +136,7 @@ export function readColumns(db: Connection, table: string): Column[] {
 /** How the contract declares a column; undefined for other columns. */
 export function declarationOf(table: string, column: string): string | undefined {
   if (!isOfContract(table)) return undefined;
-  const columns = columnsOf(table as TableName);
+  const columns = TABLES[table as TableName];
   return column === "custom_metadata" ? "TEXT" : Object.hasOwn(columns, column) ? columns[column] : undefined;
 }
 
@@ -232,7 +232,7 @@ function columnOrders(table: TableName): Column[][] {
   const v1 = v2.filter((column) => column !== "insight_id");
   const orders = table === "agent_runs"
     ? [[...RUN_COLUMNS], [...v2, ...later], [...recovered, ...later], [...v1, "insight_id", ...later]]
-    : [Object.keys(columnsOf(table))];
+    : [Object.keys(TABLES[table])];
   return orders.map((names) =>
     names.map((name) => {
       const type = declarationOf(table, name)!;

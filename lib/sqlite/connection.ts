@@ -1,55 +1,50 @@
 /**
- * SQLite as the contract wants it opened, and its errors told apart. The only module that knows the binding.
+ * Connections to SQLite, opened as the contract requires, with errors that have codes. The only module that imports
+ * `node:sqlite`.
  *
  * Rows are read with `get` and `all`: the binding's `iterate` ends without an error at a damaged page.
  * @module
  */
 import { backup, DatabaseSync, type DatabaseSyncOptions, type SQLInputValue, type StatementSync } from "node:sqlite";
-import { type ErrorCode, errorMessage, hasCode, TelemetryError } from "../errors.ts";
+import { type ErrorCode, errorMessage, hasCode, TelemetryError, withHint } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
-import { sizeOf, statIfExists } from "../fs/locate.ts";
+import { readFull } from "../fs/atomic_file.ts";
+import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
 
-/** What can be bound to a parameter. Booleans and undefined cannot. */
+/** A value that can be bound to a parameter. Booleans and undefined cannot. */
 export type SqlValue = SQLInputValue;
 /** A row by column name. */
 export type Row = Record<string, SqlValue>;
 
-/** Told of work as it goes on. */
+/** Called while work goes on. */
 export type OnProgress = (done: number, total: number) => void;
 
 /** How {@linkcode Connection.open} opens. */
 export interface OpenOptions {
-  /** Never writes, and fails when there is no file. @default false */
+  /** Never writes, and fails when the file does not exist. @default false */
   readOnly?: boolean;
-  /** How long SQLite itself waits for a lock, in milliseconds. @default 5000 (contract, "Pragmas") */
+  /** How long SQLite waits for a lock, in milliseconds. @default 5000 (contract, "Pragmas") */
   busyTimeoutMs?: number;
 }
 
-/** How the binding is asked to open, on this thread and on others. */
 export function bindingOptions({ readOnly = false, busyTimeoutMs = 5000 }: OpenOptions = {}): DatabaseSyncOptions {
-  return { readOnly, timeout: busyTimeoutMs, enableForeignKeyConstraints: false };
+  // Python's SQLite and the sqlite3 program accept text in double quotes, so schemas in the field have it.
+  const dialect = { enableForeignKeyConstraints: false, enableDoubleQuotedStringLiterals: true };
+  return { readOnly, timeout: busyTimeoutMs, ...dialect };
 }
 
 /** The pragmas of every writing connection (contract, "Pragmas"); the busy timeout is set on opening. */
 const PRAGMAS = ["PRAGMA synchronous=NORMAL", "PRAGMA wal_autocheckpoint=1000"];
 
-/** The waits between the tries of a write that finds the database locked, in milliseconds (contract, "Pragmas"). */
+/** The pauses between attempts to write to a locked database, in milliseconds (contract, "Pragmas"). */
 const LOCK_RETRY_DELAYS_MS: readonly number[] = [100, 200];
 
 /**
- * A connection whose errors are {@linkcode TelemetryError}s. Foreign keys are not enforced: the contract's
- * other programs do not enforce them either, so orphans are real.
- *
- * @example
- * ```ts
- * import { Connection } from "./connection.ts";
- *
- * using db = Connection.open(":memory:");
- * console.log(db.get("SELECT 1 AS one")?.["one"]); // 1
- * ```
+ * A connection whose errors are {@linkcode TelemetryError}s. Foreign keys are not enforced: the contract's other programs
+ * do not enforce them, so there are orphans.
  */
 export class Connection implements Disposable {
-  /** The file. */
+  /** The database file. */
   readonly path: string;
   readonly #db: DatabaseSync;
 
@@ -59,7 +54,8 @@ export class Connection implements Disposable {
   }
 
   /**
-   * @param path a file, which is made when it is not there (unless `readOnly`), or `:memory:`
+   * Opens a file, which is created unless `readOnly`, or `:memory:`.
+   *
    * @throws {TelemetryError} `permission`, `not_a_database`, `locked`, `io` …
    */
   static open(path: string, options: OpenOptions = {}): Connection {
@@ -69,7 +65,7 @@ export class Connection implements Disposable {
         // Prepared, because errors of `exec` carry no code.
         for (const pragma of options.readOnly ? [] : PRAGMAS) db.prepare(pragma).run();
       } catch (error) {
-        // Else its file stays open: an agent that tries again and again would run out of them.
+        // Otherwise its file stays open, and an agent that tries again and again runs out of them.
         db.close();
         throw error;
       }
@@ -78,48 +74,38 @@ export class Connection implements Disposable {
   }
 
   /**
-   * Opens an existing database to look at it, without changing a byte of its content. Where nothing may be written
-   * beside it, SQLite refuses a database in WAL mode: then its content is read into memory, which is right as long as
-   * nothing is in its WAL.
+   * Opens an existing database to read it, without changing its content.
    *
-   * @throws {TelemetryError} as `open` does, and `no_storage` when there is no such file
+   * It is opened read-write where possible, since a read-only connection leaves an empty WAL behind. A WAL with content
+   * needs a read-only one: the last connection to close would write that content into the file. A journal needs a read-write
+   * one: SQLite must roll it back before anything can be read.
+   *
+   * @throws {TelemetryError} `no_storage` when the file does not exist, or as `open` does
    */
   static openToRead(path: string): Connection {
     const stat = statIfExists(path);
     if (stat === undefined) throw noDatabase(path);
     if (stat.isDirectory) throw folderAtDatabasePath(path);
-    let db: Connection | undefined;
+    const { wal, journal } = sidecarsOf(path);
+    const isWritable = isGranted({ name: "write", path });
+    const readOnly = !isWritable || (sizeOf(wal) ?? 0) > 0 && (sizeOf(journal) ?? 0) === 0;
     try {
-      db = retryWhileLocked(() => Connection.open(path, { readOnly: isReadOnlyToRead(path) }));
-      db.get("SELECT count(*) FROM sqlite_schema");
-    } catch (error) {
-      if (hasCode(error, "permission") && (sizeOf(sidecarsOf(path).wal) ?? 0) === 0) {
-        db?.close();
-        return Connection.#inMemory(path, error);
+      const db = retryWhileLocked(() => Connection.open(path, { readOnly }));
+      try {
+        db.get("SELECT count(*) FROM sqlite_schema");
+      } catch (error) {
+        // Other errors are reported where the connection is used.
+        if (hasCode(error, "permission")) throw error;
       }
-      // What is wrong with an open one shows where it is used.
-      if (db === undefined) throw error;
+      return db;
+    } catch (error) {
+      if (!hasCode(error, "permission")) throw error;
+      const hint = hasHotJournal(path)
+        ? `it has an unfinished transaction in ${journal}: run this with write access to its folder`
+        : "SQLite must write beside a database in WAL mode to read it: run this with write access to its folder, or copy " +
+          "the file, with its -wal, elsewhere";
+      throw withHint(error, hint);
     }
-    return db;
-  }
-
-  static #inMemory(path: string, refusal: TelemetryError): Connection {
-    const before = statIfExists(path);
-    let bytes: Uint8Array<ArrayBuffer>;
-    try {
-      bytes = Deno.readFileSync(path);
-    } catch {
-      throw refusal;
-    }
-    const after = statIfExists(path);
-    if ((sizeOf(sidecarsOf(path).wal) ?? 0) > 0 || String(before?.mtime) !== String(after?.mtime)) throw refusal;
-    // Header bytes 18 and 19: the file is not in WAL mode, which memory does not have (SQLite's file format).
-    bytes.fill(1, 18, 20);
-    const db = new DatabaseSync(":memory:", bindingOptions());
-    return attempt(path, () => {
-      db.deserialize(bytes);
-      return new Connection(path, db);
-    });
   }
 
   /** Runs statements that give no rows. */
@@ -148,21 +134,9 @@ export class Connection implements Disposable {
   }
 
   /**
-   * Runs one statement for each row.
+   * Runs `work` in one transaction, which holds the write lock from its start.
    *
-   * @param sql with as many parameters as a row has cells
-   * @param width how many cells a row has
-   * @param cells those of all rows, one row after the other
-   */
-  runAll(sql: string, width: number, cells: SqlValue[]): void {
-    const statement = this.prepare(sql);
-    for (let at = 0; at < cells.length; at += width) statement.run(...cells.slice(at, at + width));
-  }
-
-  /**
-   * Runs `work` in one transaction that holds the write lock from its start: all of it happens, or nothing.
-   *
-   * @throws {TelemetryError} `locked` when another process has the lock for longer than the timeouts
+   * @throws {TelemetryError} `locked` when another process holds the lock for longer than the timeouts
    */
   transaction<T>(work: () => T): T {
     retryWhileLocked(() => this.run("BEGIN IMMEDIATE"));
@@ -176,7 +150,7 @@ export class Connection implements Disposable {
     }
   }
 
-  /** Ends a transaction without its changes; does nothing where SQLite has ended it already. */
+  /** Rolls back a transaction, unless SQLite has done so already. */
   rollback(): void {
     try {
       this.#db.exec("ROLLBACK");
@@ -189,41 +163,66 @@ export class Connection implements Disposable {
   }
 
   /**
-   * Copies one consistent snapshot to a file with SQLite's online backup. Writers go on meanwhile: the read
-   * transaction that is opened first holds none up in WAL mode, and keeps their commits from starting the copy anew.
+   * Copies one consistent snapshot to a file, replacing its content. Writers go on meanwhile: the read transaction blocks no
+   * writer in WAL mode, and keeps their commits from restarting the copy.
    *
-   * @param path the copy; what was there is replaced
-   * @param onProgress told from time to time how many pages are copied, of how many: the first time when SQLite has the
-   * copy locked and before it is done; at the end 1 of 1
-   * @param isFollowed whether what is written here meanwhile gets into the copy, instead of being kept out of it
    * @throws {TelemetryError} `disk_full`, `damaged` …
    */
-  async copyTo(path: string, onProgress?: OnProgress, isFollowed: boolean = false): Promise<void> {
-    if (!isFollowed) this.run("BEGIN");
+  async copyTo(path: string, onProgress?: OnProgress): Promise<void> {
+    this.run("BEGIN");
     try {
-      this.get("SELECT count(*) FROM sqlite_schema");
-      // All pages in one step where nobody watches: that is a tenth faster. Else at least two.
-      const pages = Number(this.get("PRAGMA page_count")!["page_count"]);
-      const watched = onProgress && {
-        rate: Math.max(1, Math.min(5000, pages >> 1)),
-        progress: ({ totalPages, remainingPages }: { totalPages: number; remainingPages: number }) =>
-          onProgress(totalPages - remainingPages, totalPages),
-      };
-      await backup(this.#db, path, watched ?? { rate: -1 });
-      onProgress?.(1, 1);
-    } catch (error) {
-      throw sqliteError(error, path);
+      await this.#backup(path, onProgress);
     } finally {
       this.rollback();
     }
   }
 
   /**
-   * What SQLite's own check finds wrong; nothing when the file is sound. It proves the structure, not that the
-   * contract's tables are there: a file of 0 bytes passes.
+   * Replaces the content of a live database by that of this one, in one transaction. Calls `onLocked` once when no other
+   * process can write any more, while readers still see the old content. What is written to this database then, by any
+   * connection, is copied, too.
    *
-   * @param depth `quick` leaves out that indexes and tables agree
-   * @throws {TelemetryError} when the check itself could not be made (`locked`, `io`, `permission`)
+   * @throws {TelemetryError} `locked`, `disk_full` …: the other database is unchanged
+   */
+  async copyOver(path: string, onLocked: () => void, onProgress?: OnProgress): Promise<void> {
+    {
+      // A lock that another program holds would make `backup` wait without end.
+      using live = retryWhileLocked(() => Connection.open(path));
+      // Without WAL, a reader is enough to keep a writer from committing.
+      retryWhileLocked(() => live.run("BEGIN EXCLUSIVE"));
+      live.rollback();
+    }
+    let isLocked = false;
+    await this.#backup(path, (done, total) => {
+      if (!isLocked && done < total) onLocked();
+      isLocked = true;
+      onProgress?.(done, total);
+    });
+  }
+
+  async #backup(path: string, onProgress?: OnProgress): Promise<void> {
+    try {
+      this.get("SELECT count(*) FROM sqlite_schema");
+      // All pages in one step is a tenth faster. With a callback, at least two: the first call comes when the destination is
+      // locked, and none when the copy is complete.
+      const pages = Number(this.get("PRAGMA page_count")!["page_count"]);
+      const steps = onProgress && {
+        rate: Math.max(1, Math.min(5000, pages >> 1)),
+        progress: ({ totalPages, remainingPages }: { totalPages: number; remainingPages: number }) =>
+          onProgress(totalPages - remainingPages, totalPages),
+      };
+      await backup(this.#db, path, steps ?? { rate: -1 });
+      onProgress?.(1, 1);
+    } catch (error) {
+      throw sqliteError(error, path);
+    }
+  }
+
+  /**
+   * What SQLite's check finds wrong; nothing when the database is intact. A file of 0 bytes is intact, too.
+   *
+   * @param depth `full` also checks that indexes and tables agree
+   * @throws {TelemetryError} when the check could not run (`locked`, `io`, `permission`)
    */
   check(depth: "quick" | "full"): string[] {
     try {
@@ -247,37 +246,39 @@ export class Connection implements Disposable {
   }
 }
 
-/**
- * Whether to open a database with `readOnly` in order to read it: where its WAL holds something, since the last other
- * connection to close would put that into the file. Elsewhere not, since `readOnly` leaves an empty WAL behind; with a
- * journal beside it neither, since SQLite has to undo a change first, or refuses.
- */
-export function isReadOnlyToRead(path: string): boolean {
-  const { wal, journal } = sidecarsOf(path);
-  return (sizeOf(wal) ?? 0) > 0 && (sizeOf(journal) ?? 0) === 0;
+/** The first bytes of a rollback journal that has content (SQLite's file format, "The Rollback Journal"). */
+const JOURNAL_MAGIC = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+
+/** Whether a database has an unfinished transaction, which whoever opens it rolls back. */
+export function hasHotJournal(database: string): boolean {
+  const { journal } = sidecarsOf(database);
+  if ((sizeOf(journal) ?? 0) === 0) return false;
+  try {
+    using file = Deno.openSync(journal);
+    const magic = new Uint8Array(JOURNAL_MAGIC.length);
+    return readFull(file, magic) === magic.length && JOURNAL_MAGIC.every((byte, i) => magic[i] === byte);
+  } catch {
+    return true; // SQLite says what is wrong with it
+  }
 }
 
-/** The error for a database that is not there. */
+/** The error for a database that does not exist. */
 export function noDatabase(path: string): TelemetryError {
-  return new TelemetryError("no_storage", `there is no database ${path}`, {
-    hint: "run setup_database; if there was one, recover_database fills a new one from the log",
+  return new TelemetryError("no_storage", `the database ${path} does not exist`, {
+    hint: "if it is lost, run recover_database, which rebuilds it from the log; for a new one, run setup_database",
   });
 }
 
-/** The error for a folder that stands where the database belongs. */
+/** The error for a folder at the path of the database. */
 export function folderAtDatabasePath(path: string): TelemetryError {
   return new TelemetryError("in_the_way", `${path} is a folder, but the database belongs there`, {
-    hint: "move that folder away and run this again",
+    hint: "move that folder away, then run this again",
   });
 }
 
-/**
- * The error for a database that is damaged.
- *
- * @param what is damaged, as the start of a sentence
- */
-export function damagedDatabase(what: string): TelemetryError {
-  return new TelemetryError("damaged", what, { hint: HINTS.damaged });
+/** The error for a damaged database. */
+export function damagedDatabase(message: string): TelemetryError {
+  return new TelemetryError("damaged", message, { hint: HINTS.damaged });
 }
 
 /** A prepared statement of a {@linkcode Connection}. */
@@ -285,13 +286,12 @@ export class Statement {
   readonly #path: string;
   readonly #statement: StatementSync;
 
-  /** Made by {@linkcode Connection.prepare}. */
   constructor(path: string, statement: StatementSync) {
     this.#path = path;
     this.#statement = statement;
   }
 
-  /** Has integers come back as `bigint` from now on: those over 2^53 cannot be read else. */
+  /** Returns integers as `bigint` from now on. Those over 2^53 cannot be read otherwise. */
   readBigInts(): void {
     this.#statement.setReadBigInts(true);
   }
@@ -312,11 +312,7 @@ export class Statement {
   }
 }
 
-/**
- * Tries a write again when the database is locked (contract, "Pragmas"). Blocks the thread meanwhile.
- *
- * @throws {TelemetryError} `locked` when the last try failed too; any other error at once
- */
+/** Tries a write again while the database is locked (contract, "Pragmas"). Blocks the thread meanwhile. */
 export function retryWhileLocked<T>(write: () => T): T {
   for (const delayMs of LOCK_RETRY_DELAYS_MS) {
     try {
@@ -337,7 +333,7 @@ function attempt<T>(path: string, work: () => T): T {
   }
 }
 
-/** SQLite's primary result codes that mean something to a caller (SQLite documentation, "Result and Error Codes"). */
+/** The result codes of SQLite that a caller can act on (SQLite documentation, "Result and Error Codes"). */
 const CODES: Record<number, ErrorCode> = {
   3: "permission",
   5: "locked",
@@ -349,13 +345,13 @@ const CODES: Record<number, ErrorCode> = {
   19: "invalid_record",
   20: "invalid_record",
   26: "not_a_database",
-  // A page is beyond the end of the file (SQLITE_IOERR_SHORT_READ): the file was cut.
+  // SQLITE_IOERR_SHORT_READ: a page is beyond the end of the file, which is truncated.
   522: "damaged",
-  // The -shm file could not be made larger (SQLITE_IOERR_SHMSIZE): how a full disk shows first in WAL mode.
+  // SQLITE_IOERR_SHMSIZE: the -shm file cannot grow. A full disk shows first like this in WAL mode.
   4874: "disk_full",
 };
 
-/** The same by text, for what the binding throws without a code: `exec`, opening, `backup`. */
+/** The same by text: the binding's `exec`, opening and `backup` throw errors without a code. */
 const TEXTS: [RegExp, ErrorCode][] = [
   [/is locked/, "locked"],
   [/malformed/, "damaged"],
@@ -369,21 +365,20 @@ const MEANINGS: Partial<Record<ErrorCode, string>> = {
   locked: "is locked by another process",
   damaged: "is damaged",
   not_a_database: "is not a SQLite database",
-  permission: "cannot be opened for this",
+  permission: "cannot be opened",
 };
 
 const HINTS: Partial<Record<ErrorCode, string>> = {
-  locked: "wait until the other program is done, or stop it, and run this again",
-  damaged: "run recover_database: it rebuilds the database from the log and from what can still be read",
-  not_a_database:
-    "run recover_database: it keeps that file and takes what can still be read of it (if it is another program's, move it away)",
-  disk_full: "free some space on that disk and run it again",
-  permission: "run it as the user who owns the file, and see that its folder can be written",
-  invalid_record: "see which rule of the table refuses it",
-  io: "see whether the disk is full or failing, and run it again",
+  locked: "wait until the other program has finished, or stop it, then run this again",
+  damaged: "run recover_database, which rebuilds the database from the log and from its readable data",
+  not_a_database: "run recover_database, which keeps this file; if it belongs to another application, move it away",
+  disk_full: "free space on that disk, then run this again",
+  permission: "run this as the owner of the file, with write access to its folder",
+  invalid_record: "check which constraint of the table it violates",
+  io: "check the disk, then run this again",
 };
 
-/** What the binding threw, told apart. */
+/** Converts what the binding threw. */
 export function sqliteError(thrown: unknown, path: string): TelemetryError {
   if (thrown instanceof TelemetryError) return thrown;
   const text = errorMessage(thrown);
@@ -394,8 +389,10 @@ export function sqliteError(thrown: unknown, path: string): TelemetryError {
     ? CODES[errcode] ?? CODES[errcode & 0xff] ?? "io"
     : TEXTS.find(([pattern]) => pattern.test(text))?.[1] ?? "io";
   const meaning = MEANINGS[code];
-  return new TelemetryError(code, meaning ? `${path} ${meaning} (${text})` : `${path}: ${text}`, {
-    cause: thrown,
-    hint: HINTS[code],
-  });
+  // SQLITE_ERROR: not the disk, but something in the schema or the data that this SQLite does not accept.
+  const isGeneric = errcode === 1 || errcode === undefined && code === "io" && !/I\/O error/.test(text);
+  const message = meaning
+    ? `${path} ${meaning} (${text})`
+    : `${isGeneric ? "SQLite refused this: " : ""}${path}: ${text}`;
+  return new TelemetryError(code, message, { cause: thrown, hint: isGeneric ? undefined : HINTS[code] });
 }

@@ -10,23 +10,22 @@ import type { Connection } from "./connection.ts";
 /** `ALTER TABLE … ADD COLUMN` takes neither keys nor NOT NULL nor a default that is an expression. */
 const CANNOT_BE_ADDED = /PRIMARY KEY|NOT NULL|datetime/;
 
-/** What {@linkcode inspect} finds. */
+/** The schema of a database. */
 export interface Inspection {
-  /** The version that the columns show: 1, 2 or 3; a later product's number; 4 where only its columns tell. */
+  /** The version by the columns: 1, 2 or 3; for a later product the recorded version, or 4 when none is recorded. */
   version: number;
-  /** The highest version in `schema_migrations`, which is not always true; null without any. */
+  /** The highest version in `schema_migrations`, which may be wrong; null when there is none. */
   recorded: number | null;
-  /** What the contract wants and the database lacks, as `commits`, `agent_runs.subdomain`, `idx_runs_insight`. */
+  /** What the database lacks, such as `commits`, `agent_runs.subdomain` or `idx_runs_insight`. */
   missing: string[];
   /** Whether the journal mode is WAL. */
   wal: boolean;
 }
 
 /**
- * Which schema a database has. Believes the columns: the old setup recorded version 3 and added no column.
+ * Determines the schema of a database by its columns: the old setup recorded version 3 without adding any.
  *
- * @throws {TelemetryError} `empty_database` without any table, `not_a_database` without `agent_runs` or with one
- * that cannot be made whole by adding columns
+ * @throws {TelemetryError} `empty_database` without tables, `not_a_database` without `agent_runs`, `in_the_way`
  */
 export function inspect(db: Connection): Inspection {
   const names = namesIn(db);
@@ -39,15 +38,13 @@ export function inspect(db: Connection): Inspection {
     throw new TelemetryError(
       "in_the_way",
       `${db.path} has a view ${view["name"]}, but a table of that name is needed`,
-      {
-        hint: "drop or rename that view and run this again",
-      },
+      { hint: "drop or rename that view, then run this again" },
     );
   }
   const runColumns = columnNames(db, "agent_runs");
   if (runColumns.size === 0) {
     throw new TelemetryError("not_a_database", `${db.path} is not a telemetry database: it has no table agent_runs`, {
-      hint: "see whether it belongs to another program; move it away and run this again",
+      hint: "if it belongs to another application, move it away, then run this again",
     });
   }
   const recorded = names.has("schema_migrations")
@@ -58,10 +55,11 @@ export function inspect(db: Connection): Inspection {
   return { version, recorded, missing, wal: db.get("PRAGMA journal_mode")?.["journal_mode"] === "wal" };
 }
 
-/** The error for a database without bytes or tables: a sign of loss, which a fresh schema would only hide. */
+/** The error for a database without content. This is a sign of loss, which a new schema would only hide. */
 export function emptyDatabase(path: string): TelemetryError {
-  return new TelemetryError("empty_database", `${path} is empty: it holds no tables`, {
-    hint: "run recover_database to fill it from the log; if nothing was ever recorded, delete it and run this again",
+  return new TelemetryError("empty_database", `${path} is empty: it has no tables`, {
+    hint:
+      "run recover_database, which rebuilds it from the log; if nothing was ever recorded, delete it and run this again",
   });
 }
 
@@ -86,33 +84,32 @@ function missingIn(db: Connection, names: Set<string>): string[] {
   return missing;
 }
 
-/** The names of all tables and indexes, in lower case, as SQLite compares them. */
+/** The names of all tables and indexes in lower case, as SQLite compares them. */
 function namesIn(db: Connection): Set<string> {
   const rows = db.all("SELECT lower(name) AS name FROM sqlite_schema WHERE type IN ('table', 'index')");
   return new Set(rows.map((row) => row["name"] as string));
 }
 
-/** The names of the columns that a table has, in lower case, as SQLite compares them; none where there is no such table. */
+/** The names of a table's columns in lower case, as SQLite compares them. Empty when the table does not exist. */
 export function columnNames(db: Connection, table: string): Set<string> {
-  const rows = db.all("SELECT lower(name) AS name FROM pragma_table_info(?)", table);
+  const rows = db.all("SELECT lower(name) AS name FROM pragma_table_xinfo(?)", table);
   return new Set(rows.map((row) => row["name"] as string));
 }
 
-/** The error for a database of a later product: this toolkit changes nothing in it. */
+/** The error for the database of a later product. */
 export function newerSchema(path: string, version: number): TelemetryError {
   return new TelemetryError(
     "newer_schema",
-    `${path} has schema v${version}, and this toolkit writes v${SCHEMA_VERSION}: nothing was changed`,
-    { hint: "use the newer product with this database, or another folder (--base DIR) with this toolkit" },
+    `${path} has schema v${version}, but this toolkit writes v${SCHEMA_VERSION}; nothing was changed`,
+    { hint: "use the later product with this database, or another folder (--base DIR) with this toolkit" },
   );
 }
 
 /**
- * Makes a v3 of an older or incomplete database, or the schema in a new one: adds tables, columns and indexes, and
- * never rebuilds a table, since people have columns, indexes and tables of their own in there. Run it in a
- * transaction; it proves at its end that a row with every v3 column is accepted.
+ * Upgrades a database to v3, or creates the schema in a new one: adds tables, columns and indexes, and never rebuilds a
+ * table, since users add columns, indexes and tables of their own. Call it in a transaction.
  *
- * @throws {TelemetryError} `newer_schema`, `not_a_database`, or what SQLite says
+ * @throws {TelemetryError} `not_a_database`, `invalid_record` when the database would refuse runs, or what SQLite reports
  */
 export function applySchema(db: Connection): void {
   for (const table of TABLE_NAMES) {
@@ -129,18 +126,18 @@ export function applySchema(db: Connection): void {
 
 function addColumn(db: Connection, table: TableName, column: string, declaration: string): void {
   if (CANNOT_BE_ADDED.test(declaration)) {
-    throw new TelemetryError("not_a_database", `${db.path} is no telemetry database: ${table} has no ${column}`, {
-      hint: "move it away and run recover_database, which fills a new one from the log",
-    });
+    throw new TelemetryError(
+      "not_a_database",
+      `${db.path} is not a telemetry database: ${table} has no column ${column}`,
+      {
+        hint: "move it away, then run recover_database, which rebuilds it from the log",
+      },
+    );
   }
   db.exec(`ALTER TABLE ${table} ADD COLUMN ${column} ${declaration}`);
 }
 
-/**
- * Inserts a row with every v3 column, and takes it back: what people added must not make later inserts fail.
- *
- * @throws {TelemetryError} `invalid_record` when they would
- */
+/** Inserts a row with every v3 column and rolls it back: user-defined objects must not make later inserts fail. */
 export function assertAcceptsRuns(db: Connection): void {
   const run: Partial<RunRecord> = { run_id: crypto.randomUUID(), agent_name: "setup", start_time: "" };
   db.exec("SAVEPOINT proof");
@@ -150,17 +147,14 @@ export function assertAcceptsRuns(db: Connection): void {
   } catch (error) {
     if (!hasCode(error, "invalid_record")) throw error;
     throw new TelemetryError("invalid_record", `after the upgrade the database would refuse runs: ${error.message}`, {
-      hint: "a column, index or trigger that was added to agent_runs does that: change it and run this again",
+      hint: "a user-defined column, index or trigger of agent_runs causes this: change it, then run this again",
       cause: error,
     });
   }
   db.exec("ROLLBACK TO proof; RELEASE proof");
 }
 
-/**
- * Takes away those of the contract's indexes that slow a bulk load down; {@linkcode applySchema} makes them again.
- * Those that grow at their end alone are as fast while the table is filled.
- */
+/** Drops the indexes that slow down a bulk load. {@linkcode applySchema} creates them again. The others only grow at the end. */
 export function dropSlowIndexes(db: Connection): void {
   for (const index of ["idx_runs_agent", "idx_runs_status", "idx_runs_insight"]) {
     db.exec(`DROP INDEX IF EXISTS ${index}`);

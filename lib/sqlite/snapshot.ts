@@ -1,33 +1,36 @@
 /**
- * One consistent copy of a live database, proven before it gets its name; and the copies that are there.
+ * Consistent copies of a live database, checked before they are published; and the copies that exist.
  * @module
  */
-import { ensureFolder, PartialFile, removeStalePartials } from "../fs/atomic_file.ts";
-import { errorMessage, fileError, TelemetryError } from "../errors.ts";
-import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
-import { statIfExists } from "../fs/locate.ts";
+import { fileError, TelemetryError } from "../errors.ts";
+import { copyContent, ensureFolder, PartialFile, removeStalePartials } from "../fs/atomic_file.ts";
+import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
+import {
+  type FileKind,
+  fileName,
+  fileNames,
+  type Layout,
+  parseFileName,
+  partialOf,
+  pathIn,
+  sidecarsOf,
+} from "../layout.ts";
 import { Connection, damagedDatabase, type OnProgress } from "./connection.ts";
 
-/** How {@linkcode takeSnapshot} goes about it. */
+/** Options of {@linkcode takeSnapshot}. */
 export interface SnapshotOptions {
-  /** What SQLite's own check looks at. @default "quick" */
-  depth?: "quick" | "full";
-  /** Told how many pages are copied, of how many. */
+  /** How the copy is checked. `none` is for a copy of a database that was just checked. @default "quick" */
+  check?: "quick" | "full" | "none";
+  /** Called with the number of pages that are copied, and of all pages. */
   onProgress?: OnProgress | undefined;
-  /** Looks at the copy before it gets its name; what it throws leaves nothing behind. */
+  /** Examines the copy before it is published. When it throws, nothing is left behind. */
   examine?: (copy: Connection) => void;
 }
 
 /**
- * Copies the database into a folder, under the contract's name for this kind of copy, or the next that is free.
- * Agents go on writing. What has a name is whole, has passed SQLite's check, and is on the disk; another file is never
- * replaced; what killed runs of the same kind have left half done is removed.
+ * Copies the database into a folder while agents write, under the first name of this kind that is free. A published copy is
+ * complete, checked and durable. Removes partials that killed processes have left.
  *
- * @param layout whose database
- * @param folder where the copy goes; it is made if need be
- * @param kind what the copy is for
- * @param options how
- * @returns the copy's path
  * @throws {TelemetryError} `damaged`, `disk_full`, `permission` …: then there is no copy
  */
 export async function takeSnapshot(
@@ -38,63 +41,70 @@ export async function takeSnapshot(
 ): Promise<string> {
   ensureFolder(base, folder);
   removeStalePartials(folder, (name) => parseFileName(name)?.kind === kind);
-  const names = fileNames(kind, new Date());
-  using partial = PartialFile.claimDatabase(partialOf(pathIn(folder, names.next().value)), database, { base });
-  await copySound(database, partial.path, options);
-  for (const name of fileNames(kind, new Date())) {
-    if (partial.publish(pathIn(folder, name))) return pathIn(folder, name);
+  const partialPath = partialOf(pathIn(folder, fileName(kind, new Date())));
+  using partial = PartialFile.claim(partialPath, { like: database });
+  {
+    using source = Connection.openToRead(database);
+    await source.copyTo(partialPath, options.onProgress);
   }
-  throw new TelemetryError("io", `no name is left for a copy in ${folder}`);
+  // The disk writes while the copy is checked.
+  const synced = partial.file.sync();
+  // A failure of the check is thrown first.
+  synced.catch(() => {});
+  checkCopy(partialPath, database, options);
+  try {
+    await synced;
+  } catch (error) {
+    throw fileError(error, `cannot sync ${partialPath}`);
+  }
+  return partial.publish(base, pathsIn(folder, kind))!;
 }
 
-/** A damaged database is copied without complaint: checking the copy, which is the same page by page, tells of both. */
-async function copySound(database: string, partial: string, options: SnapshotOptions): Promise<void> {
-  using source = Connection.openToRead(database);
-  await source.copyTo(partial, options.onProgress);
-  using copy = Connection.open(partial);
-  assertIntact(copy, database, options.depth);
+function* pathsIn(folder: string, kind: FileKind): Generator<string> {
+  for (const name of fileNames(kind, new Date())) yield pathIn(folder, name);
+}
+
+/** A damaged database is copied without an error. The copy has the same pages, so its check stands for both. */
+function checkCopy(copyPath: string, database: string, { check = "quick", examine }: SnapshotOptions): void {
+  if (check === "none" && examine === undefined) return;
+  using copy = Connection.open(copyPath);
+  if (check !== "none") assertIntact(copy, database, check);
   try {
-    options.examine?.(copy);
+    examine?.(copy);
   } catch (error) {
-    // What is wrong with the copy is wrong with the database.
     if (!(error instanceof TelemetryError)) throw error;
-    const message = error.message.replaceAll(partial, database);
+    // What is wrong with the copy is wrong with the database.
+    const message = error.message.replaceAll(copyPath, database);
     throw new TelemetryError(error.code, message, { hint: error.hint, cause: error });
   }
 }
 
 /**
- * Sees that SQLite's own check passes.
+ * Runs SQLite's check. `database` is the file that the error names.
  *
- * @param db what is checked
- * @param database the file that the error names
  * @throws {TelemetryError} `damaged`
  */
 export function assertIntact(db: Connection, database: string, depth: "quick" | "full" = "quick"): void {
   const [problem] = db.check(depth);
   if (problem === undefined) return;
-  throw damagedDatabase(`${database} is damaged (${errorMessage(problem)}): nothing was changed`);
+  throw damagedDatabase(`${database} is damaged (${problem.replace(/\s+/g, " ")}); nothing was changed`);
 }
 
-/** A file that holds a copy of the database. */
+/** A file with a copy of the database. */
 export interface DatabaseCopy {
-  /** What it was made for. */
+  /** What the copy is for. */
   kind: FileKind;
-  /** Its name. */
+  /** The name without the folder. */
   name: string;
-  /** Where it is. */
+  /** The path. */
   path: string;
-  /** The time in its name; the file's own time lies when it was copied. */
+  /** When it was created. */
   time: Date;
   /** Its size in bytes. */
   size: number;
 }
 
-/**
- * The copies in a folder, newest first by the time in their names.
- *
- * @param kinds which ones
- */
+/** The copies of these kinds in a folder, newest first. */
 export function listCopies(folder: string, kinds: FileKind[]): DatabaseCopy[] {
   const found: DatabaseCopy[] = [];
   try {
@@ -113,12 +123,45 @@ export function listCopies(folder: string, kinds: FileKind[]): DatabaseCopy[] {
   return found.sort((a, b) => b.time.getTime() - a.time.getTime() || (a.name < b.name ? 1 : -1));
 }
 
+/** A name is in the future when it is later than this from now: when a name was taken, a copy gets that of a later second. */
+export const SOON_MS = 60_000;
+/** Local times of two places differ by at most this. */
+const MAX_ZONE_MS = 26 * 3_600_000;
+
 /**
- * The time in a name. A day's first backup has no hour in its name: that is its file's own time, as far as it is of that
- * day. For all others the file's time is not looked at, since it lies when the file was copied.
+ * When a copy was created: the time in its name. The file's own time counts in two cases only, since it changes when a file
+ * is copied: where the name has no time of day, and where the name is in the future because it was given in another time
+ * zone.
  */
-function timeOf(name: string, time: Date, { mtime }: Deno.FileInfo): Date {
-  const isOfThatDay = mtime !== null && /\.\d{8}\.sqlite$/.test(name) && mtime.toDateString() === time.toDateString();
-  // In whole seconds, as all others have it.
-  return isOfThatDay ? new Date(mtime.setMilliseconds(0)) : time;
+function timeOf(name: string, named: Date, { mtime }: Deno.FileInfo): Date {
+  if (mtime === null) return named;
+  const written = new Date(Math.floor(mtime.getTime() / 1000) * 1000);
+  const hasDayOnly = /\.\d{8}\.sqlite$/.test(name);
+  if (hasDayOnly && written.toDateString() === named.toDateString()) return written;
+  const isFuture = named.getTime() > Date.now() + SOON_MS;
+  const isOtherZone = written.getTime() <= Date.now() && named.getTime() - written.getTime() <= MAX_ZONE_MS;
+  return isFuture && isOtherZone ? written : named;
+}
+
+/**
+ * A backup, as SQLite can open it. One that may only be read is copied into `db/` first: a read-only connection would leave
+ * sidecars beside it.
+ */
+export class OpenableBackup implements Disposable {
+  readonly path: string;
+  readonly #copy: PartialFile | undefined;
+
+  constructor({ db }: Layout, path: string) {
+    const sidecars = Object.values(sidecarsOf(path)).some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
+    // With sidecars it must be opened where it is.
+    if (!sidecars && !isGranted({ name: "write", path }) && statIfExists(path)?.isFile) {
+      this.#copy = PartialFile.claim(partialOf(pathIn(db, fileName("full_backup", new Date()))));
+      copyContent(path, this.#copy.file);
+    }
+    this.path = this.#copy?.path ?? path;
+  }
+
+  [Symbol.dispose](): void {
+    this.#copy?.[Symbol.dispose]();
+  }
 }

@@ -1,8 +1,8 @@
 /**
- * The database file of a `{base}`: made, or brought to schema v3, without ever risking what is in it.
+ * The database file of a store: created, or upgraded to schema v3.
  * @module
  */
-import { ensureFolder, exists, removeIfExists, writeFileAtomic } from "../fs/atomic_file.ts";
+import { ensureFolder, pathExists, removeIfExists, writeFileAtomic } from "../fs/atomic_file.ts";
 import { fileError, TelemetryError } from "../errors.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
@@ -16,15 +16,15 @@ import { Connection, folderAtDatabasePath, retryWhileLocked } from "../sqlite/co
 export interface DatabaseSetup {
   /** `created`, `upgraded`, or `unchanged` when there was nothing to do. */
   outcome: "created" | "upgraded" | "unchanged";
-  /** What the database had before. */
+  /** The schema before; not set when the database was created. */
   before?: Inspection;
-  /** The copy of the database as it was before the upgrade. */
+  /** The copy of the database from before the upgrade. */
   copy?: string;
 }
 
 /**
- * Creates or upgrades the database, and writes `config/schema.sql`. Safe to run any number of times, by several at
- * once, and to kill: the database is as before or finished.
+ * Creates or upgrades the database, and writes `config/schema.sql`. Can be called any number of times, concurrently, and
+ * be killed: the database is unchanged or finished.
  *
  * @param layout from `locate()`
  * @throws {TelemetryError} `no_storage` without the `db/` folder; `in_the_way`, `empty_database`, `not_a_database`,
@@ -46,61 +46,60 @@ export async function setUpDatabase(layout: Layout): Promise<DatabaseSetup> {
   return setup;
 }
 
-/** What {@linkcode setUpDatabase} did, in lines for people. */
+/** Describes what {@linkcode setUpDatabase} did, in lines for the operator. */
 export function describeSetup({ outcome, before, copy }: DatabaseSetup, { database }: Layout): string[] {
-  if (before === undefined) return [`database ${database} made, schema v${SCHEMA_VERSION}`];
-  if (outcome === "unchanged") return [`database ${database} has schema v${SCHEMA_VERSION}: nothing to do`];
-  if (before.missing.length === 0) return [`database ${database}, schema v${SCHEMA_VERSION}, put into WAL mode`];
-  const lied = before.recorded !== null && before.recorded !== before.version
-    ? ` (though it says v${before.recorded})`
+  if (before === undefined) return [`created the database ${database}, schema v${SCHEMA_VERSION}`];
+  if (outcome === "unchanged") return [`the database ${database} has schema v${SCHEMA_VERSION}: nothing to do`];
+  if (before.missing.length === 0) return [`switched the database ${database} to WAL mode`];
+  const recorded = before.recorded !== null && before.recorded !== before.version
+    ? ` (recorded as v${before.recorded})`
     : "";
-  const lines = [`database ${database} upgraded from schema v${before.version}${lied} to v${SCHEMA_VERSION}`];
+  const lines = [`upgraded the database ${database} from schema v${before.version}${recorded} to v${SCHEMA_VERSION}`];
   if (before.missing.length > 0) lines.push(`  added ${before.missing.join(", ")}`);
-  if (!before.wal) lines.push("  put into WAL mode");
-  if (copy !== undefined) lines.push(`  as it was before: ${copy}`);
+  if (!before.wal) lines.push("  switched to WAL mode");
+  if (copy !== undefined) lines.push(`  copy from before the upgrade: ${copy}`);
   return lines;
 }
 
 /**
- * Makes a new database unless there is one. It appears under its name whole or not at all.
+ * Creates a new database unless one exists. It is published complete or not at all.
  *
- * @param layout where
- * @param wait whether to wait for another process that is making it, and block the thread meanwhile
- * @returns false when something stands there already
- * @throws {TelemetryError} `no_storage` without the `db/` folder, `permission`, `disk_full` …
+ * @param options `wait`: whether to wait for another process that is creating it, blocking this thread; default true
+ * @returns false when something exists at its path
+ * @throws {TelemetryError} `no_storage` without the `db/` folder, `damaged` beside sidecars of a lost database, `permission` …
  */
-export function createDatabase({ base, db, database }: Layout, wait: boolean = true): boolean {
-  if (!exists(db)) {
-    const mistyped = exists(base) ? "" : `; if there is a store already, its folder has another name than ${base}`;
-    throw new TelemetryError("no_storage", `the folder ${db} is missing`, {
+export function createDatabase({ base, db, database }: Layout, options: { wait?: boolean } = {}): boolean {
+  if (!pathExists(db)) {
+    const mistyped = pathExists(base) ? "" : `; if a store exists already, its folder is not ${base}`;
+    throw new TelemetryError("no_storage", `the folder ${db} does not exist`, {
       hint: `run setup_storage first${mistyped}`,
     });
   }
   const { wal, journal } = sidecarsOf(database);
   const orphan = [wal, journal].find((path) => (sizeOf(path) ?? 0) > 0);
-  if (exists(database)) return false;
-  if (orphan !== undefined) throw orphaned(database, orphan);
+  if (pathExists(database)) return false;
+  if (orphan !== undefined) throw orphanedSidecar(database, orphan);
   using memory = Connection.open(":memory:");
   memory.transaction(() => applySchema(memory));
   const image = memory.serialize();
   // Header bytes 18 and 19: the file is in WAL mode (SQLite's file format, "File format version numbers").
   image.fill(2, 18, 20);
-  return writeFileAtomic(base, database, image, { replace: false, wait });
+  return writeFileAtomic(base, database, image, { replace: false, ...options });
 }
 
-/** A new database beside another one's journal would be read with that one's pages in it. */
-function orphaned(database: string, sidecar: string): TelemetryError {
-  return new TelemetryError("damaged", `${database} is gone, but ${sidecar} of it is still there`, {
-    hint: "put the database back; if it is lost, run recover_database: it takes what that file has, too",
+/** SQLite would read the pages of a lost database's WAL or journal into a new database beside it. */
+function orphanedSidecar(database: string, sidecar: string): TelemetryError {
+  return new TelemetryError("damaged", `${database} is missing, but its ${sidecar} exists`, {
+    hint: "put the database back; if it is lost, run recover_database, which also reads that file",
   });
 }
 
 async function upgradeDatabase(layout: Layout): Promise<DatabaseSetup> {
   const { database } = layout;
-  refuseWhatIsNoDatabase(database);
+  assertDatabaseFile(database);
   const before = look(database);
   if (before.version > SCHEMA_VERSION) throw newerSchema(database, before.version);
-  // Not read-only: the last of these to close a WAL database leaves its sidecars behind.
+  // Not read-only: a read-only connection leaves the sidecars behind.
   using db = retryWhileLocked(() => Connection.open(database));
   let copy: string | undefined;
   if (before.missing.length > 0) copy = await upgradeUnderLock(db, layout);
@@ -110,12 +109,12 @@ async function upgradeDatabase(layout: Layout): Promise<DatabaseSetup> {
   return { outcome, before, ...(copy === undefined ? {} : { copy }) };
 }
 
-function refuseWhatIsNoDatabase(database: string): void {
+function assertDatabaseFile(database: string): void {
   let stat: Deno.FileInfo;
   try {
     stat = Deno.statSync(database);
   } catch (error) {
-    throw fileError(error, `cannot look at ${database}`);
+    throw fileError(error, `cannot examine ${database}`);
   }
   if (stat.isDirectory) throw folderAtDatabasePath(database);
   if (stat.size === 0) throw emptyDatabase(database);
@@ -126,7 +125,7 @@ function look(database: string): Inspection {
   return retryWhileLocked(() => inspect(db));
 }
 
-/** Copies and upgrades while no other program can write. The copy's path, or undefined when another was quicker. */
+/** Copies and upgrades while no other program can write. Returns undefined when another process has upgraded it already. */
 async function upgradeUnderLock(db: Connection, layout: Layout): Promise<string | undefined> {
   retryWhileLocked(() => db.run("BEGIN IMMEDIATE"));
   let copy: string | undefined;
@@ -135,7 +134,7 @@ async function upgradeUnderLock(db: Connection, layout: Layout): Promise<string 
       db.rollback();
       return undefined;
     }
-    // A write that changes nothing: in a file that may only be read, BEGIN IMMEDIATE itself does not fail.
+    // A write that changes nothing: BEGIN IMMEDIATE does not fail for a read-only file.
     db.exec(`PRAGMA user_version=${db.get("PRAGMA user_version")!["user_version"]}`);
     copy = await takeSnapshot(layout, layout.backups, "before_v3");
     applySchema(db);
@@ -148,7 +147,7 @@ async function upgradeUnderLock(db: Connection, layout: Layout): Promise<string 
   }
 }
 
-/** Whether an upgrade that failed left nothing: then its copy is of no use, and would be made again with each try. */
+/** Whether a failed upgrade changed nothing. Then its copy is useless, and each attempt would create another one. */
 function isUnchanged(db: Connection): boolean {
   try {
     return inspect(db).missing.length > 0;
@@ -160,17 +159,17 @@ function isUnchanged(db: Connection): boolean {
 function switchToWal(db: Connection): void {
   const mode = retryWhileLocked(() => db.get("PRAGMA journal_mode=WAL"))?.["journal_mode"];
   if (mode === "wal") return;
-  throw new TelemetryError("io", `${db.path} cannot be put into WAL mode: it stays in "${mode}"`, {
-    hint: "keep {base} on a local disk: network folders cannot share a WAL",
+  throw new TelemetryError("io", `${db.path} cannot be switched to WAL mode: it stays in "${mode}"`, {
+    hint: "keep the store on a local disk: network folders cannot share a WAL",
   });
 }
 
-/** Writes `config/schema.sql`, unless it says the same already. */
+/** Writes `config/schema.sql`, unless it has the same content already. */
 function writeSchemaSql({ base, config, schemaSql: path }: Layout): void {
   const sql = schemaSql();
   try {
     if (Deno.readTextFileSync(path) === sql) return;
-  } catch { /* not there yet, or not readable: writing will tell */ }
+  } catch { /* missing or unreadable: the write reports what is wrong */ }
   ensureFolder(base, config);
   writeFileAtomic(base, path, new TextEncoder().encode(sql), { replace: true });
 }

@@ -1,28 +1,31 @@
 /**
- * The folders of `{base}`: making them, and proving that the log can be written.
+ * The folders of `{base}`.
  * @module
  */
-import { ensureFolder, removeIfExists, writeFileAtomic } from "../fs/atomic_file.ts";
 import { errorMessage, fileError, hasCode, TelemetryError } from "../errors.ts";
-import { defaultFolders, homeFolderOf, type Layout, layoutOf, pathIn } from "../layout.ts";
+import { ensureFolder, removeIfExists, writeFileAtomic } from "../fs/atomic_file.ts";
 import { assertGranted, readEnv } from "../fs/locate.ts";
+import { defaultFolders, homeFolderOf, type Layout, layoutOf, pathIn } from "../layout.ts";
 
 /** What {@linkcode createStorage} did. */
 export interface CreatedStorage {
-  /** Where the storage is; another `{base}` than asked for when the default could not be made. */
+  /** Where the store is: another `{base}` than the given one when the default folder could not be created. */
   layout: Layout;
-  /** Folders and files that had to be made. */
+  /** The folders and files that were created. */
   created: string[];
-  /** The default folders that could not be made, each with the reason. */
+  /** Why each default folder before this one could not be created. */
   refused: string[];
 }
 
+/** SQLite accepts paths of up to 512 bytes, sidecars and partials included. */
+const MAX_DATABASE_PATH_BYTES = 440;
+
 /**
- * Makes the folders that the contract wants (never `backups`: the backup scripts do). Safe to run any number of times.
- * When nothing exists yet and the default folder cannot be made, the next default is tried.
+ * Creates the folders of a store, except `backups/`, which the backup scripts create. Can be called any number of times.
+ * When no store exists and the default folder cannot be created, tries the next default.
  *
  * @param layout from `locate()`
- * @throws {TelemetryError} when a folder cannot be made
+ * @throws {TelemetryError} `permission`, `in_the_way`, `disk_full` … when a folder cannot be created
  *
  * @example
  * ```ts
@@ -35,13 +38,13 @@ export interface CreatedStorage {
  */
 export function createStorage(layout: Layout): CreatedStorage {
   const { base, choice } = layout;
-  if (choice.source !== "default") return { layout, created: makeFolders(layout), refused: [] };
+  if (choice.source !== "default") return { layout, created: createFolders(layout), refused: [] };
   const refused: string[] = [];
   let first: unknown;
   for (const folder of new Set([base, ...defaultFolders(Deno.build.os, homeFolderOf(readEnv, Deno.build.os))])) {
     const chosen = layoutOf({ ...choice, base: folder });
     try {
-      return { layout: chosen, created: makeFolders(chosen), refused };
+      return { layout: chosen, created: createFolders(chosen), refused };
     } catch (error) {
       first ??= error;
       refused.push(errorMessage(error));
@@ -50,55 +53,60 @@ export function createStorage(layout: Layout): CreatedStorage {
   throw first;
 }
 
-function makeFolders(layout: Layout): string[] {
-  const { base, raw, db, reports, exports, config, logs } = layout;
+function createFolders(layout: Layout): string[] {
+  const { base, raw, db, database, reports, exports, config, logs } = layout;
+  if (new TextEncoder().encode(database).length > MAX_DATABASE_PATH_BYTES) {
+    throw new TelemetryError("usage", `the path ${database} is too long for SQLite`, {
+      hint: "choose a shorter base folder",
+    });
+  }
   assertGranted([base, raw, db]);
   const created = [base, raw, db, reports, exports, config, logs].filter((folder) => ensureFolder(base, folder));
-  // Only now does it show whether one of them is behind a link.
+  // Only existing folders show whether they are behind a link.
   assertGranted([base, raw, db]);
   try {
     const readme = new TextEncoder().encode(README);
     if (writeFileAtomic(base, layout.readme, readme, { replace: false, wait: false })) created.push(layout.readme);
   } catch (error) {
-    // Another process is writing the very same text.
+    // Another process is writing the same text.
     if (!hasCode(error, "locked")) throw error;
   }
   return created;
 }
 
 /**
- * Proves that the log's folder can be written: writes a file, reads it back, removes it.
+ * Proves that the log folder can be written: writes a file, reads it back and removes it.
  *
- * @throws {TelemetryError} when it cannot
+ * @throws {TelemetryError} when that fails
  */
-export function proveWritable({ raw }: Layout): void {
-  const proof = pathIn(raw, `.write_test_${crypto.randomUUID()}`);
-  const text = "written by setup_storage to see whether the log can be written\n";
+export function assertWritable({ raw }: Layout): void {
+  const path = pathIn(raw, `.write_test_${crypto.randomUUID()}`);
+  const text = "written by setup_storage to test whether the log can be written\n";
   let read: string;
   try {
-    Deno.writeTextFileSync(proof, text, { createNew: true });
-    read = Deno.readTextFileSync(proof);
+    Deno.writeTextFileSync(path, text, { createNew: true });
+    read = Deno.readTextFileSync(path);
   } catch (error) {
-    throw fileError(error, `the log's folder ${raw} cannot be written`);
+    throw fileError(error, `cannot write to the log folder ${raw}`);
   } finally {
-    removeIfExists(proof);
+    removeIfExists(path);
   }
-  if (read !== text) throw new TelemetryError("io", `${raw} gave back other bytes than were written`);
+  if (read !== text) throw new TelemetryError("io", `${raw} returned other bytes than were written`);
 }
 
-/** The README of `{base}`: for whoever finds the folder without knowing the toolkit. */
+/** The README of `{base}`, for readers who do not know the toolkit. */
 const README = `# Telemetry of the agents and jobs on this machine
 
-| folder | what is in it |
+| folder | content |
 | --- | --- |
-| \`raw/\` | the log, \`events_YYYYMMDD.ndjson\` by UTC day: one JSON object a line, only ever appended to. **This is the truth: copy it elsewhere.** |
-| \`db/\` | \`telemetry.sqlite\`, the runs as a SQLite database, for questions. It can be rebuilt from \`raw/\`. |
+| \`raw/\` | the log: \`events_YYYYMMDD.ndjson\`, one file per UTC day, one JSON object per line, append-only. **This is the source of truth: copy it to another disk.** |
+| \`db/\` | \`telemetry.sqlite\`: the runs as a SQLite database. It can be rebuilt from \`raw/\`. |
 | \`reports/\` | generated reports |
 | \`exports/\` | CSV exports |
 | \`config/\` | \`schema.sql\` and other configuration |
 | \`logs/\` | system logs |
-| \`backups/\` | copies of the database, made by the backup scripts |
+| \`backups/\` | copies of the database, created by the backup scripts |
 
-While programs are using the database, never copy, move or delete \`telemetry.sqlite\` without its \`-wal\` and \`-shm\`:
-the three belong together. Take copies with \`backup_database\` instead.
+While programs use the database, never copy, move or delete \`telemetry.sqlite\` without its \`-wal\` and \`-shm\`:
+the three files belong together. Use \`backup_database\` to copy it.
 `;

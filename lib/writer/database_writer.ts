@@ -193,7 +193,7 @@ export class DatabaseWriter implements Disposable {
     this.close();
     if (stat === undefined) {
       ensureFolder(base, folder);
-      createDatabase(this.#layout, this.#wait);
+      createDatabase(this.#layout, { wait: this.#wait });
       stat = statIfExists(database);
     }
     const db = Connection.open(database, { busyTimeoutMs: this.#wait ? 5000 : 0 });

@@ -5,9 +5,11 @@
  * @module
  */
 import { DatabaseSync } from "node:sqlite";
-import { listBackups, restoreBackup, takeBackup } from "../../lib/backup/backup.ts";
+import { listBackups, takeBackup } from "../../lib/backup/backup.ts";
+import { restoreBackup } from "../../lib/backup/restore.ts";
 import { TelemetryClient } from "../../lib/writer/client.ts";
-import { exportToFile, readRequest } from "../../lib/export/export.ts";
+import { exportToFile } from "../../lib/export/export.ts";
+import { readRequest } from "../../lib/export/request.ts";
 import { setUpDatabase } from "../../lib/store/database.ts";
 import { TelemetryError } from "../../lib/errors.ts";
 import { type Layout, layoutOf } from "../../lib/layout.ts";

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { checkHealth } from "../../lib/recovery/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
-import { recoverDatabase, removeLeftovers } from "../../lib/recovery/recover.ts";
+import { recoverDatabase, removeStaleRecovery } from "../../lib/recovery/recover.ts";
 import { command, ROOT, rounds, run, scriptArgs, TempFolder, testWith } from "../fixtures/mod.ts";
 import { LATE, type Phase, PHASES } from "./recovery_driver.ts";
 import {
@@ -118,9 +118,9 @@ function problemsLeft(base: string, { state, before, undisturbed }: Expected): s
 async function problemsNext(base: string, { state, undisturbed }: Expected): Promise<string[]> {
   const layout = layoutOf(base);
   const problems: string[] = [];
-  const health = await checkHealth(layout, { mayUndo: true });
+  const health = await checkHealth(layout, { mayRollBack: true });
   if (!health.healthy || state === "sound") await recoverDatabase(layout);
-  else removeLeftovers(layout);
+  else removeStaleRecovery(layout);
   if (onTime(layout.database) !== undisturbed) problems.push("run again, it is not as if never killed");
   const after = await checkHealth(layout, { compare: true });
   if (!after.healthy || after.runs!.only_in_log > 1) problems.push(`not healthy: ${JSON.stringify(after)}`);

@@ -203,7 +203,7 @@ async function problemsOf(base: string, one: Case, again: boolean, marks: Marks)
   const found = ["", "-wal"].map((end) => bytesOf(store.database + end));
   const problems: string[] = [];
   const expect = (isSo: boolean, problem: () => string) => void (isSo || problems.push(problem()));
-  const recovery = await recoverDatabase(layout);
+  const recovery = (await recoverDatabase(layout))!;
   expect(integrityOf(store.database) === "ok", () => `integrity: ${integrityOf(store.database)}`);
   if (!wasHealthy && recovery.kept !== null) {
     for (const [i, end] of ["", "-wal"].entries()) {
@@ -320,7 +320,7 @@ Deno.test({
     const store = makeStore(`${temp.path}/store`, { seed: 3, runs: 60, pageSize: 4096, wal: true });
     const wal = bytesOf(`${store.database}-wal`);
     Deno.removeSync(store.database);
-    const { kept, runs_from } = await recoverDatabase(layoutOf(store.base));
+    const { kept, runs_from } = (await recoverDatabase(layoutOf(store.base)))!;
     assert.equal(bytesOf(`${kept}-wal`), wal);
     assert.ok(runs_from.salvaged > 0, JSON.stringify(runs_from));
     const rows = rowsOf(store.database, "SELECT run_id FROM agent_runs WHERE api_posted=1");
@@ -338,7 +338,11 @@ Deno.test({
     Deno.writeFileSync(store.database, bytes);
     // Without a recent change.
     Deno.utimeSync(store.database, 1, 1);
-    const reads = await callsOf(StatementSync.prototype, "all", () => recoverDatabase(layoutOf(store.base)));
+    const reads = await callsOf(
+      StatementSync.prototype,
+      "all",
+      () => recoverDatabase(layoutOf(store.base)),
+    );
     assert.ok(reads > 10 && reads < 2000, `${reads} reads`);
   },
 });

@@ -310,9 +310,9 @@ Deno.test("reports/ vanishes while the log is read: recovered, and a warning say
   const base = `${temp.path}/store`;
   const store = makeIn("damaged inside of pages", base, 100);
   const { reports } = layoutOf(base);
-  const { report, warnings } = await recoverDatabase(layoutOf(base), {
+  const { report, warnings } = (await recoverDatabase(layoutOf(base), {
     onProgress: () => isThere(reports) && Deno.removeSync(reports, { recursive: true }),
-  });
+  }))!;
   assert.deepEqual([report, warnings.length], [null, 1]);
   assert.match(warnings[0]!, /report could not be written/);
   assert.deepEqual(missingFrom(store.database, store), []);
@@ -335,9 +335,9 @@ Deno.test("raw/ vanishes while it is read: the report names what could not be re
   const base = `${temp.path}/store`;
   const store = makeIn("sound", base, 100);
   const layout = layoutOf(base);
-  const { rejected, rejected_file } = await recoverDatabase(layout, {
+  const { rejected, rejected_file } = (await recoverDatabase(layout, {
     onProgress: () => isThere(layout.raw) && Deno.removeSync(layout.raw, { recursive: true }),
-  });
+  }))!;
   // Of three logs, the first one had been read.
   assert.deepEqual(rejected, { "cannot be read": 2 });
   for (const day of ["20251211", "20251212"]) {

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { DatabaseSync } from "node:sqlite";
-import { restoreBackup } from "../../lib/backup/backup.ts";
+import { restoreBackup } from "../../lib/backup/restore.ts";
 import { DatabaseWriter } from "../../lib/writer/database_writer.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { newRun } from "../../lib/records.ts";

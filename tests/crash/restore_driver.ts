@@ -6,7 +6,7 @@
  * @module
  */
 import { DatabaseSync } from "node:sqlite";
-import { restoreBackup } from "../../lib/backup/backup.ts";
+import { restoreBackup } from "../../lib/backup/restore.ts";
 import { layoutOf } from "../../lib/layout.ts";
 
 const [base, backup, last = "0"] = Deno.args;

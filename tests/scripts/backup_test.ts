@@ -1,7 +1,8 @@
 /** The two backup scripts: what they take, keep, list and refuse, as processes on stores of every kind. */
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
-import { findExpired, listBackups, removeBackups, takeBackup } from "../../lib/backup/backup.ts";
+import { listBackups, takeBackup } from "../../lib/backup/backup.ts";
+import { applyRetention, removeBackups } from "../../lib/backup/retention.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { schemaSql } from "../../lib/schema.ts";
 import { wholeNumber } from "../../lib/cli/command.ts";
@@ -279,7 +280,7 @@ testWith(["mount"], "a full disk at any level: an error, everything as before; f
       }
       const { error } = JSON.parse(stdout);
       assert.equal(error.code, "disk_full", `with ${free} of ${size} free: ${stderr}`);
-      assert.match(error.hint, /free some space/);
+      assert.match(error.hint, /free space/);
       assert.equal(stderr.trimEnd().split("\n").length, 2, stderr);
       removeEmptySidecars(`${base}/db/telemetry.sqlite`);
       assert.deepEqual(treeOf(base), before, `with ${free} free`);
@@ -358,8 +359,8 @@ const BAD: Record<string, { make: (file: string) => void; what: RegExp; hint: Re
   },
   "missing": {
     make: (file) => Deno.removeSync(file),
-    what: /there is no database/,
-    hint: /setup_database.*recover_database/,
+    what: /does not exist/,
+    hint: /recover_database.*setup_database/,
   },
   "of another application": {
     make: (file) => {
@@ -369,7 +370,7 @@ const BAD: Record<string, { make: (file: string) => void; what: RegExp; hint: Re
       db.close();
     },
     what: /is not a telemetry database/,
-    hint: /another program/,
+    hint: /another application/,
   },
   "a text file": {
     make: (file) => Deno.writeTextFileSync(file, "dear diary\n".repeat(1000)),
@@ -455,7 +456,7 @@ testWith(
     assert.equal(valueIn(`${backups}/${locked}`, "PRAGMA journal_mode=DELETE"), "delete");
     await using _holder = await holdDatabase(`${backups}/${locked}`, "BEGIN EXCLUSIVE");
     const { code, stderr } = await runScript("backup_telemetry_db", base, ["--keep-days", "1", "--quiet"]);
-    assert.deepEqual([code, stderr], [0, `warning: ${locked} cannot be read now: it is left alone and not counted\n`]);
+    assert.deepEqual([code, stderr], [0, `warning: ${locked} cannot be read now: it is neither removed nor counted\n`]);
     assert.ok(names(backups).includes(locked) && !names(backups).includes(newer));
   },
 );
@@ -528,7 +529,7 @@ Deno.test("newest first goes over both kinds, also for a name that has no hour",
   db.exec("DELETE FROM agent_runs WHERE run_id = 'later'");
   db.close();
   const { stderr } = await runScript("backup_telemetry_db", base);
-  assert.match(stderr, /the backup before this one had 2 runs/);
+  assert.match(stderr, /the previous backup has 2 runs/);
 });
 
 testWith(["unix"], "a clock set back an hour: nothing replaced, nothing removed, warned", async () => {
@@ -573,7 +574,7 @@ Deno.test("half files and junk under good names stay, do not count, and are warn
     for (const name of [half, junk, empty]) {
       assert.match(
         stderr,
-        new RegExp(`warning: ${RegExp.escape(name)} is no whole database, or cannot be read: it is left alone`),
+        new RegExp(`warning: ${RegExp.escape(name)} is incomplete, or cannot be read: it is neither removed`),
       );
     }
     const left = names(backups);
@@ -673,7 +674,7 @@ Deno.test("two that meet between taking and removing: the newest is left, and wh
     const first = await takeBackup(layout, kind);
     await nextSecond();
     const second = await takeBackup(layout, kind);
-    const outdated = [first, second].map((taken) => findExpired(layout, kind, rule, taken).outdated);
+    const outdated = [first, second].map((taken) => applyRetention(layout, kind, rule, taken).expired);
     for (const gone of outdated) assert.ok(!gone.some(({ path }) => path === second.path), "the newest");
     for (const gone of outdated) removeBackups(layout, gone);
     assert.ok(names(backups).includes(second.path.slice(backups.length + 1)));
@@ -733,7 +734,7 @@ Deno.test("a database lost and begun anew does not push out the last backup that
       put(backups, full!, [second!]);
       put(backups, damaged!, [third!]);
 
-      const stays = `${second} stays: it has 100 runs, more than there are now`;
+      const stays = `kept ${second}: it has 100 runs, more than the database`;
       const dry = await runScript(script, base, [...ruleOf(script), "--dry-run"], { env: TIME_ZONE });
       const gone = [fifth, fourth, third, first];
       assert.deepEqual(dry.stdout.trimEnd().split("\n"), [...gone.map((name) => `would remove ${name}`), stays]);
@@ -985,7 +986,7 @@ Deno.test("fewer runs than in the backup before are a warning", async () => {
   db.close();
   const { code, stderr } = await runScript("backup_telemetry_db", base, ["--quiet"]);
   assert.equal(code, 0);
-  assert.match(stderr, /^warning: the backup before this one had 30 runs, this one has 1/);
+  assert.match(stderr, /^warning: the previous backup has 30 runs, this one has 1/);
   const again = await runScript("backup_telemetry_db", base, ["--quiet"]);
   assert.deepEqual([again.code, again.stdout, again.stderr], [0, "", ""]);
   assert.equal(names(backups).length, 3);
@@ -1003,7 +1004,7 @@ Deno.test("fewer runs are noticed past a backup that cannot be read", async () =
   );
   const { code, stderr } = await runScript("backup_telemetry_db", base, ["--quiet"]);
   assert.equal(code, 0);
-  assert.match(stderr, /had 30 runs, this one has 1/);
+  assert.match(stderr, /has 30 runs, this one has 1/);
   assert.equal(valueIn(file, "SELECT count(*) FROM agent_runs"), 1);
 });
 

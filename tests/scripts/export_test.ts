@@ -281,7 +281,7 @@ testWith(
   },
 );
 
-testWith(["mount"], "from a folder where nothing can be written", async () => {
+testWith(["mount"], "a database in WAL mode on a read-only file system is refused", async () => {
   using temp = new TempFolder();
   const base = newStore(temp, MANY);
   const out = `${temp.path}/out`;
@@ -289,11 +289,12 @@ testWith(["mount"], "from a folder where nothing can be written", async () => {
   using mount = new ReadOnlyMount(base);
   const access = [`--allow-read=${mount.path},${out}`, `--allow-write=${mount.path},${out}`];
   const args = ["run", "--no-prompt", ...access, `${ROOT}scripts/export_csv.ts`, "--base", mount.path, "--output"];
-  const piped = await run(Deno.execPath(), [...args, "-"]);
-  assert.deepEqual([piped.code, piped.stderr, linesOf(piped.stdout).length], [0, "", MANY]);
-  const filed = await run(Deno.execPath(), [...args, `${out}/x.csv`]);
-  assert.deepEqual([filed.code, filed.stderr], [0, ""]);
-  assert.equal(Deno.readTextFileSync(`${out}/x.csv`), piped.stdout);
+  for (const output of ["-", `${out}/x.csv`]) {
+    const { code, stdout, stderr } = await run(Deno.execPath(), [...args, output]);
+    assert.deepEqual([code, stdout], [1, ""]);
+    assert.match(stderr, /^export_csv: [^\n]*\n {2}-> SQLite must write beside a database in WAL mode[^\n]*\n$/);
+  }
+  assert.deepEqual(treeOf(out), {});
 });
 
 Deno.test("no database, an empty one, a file that is none: said, and nothing is left", async () => {

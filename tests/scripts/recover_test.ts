@@ -497,7 +497,7 @@ Deno.test("--check-only: healthy is 0, and says what log and database have of ea
   const { stdout, stderr } = await recover(store.base, ["--check-only"]);
   assert.match(stdout, /is healthy[\s\S]*5 runs, 1 of them in no log/);
   // What somebody should do something about is told with --quiet too.
-  assert.match(stderr, /1 runs are in the log alone: recover_database --force.*\n.*1 runs have ended/);
+  assert.match(stderr, /1 run only in the log: recover_database --force.*\n.*1 run ended in the log/);
   assert.equal((await recover(store.base, ["--check-only", "--quiet"])).stderr, stderr);
   await recovered(store, ["--force"]);
   const after = await checked(store.base);
@@ -511,7 +511,7 @@ Deno.test("--check-only: healthy is 0, and says what log and database have of ea
 });
 
 const SICK: Record<string, [make: (store: Store) => void, problem: RegExp]> = {
-  "no file": [() => {}, /there is no database/],
+  "no file": [() => {}, /does not exist/],
   "an empty file": [({ file }) => Deno.writeTextFileSync(file, ""), /is empty/],
   "no tables": [({ file }) => sqlite(file, "CREATE TABLE t (a); DROP TABLE t"), /empty|no table/],
   "a missing table": [
@@ -598,7 +598,7 @@ testWith(["python"], "a hot rollback journal: --check-only could not check, a pl
 
 testWith(
   ["mount"],
-  "a read-only file system: checked where no WAL has content, else it could not be checked",
+  "on a read-only file system, a database in WAL mode could not be checked",
   async () => {
     using temp = new TempFolder();
     const written = `${temp.path}/written`;
@@ -608,14 +608,7 @@ testWith(
     Deno.writeTextFileSync(`${written}/raw/events_20251210.ndjson`, `${line("in log")}\n`);
     {
       using mount = new ReadOnlyMount(written);
-      const { healthy, runs } = await checked(mount.path);
-      assert.deepEqual([healthy, runs], [true, {
-        in_database: 1,
-        only_in_database: 1,
-        only_in_log: 1,
-        older_in_database: 0,
-        unreadable_logs: [],
-      }]);
+      await assertRefused(mount.path, ["--check-only"], 1, /could not be checked[^]*WAL mode/);
       await assertRefused(mount.path, ["--force"], 1, /read-only|Read-only|cannot/i);
     }
     await makeWithWal(`${written}/db/other.sqlite`, undefined);
@@ -655,7 +648,10 @@ Deno.test("a healthy database: a plain run says so and changes no byte, also wit
     store.log("events_20251210.ndjson", line("in log alone"));
     const missing = await recover(store.base);
     assert.match(missing.stdout, /nothing is damaged.*--force/);
-    assert.match(missing.stderr, /^warning: 1 runs are in the log alone: recover_database --force brings them in\n$/);
+    assert.match(
+      missing.stderr,
+      /^warning: 1 run only in the log: recover_database --force adds them to the database\n$/,
+    );
     Deno.removeSync(`${store.base}/raw/events_20251210.ndjson`);
     assert.deepEqual(withoutShm(treeOf(store.base)), withoutShm(before));
   }
@@ -684,11 +680,11 @@ Deno.test("on screen: what was read, from where, what was rejected and where tha
   store.log("events_20251210.ndjson", line("both"), line("new"), "no JSON");
   const { code, stdout, stderr } = await recover(store.base, ["--force"]);
   assert.deepEqual([code, stderr], [0, ""]);
-  assert.match(stdout, /recovered .*telemetry\.sqlite: 3 runs, 0 commits, 0 events, schema v3/);
-  assert.match(stdout, /read 1 logs, 3 lines/);
-  assert.match(stdout, /from the log alone 1, from both 1, from no log 1/);
+  assert.match(stdout, /recovered .*telemetry\.sqlite: 3 runs, 0 commits, schema v3/);
+  assert.match(stdout, /read 1 log, 3 lines/);
+  assert.match(stdout, /only from the log 1, from both 1, from no log 1/);
   assert.match(stdout, /rejected 1: not whole JSON\n.*recovery_\d{8}_\d{6}\.rejected\.ndjson/);
-  assert.match(stdout, /what was there before: .*telemetry\.corrupted\.\d{8}_\d{6}\.sqlite/);
+  assert.match(stdout, /replaced database: .*telemetry\.corrupted\.\d{8}_\d{6}\.sqlite/);
   assert.match(stdout, /report: .*recovery_\d{8}_\d{6}\.json/);
 });
 
@@ -766,7 +762,7 @@ Deno.test("--with-backup: one that is no good is refused before anything changes
   Deno.mkdirSync(backups);
   await assertRefused(store.base, ["--with-backup", "latest"], 1, /no backup/);
   const path = `${backups}/telemetry_backup_20251201_030000.sqlite`;
-  await assertRefused(store.base, ["--with-backup", path], 1, /no database/);
+  await assertRefused(store.base, ["--with-backup", path], 1, /does not exist/);
   sqlite(path, schemaSql() + Array.from({ length: 400 }, (_, i) => insertOf(`run ${i}`)).join(""));
   overwrite(path, 0x55, 4096 * 14, 4096 * 16);
   await assertRefused(store.base, ["--with-backup", path], 1, /damaged/);
@@ -910,12 +906,12 @@ Deno.test("no db/, no raw/, an empty raw/, only rejects: a clear report", async 
   }
 });
 
-Deno.test("neither log nor database: nothing came back, which is no success", async () => {
+Deno.test("a recovery without log and database fails", async () => {
   using store = new Store();
   const { code, stdout, stderr } = await recover(store.base, ["--json"]);
   assert.equal(code, 1);
   assert.equal(JSON.parse(stdout).ok, false);
-  assert.match(stderr, /there is no log in .*, and no database: nothing came back/);
+  assert.match(stderr, /there is no log in .* and no database, so nothing was recovered/);
 });
 
 Deno.test("a mistyped folder gets no new store", async () => {

@@ -2,14 +2,15 @@ import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import fc from "npm:fast-check@4.10.2";
 import { parse } from "npm:csv-parse@5.6.0/sync";
-import { exportTo, exportToFile, readRequest } from "../../../lib/export/export.ts";
+import { exportTo, exportToFile } from "../../../lib/export/export.ts";
+import { readRequest } from "../../../lib/export/request.ts";
 import { type Cell, CsvText } from "../../../lib/export/csv.ts";
 import { hasCode } from "../../../lib/errors.ts";
 import { layoutOf } from "../../../lib/layout.ts";
 import { RUN_COLUMNS } from "../../../lib/records.ts";
 import { applySchema } from "../../../lib/sqlite/migrate.ts";
 import { Connection } from "../../../lib/sqlite/connection.ts";
-import { parsedRows } from "../../../lib/export/table_reader.ts";
+import { parseRows } from "../../../lib/export/table_rows.ts";
 import { makeOldDatabase, type OldKind, python, SAMPLE, TempFolder, testWith } from "../../fixtures/mod.ts";
 
 const NOW = new Date("2025-12-20T00:00:00Z");
@@ -118,7 +119,7 @@ Deno.test("JSON from SQLite gives the same bytes as its values", () => {
       );
       const csv = new CsvText(["a", "b", "c"]);
       const bytes = csv.jsonLines(row!["json"] as Uint8Array)!.slice();
-      assert.deepEqual(parsedRows(row!["json"] as Uint8Array), rows.map((row) => row.map(exact)));
+      assert.deepEqual(parseRows(row!["json"] as Uint8Array), rows.map((row) => row.map(exact)));
       assert.deepEqual(bytes, csv.lines(rows).slice());
     }),
     { numRuns: 500 },

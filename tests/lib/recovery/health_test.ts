@@ -84,7 +84,7 @@ Deno.test("a database with a newer schema is refused with both versions", async 
 
 Deno.test("lost and damaged databases are not healthy, with the reason", async () => {
   const lost: Record<string, [make: (store: Store) => void, problem: RegExp]> = {
-    nothing: [() => {}, /there is no database/],
+    nothing: [() => {}, /does not exist/],
     empty: [({ file }) => Deno.writeTextFileSync(file, ""), /is empty/],
     text: [({ file }) => Deno.writeTextFileSync(file, "text ".repeat(1000)), /not a SQLite database/],
     "another application's": [(store) => store.sqlite("CREATE TABLE t (a)"), /no table agent_runs/],

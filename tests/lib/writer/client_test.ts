@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { type ClientOptions, TelemetryClient } from "../../../lib/writer/client.ts";
 import { createDatabase, setUpDatabase } from "../../../lib/store/database.ts";
-import { exists } from "../../../lib/fs/atomic_file.ts";
+import { pathExists } from "../../../lib/fs/atomic_file.ts";
 import { type Layout, layoutOf } from "../../../lib/layout.ts";
 import type { RunRecord } from "../../../lib/records.ts";
 import { createStorage } from "../../../lib/store/folders.ts";
@@ -311,7 +311,7 @@ Deno.test("with a corrupt database, all runs are in the log, with one warning", 
 
 Deno.test("a database that is locked for 10 s does not block the agent, and gets its rows afterwards", async () => {
   // In memory if possible: the test is about the lock, and a busy disk would disturb it.
-  await using stage = new Stage({ parent: exists("/dev/shm") ? "/dev/shm" : undefined });
+  await using stage = new Stage({ parent: pathExists("/dev/shm") ? "/dev/shm" : undefined });
   const { client, layout, warnings } = stage;
   await client.trackRun("tester", "warm", () => {});
   const ids: string[] = [];
@@ -570,12 +570,12 @@ Deno.test(
     const told = /using the store \/agent-metrics without permission .* --allow-env=(\S+)\)\n/;
     const { code, stderr } = await run("{}");
     assert.equal(code, 0);
-    assert.ok(!exists(base));
+    assert.ok(!pathExists(base));
     const variables = told.exec(stderr)?.[1];
     assert.equal(variables, "TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR");
     assert.doesNotMatch((await run(`{ base: ${JSON.stringify(base)} }`)).stderr, told);
     assert.doesNotMatch((await run("{}", `--allow-env=${variables}`)).stderr, told);
-    assert.ok(exists(`${base}/raw`));
+    assert.ok(pathExists(`${base}/raw`));
   },
 );
 

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { createDatabase } from "../../../lib/store/database.ts";
 import { DatabaseWriter } from "../../../lib/writer/database_writer.ts";
-import { exists } from "../../../lib/fs/atomic_file.ts";
+import { pathExists } from "../../../lib/fs/atomic_file.ts";
 import type { TelemetryError } from "../../../lib/errors.ts";
 import { type Layout, layoutOf } from "../../../lib/layout.ts";
 import { newRun, type RunRecord } from "../../../lib/records.ts";
@@ -203,7 +203,7 @@ db.execute("ROLLBACK")`,
     layout.database,
     `${folder.path}/held`,
   );
-  while (!exists(`${folder.path}/held`)) await new Promise((resolve) => setTimeout(resolve, 10));
+  while (!pathExists(`${folder.path}/held`)) await new Promise((resolve) => setTimeout(resolve, 10));
   using writer = new DatabaseWriter(layout);
   const start = performance.now();
   writer.insertRun(someRun({ run_id: "patient" }));
