@@ -19,6 +19,7 @@ export const LAYOUT_VARIABLES = [...STORE_VARIABLES, "HOME", "USERPROFILE"] as c
 export interface Surroundings {
   /** The value of a variable, or undefined when it is unset or cannot be read. */
   env(name: string): string | undefined;
+  /** The operating system. */
   platform: Platform;
   /** Whether a folder exists. */
   exists(path: string): boolean;

@@ -8,7 +8,7 @@ import { hasCode, TelemetryError } from "../lib/errors.ts";
 import { checkCurrent, checkHealth, type Health } from "../lib/recovery/health.ts";
 import type { Layout } from "../lib/layout.ts";
 import { SCHEMA_VERSION } from "../lib/records.ts";
-import { recoverDatabase, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
+import { recoverChecked, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
 import type { Current } from "../lib/store/replace_database.ts";
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
 import { formatBytes, plural } from "../lib/cli/output.ts";
@@ -102,13 +102,12 @@ async function recover(terminal: Terminal, layout: Layout, current: Current): Pr
   const backup = named === undefined ? undefined : resolveBackup(layout, String(named));
   if (backup?.warning) terminal.warn(backup.warning);
   if (backup) inspectBackup(layout, backup.path);
-  const recovery = await recoverDatabase(layout, {
+  const recovery = await recoverChecked(layout, {
     onlyIfDamaged: !flags["force"],
     salvage: !flags["no-salvage"],
-    current,
     backup: backup?.path,
     onProgress: terminal.progress("recover", 1),
-  });
+  }, current);
   if (recovery === null) {
     terminal.say("another process has already recovered it");
     return { recovered: false };

@@ -33,8 +33,6 @@ export interface RecoveryOptions {
   onlyIfDamaged?: boolean;
   /** Whether to read the data of the database that is replaced. @default true */
   salvage?: boolean;
-  /** What {@linkcode checkCurrent} has just found, which saves another check. */
-  current?: Current;
   /** The path of an intact backup, for runs that are neither in the log nor in the database. */
   backup?: string | undefined;
   /** Called with the number of bytes of the log that are read, and of all bytes. */
@@ -42,7 +40,7 @@ export interface RecoveryOptions {
 }
 
 /** What {@linkcode recoverDatabase} did. */
-export interface Recovery extends WrittenReport {
+export interface Recovery {
   /** The path of the database. */
   database: string;
   /** The copy of the replaced database, with its sidecars; null when there was none. */
@@ -102,7 +100,16 @@ const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGM
  * if (recovery) console.log(`${recovery.runs} runs; the replaced database is ${recovery.kept}`);
  * ```
  */
-export async function recoverDatabase(layout: Layout, options: RecoveryOptions = {}): Promise<Recovery | null> {
+export function recoverDatabase(layout: Layout, options: RecoveryOptions = {}): Promise<Recovery | null> {
+  return recoverChecked(layout, options);
+}
+
+/** As {@linkcode recoverDatabase}. `found` is what a check just before has found, which saves another one. */
+export async function recoverChecked(
+  layout: Layout,
+  options: RecoveryOptions,
+  found?: Current,
+): Promise<Recovery | null> {
   const start = performance.now();
   const { base, db: folder, database, recovering } = layout;
   if (statIfExists(database)?.isDirectory) throw folderAtDatabasePath(database);
@@ -111,7 +118,7 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
   const wasInterrupted = pathExists(recovering);
   using partial = PartialFile.claim(recovering, { like: sizeOf(database) === undefined ? recovering : database });
   // 2. Check what is there.
-  const current = partial.hasWaited || !options.current ? inspectCurrent(database) : options.current;
+  const current = partial.hasWaited || found === undefined ? inspectCurrent(database) : found;
   if (current.state === "intact" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
   if (current.state === "intact" && current.missingTables.length === 0 && options.onlyIfDamaged) return null;
   // 3. Preserve it, unless the recovery that was killed has done so.
