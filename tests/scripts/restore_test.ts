@@ -163,20 +163,24 @@ Deno.test("restore refuses the live database itself", async () => {
   assert.match((await assertRefused(base, file)).what, /live database/);
 });
 
-Deno.test("restore refuses a v3 over a v7; v7 over v7 works, a v7 over nothing or a damaged one does not", async () => {
-  using temp = new TempFolder();
-  const { base, file, backup } = newStore(temp, "none");
-  const v7 = `${base}/backups/telemetry_backup_20251202_030000.sqlite`;
-  makeOldDatabase(v7, "v7", 20);
-  await assertRefused(base, v7);
-  makeOldDatabase(file, "v7", 50);
-  const now = await readDatabase(file);
-  assert.match((await assertRefused(base, backup)).what, /v7.*v3/);
-  const { kept, runs, schema_version } = await restored(base, v7);
-  assert.deepEqual([runs, schema_version], [20, 7]);
-  assert.deepEqual((await readDatabase(file)).tables, (await readDatabase(v7)).tables);
-  assert.deepEqual((await readDatabase(String(kept))).tables, now.tables);
-});
+testWith(
+  ["python"],
+  "restore refuses a v3 over a v7; v7 over v7 works, a v7 over nothing or a damaged one does not",
+  async () => {
+    using temp = new TempFolder();
+    const { base, file, backup } = newStore(temp, "none");
+    const v7 = `${base}/backups/telemetry_backup_20251202_030000.sqlite`;
+    makeOldDatabase(v7, "v7", 20);
+    await assertRefused(base, v7);
+    makeOldDatabase(file, "v7", 50);
+    const now = await readDatabase(file);
+    assert.match((await assertRefused(base, backup)).what, /v7.*v3/);
+    const { kept, runs, schema_version } = await restored(base, v7);
+    assert.deepEqual([runs, schema_version], [20, 7]);
+    assert.deepEqual((await readDatabase(file)).tables, (await readDatabase(v7)).tables);
+    assert.deepEqual((await readDatabase(String(kept))).tables, now.tables);
+  },
+);
 
 Deno.test("--replay with a later product's backup is not said to be done", async () => {
   using temp = new TempFolder();
@@ -188,32 +192,40 @@ Deno.test("--replay with a later product's backup is not said to be done", async
   if (code === 0) assert.ok(JSON.parse(stdout).replayed !== true && stderr !== "", stdout);
 });
 
-Deno.test("another page size: refused with nothing changed over a sound database, restored where there is none", async () => {
-  using temp = new TempFolder();
-  const store = newStore(temp);
-  const { base, file, backup } = store;
-  Deno.removeSync(backup);
-  makeV3(backup, "backup", 30, 8192);
-  assert.match((await assertRefused(base, backup)).what, /8192.*4096/);
-  Deno.removeSync(file);
-  await restored(base, backup);
-  await assertRestored(store);
-});
+testWith(
+  ["python"],
+  "another page size: refused with nothing changed over a sound database, restored where there is none",
+  async () => {
+    using temp = new TempFolder();
+    const store = newStore(temp);
+    const { base, file, backup } = store;
+    Deno.removeSync(backup);
+    makeV3(backup, "backup", 30, 8192);
+    assert.match((await assertRefused(base, backup)).what, /8192.*4096/);
+    Deno.removeSync(file);
+    await restored(base, backup);
+    await assertRestored(store);
+  },
+);
 
-Deno.test("another page size over a damaged database: restored, or refused with nothing changed", async () => {
-  using temp = new TempFolder();
-  const store = newStore(temp);
-  const { base, file, backup } = store;
-  Deno.removeSync(backup);
-  makeV3(backup, "backup", 30, 8192);
-  damageInside(file);
-  const before = treeOf(base);
-  const { code } = await restore(base, backup);
-  if (code === 0) await assertRestored(store);
-  else assert.deepEqual(treeOf(base), before);
-});
+testWith(
+  ["python"],
+  "another page size over a damaged database: restored, or refused with nothing changed",
+  async () => {
+    using temp = new TempFolder();
+    const store = newStore(temp);
+    const { base, file, backup } = store;
+    Deno.removeSync(backup);
+    makeV3(backup, "backup", 30, 8192);
+    damageInside(file);
+    const before = treeOf(base);
+    const { code } = await restore(base, backup);
+    if (code === 0) await assertRestored(store);
+    else assert.deepEqual(treeOf(base), before);
+  },
+);
 
-Deno.test("restore leaves the backup itself as it was, byte for byte", async () => {
+testWith(["python"], "restore leaves the backup itself as it was, byte for byte", async () => {
   using temp = new TempFolder();
   const store = newStore(temp);
   const before = treeOf(`${store.base}/backups`);
@@ -329,56 +341,64 @@ const DAMAGES: Record<string, (file: string) => void> = {
 
 for (const [name, damage] of Object.entries(DAMAGES)) {
   for (const wal of [false, true]) {
-    Deno.test(`a database ${name}${wal ? ", with a WAL beside it" : ""}: kept byte for byte, replaced`, async () => {
-      using temp = new TempFolder();
-      const store = newStore(temp);
-      const { base, file, backup } = store;
-      damage(file);
-      const files = wal ? ["", "-wal", "-shm"] : [""];
-      if (wal) Deno.writeFileSync(`${file}-wal`, new Uint8Array(50_000).fill(7));
-      if (wal) Deno.writeFileSync(`${file}-shm`, new Uint8Array(32_768).fill(9));
-      const was = files.map((end) => Deno.readFileSync(file + end));
-      const { kept } = await restoreBackup(layoutOf(base), backup);
-      assert.deepEqual(keptIn(base), [kept]);
-      // A look at the file by SQLite may write the index of a WAL anew; it says nothing that the WAL does not.
-      for (const [i, end] of files.entries()) {
-        if (end !== "-shm") assert.deepEqual(Deno.readFileSync(kept + end), was[i], `kept${end}`);
-      }
-      assert.ok(["", "-wal", "-shm"].every((end) => !wal || Deno.statSync(kept + end).isFile));
-      await assertRestored(store);
-      assert.ok(listOtherCopies(layoutOf(base)).some(({ path }) => path === kept), "--list shows the copy");
-    });
+    testWith(
+      ["python"],
+      `a database ${name}${wal ? ", with a WAL beside it" : ""}: kept byte for byte, replaced`,
+      async () => {
+        using temp = new TempFolder();
+        const store = newStore(temp);
+        const { base, file, backup } = store;
+        damage(file);
+        const files = wal ? ["", "-wal", "-shm"] : [""];
+        if (wal) Deno.writeFileSync(`${file}-wal`, new Uint8Array(50_000).fill(7));
+        if (wal) Deno.writeFileSync(`${file}-shm`, new Uint8Array(32_768).fill(9));
+        const was = files.map((end) => Deno.readFileSync(file + end));
+        const { kept } = await restoreBackup(layoutOf(base), backup);
+        assert.deepEqual(keptIn(base), [kept]);
+        // A look at the file by SQLite may write the index of a WAL anew; it says nothing that the WAL does not.
+        for (const [i, end] of files.entries()) {
+          if (end !== "-shm") assert.deepEqual(Deno.readFileSync(kept + end), was[i], `kept${end}`);
+        }
+        assert.ok(["", "-wal", "-shm"].every((end) => !wal || Deno.statSync(kept + end).isFile));
+        await assertRestored(store);
+        assert.ok(listOtherCopies(layoutOf(base)).some(({ path }) => path === kept), "--list shows the copy");
+      },
+    );
   }
 }
 
-Deno.test("no database: restored; nothing is kept, since nothing was there", async () => {
+testWith(["python"], "no database: restored; nothing is kept, since nothing was there", async () => {
   using temp = new TempFolder();
   const store = newStore(temp, "none");
   assert.equal((await restored(store.base, store.backup))["kept"], null);
   await assertRestored(store);
 });
 
-Deno.test("no database, but its WAL: the WAL is kept, under a name that is told and listed, and not used", async () => {
-  using temp = new TempFolder();
-  const store = newStore(temp);
-  const { base, file, backup } = store;
-  using live = new DatabaseSync(file);
-  live.exec("PRAGMA wal_autocheckpoint=0; UPDATE agent_runs SET agent_name='only in the WAL'");
-  const wal = Deno.readFileSync(`${file}-wal`);
-  // Not by SQLite, which would bring it in: as it is after a crash.
-  live.close();
-  Deno.removeSync(file);
-  Deno.writeFileSync(`${file}-wal`, wal);
-  const { kept } = await restored(base, backup);
-  const wals = Object.keys(treeOf(`${base}/db`)).filter((name) => name.endsWith(".sqlite-wal"));
-  assert.equal(wals.length, 1);
-  assert.deepEqual(Deno.readFileSync(`${base}/db/${wals[0]}`), wal);
-  assert.ok(kept === `${base}/db/${wals[0]}` || Deno.statSync(String(kept)).isFile, "what is told is there");
-  const { code } = await run("test", ["-e", String(kept)]);
-  assert.equal(code, 0, `${kept} is said to be what was there, but is no file`);
-  sqlite(file, "SELECT 1");
-  await assertRestoredBeside(store);
-});
+testWith(
+  ["python"],
+  "no database, but its WAL: the WAL is kept, under a name that is told and listed, and not used",
+  async () => {
+    using temp = new TempFolder();
+    const store = newStore(temp);
+    const { base, file, backup } = store;
+    using live = new DatabaseSync(file);
+    live.exec("PRAGMA wal_autocheckpoint=0; UPDATE agent_runs SET agent_name='only in the WAL'");
+    const wal = Deno.readFileSync(`${file}-wal`);
+    // Not by SQLite, which would bring it in: as it is after a crash.
+    live.close();
+    Deno.removeSync(file);
+    Deno.writeFileSync(`${file}-wal`, wal);
+    const { kept } = await restored(base, backup);
+    const wals = Object.keys(treeOf(`${base}/db`)).filter((name) => name.endsWith(".sqlite-wal"));
+    assert.equal(wals.length, 1);
+    assert.deepEqual(Deno.readFileSync(`${base}/db/${wals[0]}`), wal);
+    assert.ok(kept === `${base}/db/${wals[0]}` || Deno.statSync(String(kept)).isFile, "what is told is there");
+    const { code } = await run("test", ["-e", String(kept)]);
+    assert.equal(code, 0, `${kept} is said to be what was there, but is no file`);
+    sqlite(file, "SELECT 1");
+    await assertRestoredBeside(store);
+  },
+);
 
 async function assertRestoredBeside({ file }: Store): Promise<void> {
   const { check, tables } = await readDatabase(file);
@@ -434,7 +454,7 @@ testWith(["unix"], "without --yes and without a terminal: refused, nothing chang
   assert.deepEqual(treeOf(base), before);
 });
 
-testWith(["terminal"], "on a terminal: n refuses, y restores", async () => {
+testWith(["python", "terminal"], "on a terminal: n refuses, y restores", async () => {
   using temp = new TempFolder();
   const store = newStore(temp);
   const { base, backup } = store;
