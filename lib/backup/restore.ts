@@ -185,6 +185,8 @@ async function addRuns(db: Connection, layout: Layout, prepared: Prepared, repla
   if (!replay) return;
   prepared.replayed = true;
   try {
+    // SQLite deletes the WAL of a file of 0 bytes when it opens it.
+    assertNotEmpty(layout.database);
     using replaced = Connection.openToRead(layout.database);
     prepared.refused.replaced = mergeRuns(db, replaced);
   } catch (error) {

@@ -150,6 +150,11 @@ export class Connection implements Disposable {
     }
   }
 
+  /** False after a trigger (`RAISE(ROLLBACK)`), a full disk or an I/O error has rolled the transaction back. */
+  get isInTransaction(): boolean {
+    return this.#db.isTransaction;
+  }
+
   /** Rolls back a transaction, unless SQLite has done so already. */
   rollback(): void {
     try {

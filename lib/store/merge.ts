@@ -7,7 +7,7 @@ import { hasCode, TelemetryError } from "../errors.ts";
 import { parseStartLine, readLogs, type ReadProgress, type Rejection, type StartLine } from "../log/read.ts";
 import { isOverwrittenId, type LogRecord, newRun, RUN_COLUMNS } from "../records.ts";
 import { isInteger } from "../schema.ts";
-import type { Connection, SqlValue } from "../sqlite/connection.ts";
+import { type Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
 import { columnNames } from "../sqlite/migrate.ts";
 import { readRows, rowidOf } from "../sqlite/rows.ts";
 import { parseTimestamp } from "../time.ts";
@@ -188,46 +188,68 @@ export interface Replayed {
 /**
  * Merges the runs of logs into a v3 database, in short transactions, since it may be live.
  *
- * @param options `dryRun` counts what would be done. It holds one transaction and rolls it back: which states violate a
- * constraint shows only when they are written.
+ * @param options `dryRun` counts what would be done and rolls it back: which states violate a constraint shows only when
+ * they are written
  */
 export async function replayLog(
   db: Connection,
   files: Iterable<string>,
   options: { dryRun?: boolean } = {},
 ): Promise<Replayed> {
-  if (!options.dryRun) return await mergeStates(db, files, (work) => db.transaction(work));
-  db.run("BEGIN IMMEDIATE");
-  try {
-    return await mergeStates(db, files, (work) => work());
-  } finally {
-    db.rollback();
-  }
-}
-
-async function mergeStates(
-  db: Connection,
-  files: Iterable<string>,
-  inTransaction: (work: () => void) => void,
-): Promise<Replayed> {
   const known = db.prepare("SELECT status FROM agent_runs WHERE run_id=?");
   const upsert = db.prepare(upsertSql(RUN_COLUMNS));
   const mark = db.prepare(MARK_POSTED_SQL);
   const done: Replayed = { newer: 0, refused: 0 };
-  for await (const { rows, posted } of readRunStates(files)) {
-    inTransaction(() => {
-      for (const row of rows) {
+  try {
+    for await (const { rows, posted } of readRunStates(files)) {
+      const outcomes = new Map<SqlValue[], "newer" | "refused">();
+      const states = rows.map((row) => () => {
         const before = known.get(row[0]!);
-        if (!isStored(() => upsert.run(...row.slice(0, RUN_COLUMNS.length)))) done.refused++;
-        else if (before === undefined || before["status"] === "running" && row[STATUS] !== "running") done.newer++;
-      }
-      for (const values of posted) mark.run(...values);
-    });
+        outcomes.delete(row);
+        if (!isStored(() => upsert.run(...row.slice(0, RUN_COLUMNS.length)))) outcomes.set(row, "refused");
+        else if (before === undefined || before["status"] === "running" && row[STATUS] !== "running") {
+          outcomes.set(row, "newer");
+        }
+      });
+      const marks = posted.map((values) => () => void isStored(() => mark.run(...values)));
+      writeAll(db, [...states, ...marks], options.dryRun ? "stay open" : "commit");
+      for (const outcome of outcomes.values()) done[outcome]++;
+    }
+  } finally {
+    if (options.dryRun) db.rollback();
   }
   return done;
 }
 
-/** Whether a row was stored; false when it violates a constraint of the table. */
+/**
+ * Writes in one transaction. Where a user-defined trigger rolls it back (`RAISE(ROLLBACK)`), each write gets its own one,
+ * so that the trigger stops no write but its own.
+ *
+ * @param end `stay open` leaves the transaction open, for a caller that rolls it back
+ */
+function writeAll(db: Connection, writes: (() => void)[], end: "commit" | "stay open"): void {
+  const begin = () => db.isInTransaction || retryWhileLocked(() => db.run("BEGIN IMMEDIATE"));
+  const commit = () => db.isInTransaction && end === "commit" && db.run("COMMIT");
+  try {
+    begin();
+    for (const write of writes) {
+      write();
+      if (db.isInTransaction) continue;
+      for (const again of writes) {
+        begin();
+        again();
+        commit();
+      }
+      return;
+    }
+    commit();
+  } catch (error) {
+    db.rollback();
+    throw error;
+  }
+}
+
+/** Whether a row was stored; false when it violates a constraint of the table, or a trigger refuses it. */
 function isStored(write: () => void): boolean {
   try {
     write();
@@ -307,25 +329,27 @@ function rowKeySql(db: Connection): string {
  */
 export function mergeRuns(db: Connection, replaced: Connection): number {
   const existing = columnNames(replaced, "agent_runs");
+  if (!existing.has("run_id")) return 0;
   const columns = RUN_COLUMNS.filter((column) => existing.has(column));
   const posted = columns.indexOf("api_posted");
   const insert = db.prepare(
     `INSERT INTO agent_runs (${columns}) VALUES (${columns.map(() => "?")}) ON CONFLICT(run_id) DO NOTHING`,
   );
   const mark = db.prepare(MARK_POSTED_SQL);
-  let refused = 0;
+  let count = 0;
   for (const rows of readRows(replaced, "agent_runs", columns)) {
-    db.transaction(() => {
-      for (const { cells } of rows) {
-        const [id] = cells;
-        // SQLite accepts NULL and BLOBs as a key; no run has such an id.
-        if (typeof id !== "string" || isOverwrittenId(id) && !isInIndex(replaced, id)) continue;
-        if (!isStored(() => insert.run(...cells))) refused++;
-        if (cells[posted] === 1) mark.run(cells[posted + 1]!, id);
-      }
+    const refused = new Set<SqlValue>();
+    const writes = rows.map(({ cells }) => () => {
+      const [id] = cells;
+      // SQLite accepts NULL and BLOBs as a key; no run has such an id.
+      if (typeof id !== "string" || isOverwrittenId(id) && !isInIndex(replaced, id)) return;
+      if (!isStored(() => insert.run(...cells))) refused.add(id);
+      if (cells[posted] === 1) isStored(() => mark.run(cells[posted + 1]!, id));
     });
+    writeAll(db, writes, "commit");
+    count += refused.size;
   }
-  return refused;
+  return count;
 }
 
 /** Whether the index of the primary key has this id: in a damaged file, data may have overwritten the id in the table. */

@@ -723,6 +723,30 @@ async function until(isSo: () => boolean): Promise<void> {
   }
 }
 
+const WITHOUT_RUNS: Record<string, (file: string) => void> = {
+  "of 0 bytes": (file) => Deno.truncateSync(file, 0),
+  "without tables": (file) => {
+    Deno.removeSync(file);
+    sqlite(file, "CREATE TABLE t (a); DROP TABLE t");
+  },
+  "without agent_runs": (file) => sqlite(file, "DROP TABLE agent_runs"),
+};
+for (const [name, change] of Object.entries(WITHOUT_RUNS)) {
+  Deno.test(`--replay replaces a database ${name} and keeps it with its WAL`, async () => {
+    using temp = new TempFolder();
+    const { base, file, backup } = newStore(temp);
+    change(file);
+    const wal = new Uint8Array(5000).fill(7);
+    if (name === "of 0 bytes") Deno.writeFileSync(`${file}-wal`, wal);
+    Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, runLine("logged", ENDED));
+    const { code, stdout } = await restore(base, backup, "--replay", "--json");
+    assert.equal(code, 0);
+    const { runs, kept } = JSON.parse(stdout);
+    assert.equal(runs, 31);
+    if (name === "of 0 bytes") assert.deepEqual(Deno.readFileSync(`${kept}-wal`), wal);
+  });
+}
+
 testWith(["unix"], "--replay beside a live agent: every run of the log is in the database", async () => {
   using temp = new TempFolder();
   const base = `${temp.path}/store`;

@@ -361,6 +361,38 @@ Deno.test("replayLog counts runs that violate a constraint, and writes the other
   assert.deepEqual(row(db, "fine", "hex(output_summary)"), ["610062"]);
 });
 
+/** A trigger that rolls back the whole transaction of a refused row. */
+const ROLLBACK_TRIGGERS = ["INSERT", "UPDATE"].map((event) =>
+  `CREATE TRIGGER refuse_${event} BEFORE ${event} ON agent_runs WHEN new.job_type='bad'
+    BEGIN SELECT RAISE(ROLLBACK, 'no bad jobs'); END;`
+).join("");
+
+Deno.test("replayLog writes all runs but those that a trigger rolls back", async () => {
+  const lines = ["a", "bad 1", "b", "bad 2", "c"].map((id) =>
+    line(id, { ...ENDED, api_posted: 1, job_type: id.startsWith("bad") ? "bad" : "good" })
+  );
+  using db = memory(insert("b", { status: "running" }) + ROLLBACK_TRIGGERS);
+  assert.deepEqual(await countLines(db, ...lines), { newer: 3, refused: 2 });
+  assert.equal(db.isInTransaction, false);
+  assert.deepEqual(db.all("SELECT run_id, status FROM agent_runs").map(Object.values), [["b", "running"]]);
+  assert.deepEqual(await applyLines(db, ...lines), { newer: 3, refused: 2 });
+  assert.deepEqual(db.all("SELECT run_id, api_posted FROM agent_runs ORDER BY 1").map(Object.values), [
+    ["a", 1],
+    ["b", 1],
+    ["c", 1],
+  ]);
+});
+
+Deno.test("a marker that a trigger refuses stops no other run", async () => {
+  using db = memory(insert("known", { status: "running" }) + ROLLBACK_TRIGGERS);
+  db.exec(
+    `CREATE TRIGGER no_marker BEFORE UPDATE OF api_posted ON agent_runs BEGIN SELECT RAISE(ROLLBACK, 'no'); END;`,
+  );
+  await applyLines(db, line("known", { ...ENDED, api_posted: 1 }), line("other", ENDED));
+  assert.deepEqual(row(db, "known", "status", "api_posted"), ["success", 0]);
+  assert.deepEqual(row(db, "other", "status"), ["success"]);
+});
+
 Deno.test("replayLog throws any other error, and leaves no transaction open", async () => {
   using db = Connection.open(":memory:");
   await assert.rejects(applyLines(db));
@@ -426,6 +458,25 @@ Deno.test("mergeRuns counts runs that violate a constraint", () => {
   using db = memory();
   assert.equal(mergeRuns(db, old), 2);
   assert.equal(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"], 8);
+});
+
+Deno.test("mergeRuns merges all runs but those that a trigger rolls back", () => {
+  using db = memory(ROLLBACK_TRIGGERS);
+  using there = memory(insert("a", {}) + insert("b", { job_type: "bad" }) + insert("c", { api_posted: 1 }));
+  assert.equal(mergeRuns(db, there), 1);
+  assert.deepEqual(db.all("SELECT run_id, api_posted FROM agent_runs ORDER BY 1").map(Object.values), [
+    ["a", 0],
+    ["c", 1],
+  ]);
+});
+
+Deno.test("mergeRuns merges nothing from a database without runs", () => {
+  using db = memory(insert("a", {}));
+  using there = Connection.open(":memory:");
+  assert.equal(mergeRuns(db, there), 0);
+  there.exec("CREATE TABLE agent_runs (note TEXT)");
+  assert.equal(mergeRuns(db, there), 0);
+  assert.equal(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"], 1);
 });
 
 Deno.test(
