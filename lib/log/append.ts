@@ -29,6 +29,16 @@ interface Batch {
   lines: string[];
   characters: number;
   written: PromiseWithResolvers<void>;
+  /** Whether `flushSync` has taken it over. */
+  isTaken: boolean;
+}
+
+/** A log whose lock this process holds. */
+interface LockedFile {
+  file: Deno.FsFile;
+  path: string;
+  size: number;
+  ino: number | null;
 }
 
 /**
@@ -60,6 +70,10 @@ export class EventLog {
   readonly #onFolderCreated: (folder: string) => void;
   readonly #encoder = new TextEncoder();
   #waiting: Batch[] = [];
+  /** The batch that waits for the lock or is being written. */
+  #current: Batch | undefined;
+  /** The file that `#current` was written to, while its sync runs. This process holds its lock. */
+  #syncing: LockedFile | undefined;
   #queued = 0;
   #drained: Promise<void> | undefined;
   #abandoned = false;
@@ -116,7 +130,7 @@ export class EventLog {
     }
     let batch = this.#waiting.at(-1);
     if (batch === undefined || batch.characters >= BATCH_CHARACTERS) {
-      batch = { lines: [], characters: 0, written: Promise.withResolvers() };
+      batch = { lines: [], characters: 0, written: Promise.withResolvers(), isTaken: false };
       this.#waiting.push(batch);
     }
     batch.lines.push(text);
@@ -131,36 +145,75 @@ export class EventLog {
     for (let batch = this.#waiting.shift(); batch !== undefined; batch = this.#waiting.shift()) {
       try {
         if (this.#abandoned) throw closed();
-        await this.#write(batch.lines.join(""));
+        this.#current = batch;
+        await this.#write(batch);
         batch.written.resolve();
       } catch (error) {
         batch.written.reject(fileError(error, `cannot write to the log in ${this.#raw}`));
       }
+      this.#current = undefined;
       this.#queued -= batch.characters;
     }
     this.#drained = undefined;
   }
 
-  async #write(lines: string): Promise<void> {
-    const { file, path, size, ino } = await this.#openLocked();
+  /**
+   * Writes everything that waits, synchronously. For the end of the process, after which no promise continues.
+   *
+   * @throws {TelemetryError} as `append` rejects; with `locked` everything still waits
+   */
+  flushSync(lockTimeoutMs: number): void {
+    const isWritten = this.#current === undefined || this.#syncing !== undefined;
+    const batches = isWritten ? [...this.#waiting] : [this.#current!, ...this.#waiting];
+    if (batches.length === 0) return;
+    const locked = this.#openLockedSync(performance.now() + lockTimeoutMs);
+    using file = locked.file;
+    this.#waiting = [];
+    for (const batch of batches) {
+      batch.isTaken = true;
+      if (batch !== this.#current) this.#queued -= batch.characters;
+    }
+    try {
+      const end = this.#writeLines(locked, batches.flatMap(({ lines }) => lines).join(""));
+      file.syncSync();
+      this.#end = end;
+      for (const { written } of batches) written.resolve();
+    } catch (error) {
+      truncate(locked);
+      const failure = fileError(error, `cannot write to the log in ${this.#raw}`);
+      for (const { written } of batches) written.reject(failure);
+      throw failure;
+    }
+  }
+
+  async #write(batch: Batch): Promise<void> {
+    const locked = await this.#openLocked();
+    const { file, size, ino } = locked;
     using _closed = file;
+    if (batch.isTaken) return;
+    try {
+      const end = this.#writeLines(locked, batch.lines.join(""));
+      this.#syncing = locked;
+      await this.#sync(file);
+      if (this.#end?.ino !== ino || size === 0) syncFolder(this.#raw);
+      this.#end = end;
+    } catch (error) {
+      truncate(locked);
+      throw error;
+    } finally {
+      this.#syncing = undefined;
+    }
+  }
+
+  /** Writes lines to the end of a locked file. Returns its new end. */
+  #writeLines({ file, path, size, ino }: LockedFile, lines: string): { ino: number | null; size: number } {
     if (size === 0) chownToOwnerOf(this.#base, path);
     const isOurEnd = this.#end?.ino === ino && this.#end.size === size;
     const bytes = this.#encoder.encode(!isOurEnd && endsInHalfLine(file, size) ? `\n${lines}` : lines);
     if (Deno.build.os === "windows") file.seekSync(0, Deno.SeekMode.End);
-    try {
-      // A full disk shows first as a short write.
-      writeAll(file, bytes);
-      await this.#sync(file);
-      if (this.#end?.ino !== ino || size === 0) syncFolder(this.#raw);
-      this.#end = { ino, size: size + bytes.length };
-    } catch (error) {
-      // Under the same lock, because records that are reported as failed must not be read later.
-      try {
-        file.truncateSync(size);
-      } catch { /* half a line remains, and the next record starts on a new line */ }
-      throw error;
-    }
+    // A full disk shows first as a short write.
+    writeAll(file, bytes);
+    return { ino, size: size + bytes.length };
   }
 
   /**
@@ -185,7 +238,7 @@ export class EventLog {
   }
 
   /** Opens and locks the file of the current UTC day. Makes sure that it is still the file at its path. */
-  async #openLocked(): Promise<{ file: Deno.FsFile; path: string; size: number; ino: number | null }> {
+  async #openLocked(): Promise<LockedFile> {
     const deadline = performance.now() + this.#lockTimeoutMs;
     for (;;) {
       const path = this.#pathNow();
@@ -202,6 +255,29 @@ export class EventLog {
       file.close();
       // On a file system where the inodes never agree, this must not loop without a pause.
       await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+  }
+
+  /** The same without a turn of the event loop. */
+  #openLockedSync(deadline: number): LockedFile {
+    for (;;) {
+      const path = this.#pathNow();
+      const file = this.#open(path);
+      try {
+        const before = statIfSameFile(file, path);
+        // A sync that runs holds the lock for this process, and cannot end before this returns.
+        const isOurs = before !== undefined && before.ino !== null && before.ino === this.#syncing?.ino;
+        if (isOurs || file.tryLockSync(true)) {
+          const stat = statIfSameFile(file, path);
+          if (stat) return { file, path, size: stat.size, ino: stat.ino };
+        }
+        if (performance.now() > deadline) throw lockedTooLong(this.#raw);
+      } catch (error) {
+        file.close();
+        throw error;
+      }
+      file.close();
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
     }
   }
 
@@ -265,6 +341,13 @@ function lineOf(record: LogRecord): string {
     );
   }
   return line;
+}
+
+/** Under the same lock as the write, because records that are reported as failed must not be read later. */
+function truncate({ file, size }: LockedFile): void {
+  try {
+    file.truncateSync(size);
+  } catch { /* half a line remains, and the next record starts on a new line */ }
 }
 
 function lockedTooLong(raw: string): TelemetryError {

@@ -4,69 +4,26 @@
  */
 import { isGranted, readEnv } from "../fs/locate.ts";
 import { newRun, runId, type RunRecord, toJson } from "../records.ts";
-import { timestamp } from "../time.ts";
+import { parseTimestamp, timestamp } from "../time.ts";
 import { apiFromEnvironment } from "./api_client.ts";
 import { ClientStore } from "./client_store.ts";
 import type { RunStats } from "./database_writer.ts";
+import { callAtExit, cancelAtExit } from "./exit.ts";
 import { copyOf, type EndFields, errorSummary, type RunFields, toColumns, toEndStatus } from "./fields.ts";
+import type { ClientOptions, ClientStats, PostPendingOptions, PostPendingResult, TrackedRun } from "./options.ts";
 import { PostQueue } from "./post_queue.ts";
 import { toText, Warnings } from "./warnings.ts";
 
 export { CLIENT_COLUMNS, type EndFields, type RunFields } from "./fields.ts";
-
-/** Options of a {@linkcode TelemetryClient}. */
-export interface ClientOptions {
-  /**
-   * The base folder of the store.
-   * @default the folder that the environment names, or the first of the usual folders that exists
-   */
-  base?: string;
-  /** Called once for each cause of a failure. @default prints one line to stderr */
-  onWarning?: (message: string) => void;
-  /** How long `close()` waits for the log, the database and the API, in milliseconds. @default 5000 */
-  closeTimeoutMs?: number;
-}
-
-/** The run that {@linkcode TelemetryClient.trackRun} passes to the work. */
-export interface TrackedRun {
-  /** The id of the run. */
-  readonly runId: string;
-  /** Records an event, as {@linkcode TelemetryClient.logEvent} does. */
-  logEvent(eventType: string, payload?: unknown): Promise<void>;
-  /**
-   * Sets fields for the end of the run. A field that is not a column goes into `metrics_json`. A later value replaces
-   * an earlier one.
-   */
-  setMetrics(metrics: RunFields & Record<string, unknown>): void;
-}
-
-/** Which runs {@linkcode TelemetryClient.postPending} posts. */
-export interface PostPendingOptions {
-  /** The maximum number of runs, newest first. @default 100 */
-  limit?: number;
-  /** Only runs that started at or after this time, ISO 8601. @default all runs */
-  since?: string;
-}
-
-/** The result of {@linkcode TelemetryClient.postPending}. */
-export interface PostPendingResult {
-  /** How many runs the API accepted. */
-  posted: number;
-  /** How many runs the API did not accept. They stay pending. */
-  failed: number;
-}
-
-/** The result of {@linkcode TelemetryClient.getStats}. */
-export interface ClientStats extends RunStats {
-  /** How often each cause of a failure occurred in this client, by `area:code`. */
-  failures: Record<string, number>;
-}
+export type * from "./options.ts";
 
 /** A run of this client that has not ended. */
 interface OpenRun {
   run: RunRecord;
   /** By the monotonic clock, in milliseconds. */
   started: number;
+  /** The fields for its end. Only a run of `trackRun` has them. */
+  results?: EndFields | undefined;
 }
 
 /** How long `close()` waits for the log and the API after it has stopped them, in milliseconds. */
@@ -94,6 +51,11 @@ export class TelemetryClient implements AsyncDisposable {
   /** Undefined when posting is off. */
   readonly #posts: PostQueue | undefined;
   readonly #runs = new Map<string, OpenRun>();
+  /** The states of runs that wait for the log before they are written to the database. */
+  readonly #logging = new Map<string, RunRecord>();
+  /** How many calls are recording something. */
+  #recording = 0;
+  readonly #atExit = () => this.#recordExit();
   #closed: Promise<void> | undefined;
 
   /** Finds the store, and creates missing folders with a warning. Never throws. */
@@ -120,7 +82,11 @@ export class TelemetryClient implements AsyncDisposable {
    * @param fields other columns; `agent_owner` defaults to the variable `AGENT_OWNER`, `host` to the host name
    * @returns the id of the run, when the record is on the disk or has failed
    */
-  async startRun(agentName: string, jobType: string, fields: RunFields = {}): Promise<string> {
+  startRun(agentName: string, jobType: string, fields: RunFields = {}): Promise<string> {
+    return this.#startRun(agentName, jobType, fields);
+  }
+
+  async #startRun(agentName: string, jobType: string, fields: RunFields, results?: EndFields): Promise<string> {
     const now = new Date();
     const name = toText(agentName);
     const id = runId(name, now);
@@ -135,7 +101,7 @@ export class TelemetryClient implements AsyncDisposable {
         host: hostName(),
         ...toColumns(copyOf(fields, this.#warnings), null, this.#warnings),
       });
-      this.#runs.set(id, { run, started: performance.now() });
+      this.#runs.set(id, { run, started: performance.now(), results });
       await this.#record(run);
     });
     return id;
@@ -162,7 +128,8 @@ export class TelemetryClient implements AsyncDisposable {
   }
 
   /**
-   * Records that a run has ended. For a run that this client did not start, or that has ended, it only warns.
+   * Records that a run has ended. The run may be one of an earlier process, if the database has it as `running`. For
+   * any other run that this client did not start, or that has ended, it only warns.
    *
    * @param runId the run
    * @param fields `status` defaults to `success`, `end_time` to now, `duration_ms` to the milliseconds since the start.
@@ -171,26 +138,47 @@ export class TelemetryClient implements AsyncDisposable {
    */
   endRun(runId: string, fields: EndFields = {}): Promise<void> {
     return this.#enter("run", async () => {
-      const open = this.#runs.get(runId);
-      if (open === undefined) {
+      // Copied before the first wait: the caller may change the fields.
+      const given = copyOf(fields, this.#warnings);
+      const open = this.#runs.get(runId) ?? await this.#openRunOfDatabase(runId);
+      // Another call may have ended a run of an earlier process during the wait.
+      const logging = this.#logging.get(runId)?.status ?? "running";
+      if (open === undefined || logging !== "running") {
         const what = `run ${toText(runId)} was not started by this client or has already ended`;
         return this.#warnings.warn("unknown_run", `${what}: its end is not recorded`);
       }
       this.#runs.delete(runId);
-      const { status = "success", ...rest } = copyOf(fields, this.#warnings);
-      await this.#record({
-        ...open.run,
-        end_time: timestamp(),
-        duration_ms: Math.round(performance.now() - open.started),
-        ...toColumns(rest, open.run.metrics_json, this.#warnings),
-        status: toEndStatus(status, this.#warnings),
-      });
+      await this.#record(this.#ended(open, given));
     });
+  }
+
+  /** The state of a run that ends now. */
+  #ended({ run, started }: OpenRun, { status = "success", ...fields }: Record<string, unknown>): RunRecord {
+    return {
+      ...run,
+      end_time: timestamp(),
+      duration_ms: Math.round(performance.now() - started),
+      ...toColumns(fields, run.metrics_json, this.#warnings),
+      status: toEndStatus(status, this.#warnings),
+    };
+  }
+
+  /** A run that an earlier process started and did not end. */
+  async #openRunOfDatabase(runId: unknown): Promise<OpenRun | undefined> {
+    if (typeof runId !== "string") return undefined;
+    const run = await this.#store.read((writer) => writer.getRun(runId));
+    // This client may have recorded its end, which the database does not have yet.
+    if (run?.status !== "running" || this.#store.isSaving(`run ${runId}`)) return undefined;
+    const startedAt = parseTimestamp(run.start_time) ?? Date.now() * 1000;
+    const age = Math.max(0, Date.now() - startedAt / 1000);
+    // The log has no times of rows.
+    return { run: { ...run, created_at: null, updated_at: null }, started: performance.now() - age };
   }
 
   /**
    * Runs `work` as a recorded run. The run ends as `success`. When `work` throws, the run ends as `failed` with the
-   * `error_summary` `Type: message`.
+   * `error_summary` `Type: message`. When the process ends by `Deno.exit` or an uncaught error meanwhile, the run ends as
+   * `failed`, too.
    *
    * @param agentName the agent or job that runs
    * @param jobType the kind of work
@@ -224,8 +212,8 @@ export class TelemetryClient implements AsyncDisposable {
     ...rest: [RunFields, (run: TrackedRun) => T | Promise<T>] | [(run: TrackedRun) => T | Promise<T>]
   ): Promise<T> {
     const [fields, work] = rest.length === 1 ? [{}, rest[0]] : rest;
-    const runId = await this.startRun(agentName, jobType, fields);
     const results: EndFields = {};
+    const runId = await this.#startRun(agentName, jobType, fields, results);
     try {
       const result = await work({
         runId,
@@ -290,6 +278,26 @@ export class TelemetryClient implements AsyncDisposable {
     this.#store.abandonLog();
     await within(LAST_MOMENT_MS, this.#settled());
     this.#store.close();
+    cancelAtExit(this.#atExit);
+  }
+
+  /** Records synchronously what waits. The runs of `trackRun` that are open end as failed. */
+  #recordExit(): void {
+    try {
+      const summary = { error_summary: "the process exited before the run ended", status: "failed" };
+      for (const open of this.#runs.values()) {
+        if (open.results === undefined) continue;
+        const run = this.#ended(open, { ...open.results, ...summary });
+        this.#logging.set(run.run_id, run);
+        this.#store.append({ ...run, record_type: "run" });
+      }
+      this.#store.flushLog();
+      for (const run of this.#logging.values()) this.#save(run);
+      this.#logging.clear();
+      this.#store.flushDatabase();
+    } catch (error) {
+      this.#warnings.fail("exit", error);
+    }
   }
 
   /** Resolves when log, API and database have no more to do, or cannot do it. */
@@ -304,19 +312,31 @@ export class TelemetryClient implements AsyncDisposable {
     if (this.#closed) {
       return this.#warnings.warn("closed", "the telemetry client is closed: later records are ignored");
     }
+    this.#recording++;
+    callAtExit(this.#atExit);
     try {
       await work();
     } catch (error) {
       this.#warnings.fail(area, error);
     }
+    const isIdle = --this.#recording === 0 && this.#store.isSaved();
+    // Only a client that has something to record is kept in memory.
+    if (isIdle && !this.#runs.values().some(({ results }) => results)) cancelAtExit(this.#atExit);
   }
 
   /** Writes to the log, then the database, then the API. What the log rejects is still written to the database. */
   async #record(run: RunRecord): Promise<void> {
+    this.#logging.set(run.run_id, run);
     await this.#store.append({ ...run, record_type: "run" });
-    this.#store.save(`run ${run.run_id}`, (writer) => writer.updateRun(run));
+    // `logging` has a later state when the run ended meanwhile, and none when it is already saved.
+    if (this.#logging.get(run.run_id) === run) this.#logging.delete(run.run_id);
+    this.#save(run);
     // In the same turn: postPending must not find the run in the database before it waits for its post.
     if (run.status !== "running") this.#posts?.add(run);
+  }
+
+  #save(run: RunRecord): void {
+    this.#store.save(`run ${run.run_id}`, (writer) => writer.updateRun(run));
   }
 }
 

@@ -11,6 +11,8 @@ import { pause, WriteQueue } from "./write_queue.ts";
 
 /** How long to wait before a store that could not be opened is tried again, in milliseconds. */
 const REOPEN_AFTER_MS = 10_000;
+/** How long to wait for the lock of the log at the end of the process, in milliseconds. */
+const EXIT_LOCK_MS = 1000;
 /** The length of a text in the log when its run is over the limit of a line: all columns of that length always fit. */
 const MAX_LOGGED_TEXT = 100_000;
 
@@ -23,13 +25,19 @@ export class ClientStore {
   /** Why it could not be opened, and when to try again. */
   #failure: unknown;
   #reopenAt = 0;
+  /** Whether the log has every run that was recorded. */
+  #isLogComplete = true;
 
   constructor(base: string | undefined, warnings: Warnings) {
     this.#base = base;
     this.#warnings = warnings;
     this.#queue = new WriteQueue({
       onFailure: (error) => warnings.fail("database", error),
-      onDrop: () => warnings.warn("unsaved", "too many changes wait for the database: the oldest are only in the log"),
+      onDrop: () =>
+        warnings.warn(
+          "unsaved",
+          `too many changes wait for the database: the oldest are dropped, and ${this.#inLog("are only in the log")}`,
+        ),
     });
     this.#opened();
   }
@@ -40,7 +48,10 @@ export class ClientStore {
       await this.#opened()?.log.append(record);
     } catch (error) {
       const shorter = hasCode(error, "invalid_record") ? truncateForLog(record) : undefined;
-      if (shorter === undefined) return this.#warnings.fail("log", error);
+      if (shorter === undefined) {
+        if (record.record_type === "run") this.#isLogComplete = false;
+        return this.#warnings.fail("log", error);
+      }
       this.#warnings.warn("long", "a run is too long for the log: its long texts are only in the database");
       await this.append(shorter);
     }
@@ -78,6 +89,26 @@ export class ClientStore {
     return this.#queue.flush();
   }
 
+  /** Whether the database has every change. */
+  isSaved(): boolean {
+    return this.#queue.size === 0;
+  }
+
+  /** Writes synchronously what waits for the log. For the end of the process. */
+  flushLog(): void {
+    try {
+      this.#open?.log.flushSync(EXIT_LOCK_MS);
+    } catch (error) {
+      this.#warnings.fail("log", error);
+    }
+  }
+
+  /** Writes synchronously what waits for the database. For the end of the process. */
+  flushDatabase(): void {
+    this.#queue.flushSync();
+    this.#warnOfUnsaved("the process");
+  }
+
   /** Makes what waits for the lock of the log fail. */
   abandonLog(): void {
     this.#open?.log.abandon();
@@ -86,11 +117,19 @@ export class ClientStore {
   /** Writes what can be written to the database without waiting, then closes it. */
   close(): void {
     this.#queue.stop();
-    if (this.#queue.size > 0) {
-      const message = `close() ended before the database had all changes of runs (missing: ${this.#queue.size})`;
-      this.#warnings.warn("unsaved", `${message}; recover_database --force adds them from the log`);
-    }
+    this.#warnOfUnsaved("close()");
     this.#open?.writer.close();
+  }
+
+  #warnOfUnsaved(what: string): void {
+    if (this.isSaved()) return;
+    const message = `${what} ended before the database had all changes of runs (missing: ${this.#queue.size})`;
+    this.#warnings.warn("unsaved", `${message}; ${this.#inLog("recover_database --force adds them from the log")}`);
+  }
+
+  /** What to say of changes that only the log has: some may be lost when the log could not be written. */
+  #inLog(complete: string): string {
+    return this.#isLogComplete ? complete : "some of them may be missing in the log, too";
   }
 
   /** The open store. One that could not be opened is tried again later: its disk may be mounted late. */

@@ -84,6 +84,17 @@ export class WriteQueue {
     return this.#running;
   }
 
+  /** Writes synchronously what waits, for the end of the process. Waits up to a second for a locked database. */
+  flushSync(): void {
+    const deadline = performance.now() + STOP_MS;
+    while (this.#writes.size > 0) {
+      const error = this.#writeOldest();
+      if (error === undefined) continue;
+      if (!hasCode(error, "locked") || performance.now() > deadline) return this.#options.onFailure(error);
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, LOCKED_PAUSE_MS);
+    }
+  }
+
   /** Ends all waiting. Writes synchronously what can be written now; a later write is tried once. */
   stop(): void {
     this.#state = "stopped";

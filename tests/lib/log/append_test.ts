@@ -464,6 +464,46 @@ testWith(["unix"], "append rejects after lockTimeoutMs and writes nothing", asyn
   assert.equal(test.text, lines(event(1), event(3)));
 });
 
+Deno.test("flushSync writes what waits, also during the sync of another batch, and each record once", async () => {
+  using test = new TestLog();
+  const syncing = Promise.withResolvers<void>();
+  const synced = Promise.withResolvers<void>();
+  const appended: Promise<void>[] = [];
+  {
+    using _slow = instead("sync", () => (syncing.resolve(), synced.promise));
+    appended.push(test.append(event(1)));
+    await syncing.promise;
+    appended.push(test.append(event(2)));
+    test.log.flushSync(0);
+    assert.equal(test.text, lines(event(1), event(2)));
+    synced.resolve();
+    await Promise.all(appended);
+  }
+  await test.append(event(3));
+  assert.equal(test.text, lines(event(1), event(2), event(3)));
+});
+
+testWith(
+  ["unix"],
+  "flushSync takes over the batch that waits for the lock, and throws when it cannot get it",
+  async () => {
+    using test = new TestLog();
+    const holder = test.hold();
+    using refused = refusal();
+    const appended = [test.append(event(1))];
+    await refused.seen;
+    appended.push(test.append(event(2)));
+    assert.throws(() => test.log.flushSync(20), { code: "locked" });
+    assert.equal(test.text, "");
+    holder.close();
+    test.log.flushSync(0);
+    assert.equal(test.text, lines(event(1), event(2)));
+    await Promise.all(appended);
+    await test.log.idle();
+    assert.equal(test.text, lines(event(1), event(2)));
+  },
+);
+
 testWith(["unix"], "append does not block the event loop while it waits for the lock", async () => {
   using test = new TestLog({ lockTimeoutMs: 250 });
   await using _ = await otherHolder(test.path, Deno.execPath(), ["eval", "--quiet", DENO_HOLDER]);

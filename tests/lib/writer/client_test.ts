@@ -603,6 +603,95 @@ Deno.test("no new store is created while permissions hide another one", async ()
   assert.equal(linesOf(layoutOf(store)).length, 4);
 });
 
+Deno.test("when the process ends, open runs of trackRun end as failed, and all that was logged is kept", async (t) => {
+  const ends: [name: string, code: number, end: string][] = [
+    ["Deno.exit in the work", 3, "Deno.exit(3);"],
+    ["Deno.exit after a wait", 3, "setTimeout(() => Deno.exit(3), 50); setInterval(() => {}, 1000);"],
+    ["an uncaught error", 1, `setTimeout(() => { throw new Error("outside"); }, 50); setInterval(() => {}, 1000);`],
+    ["an unhandled rejection", 1, `Promise.reject(new Error("outside")); setInterval(() => {}, 1000);`],
+    ["nothing left to do", 0, ""],
+    [
+      "SIGTERM",
+      143,
+      `Deno.addSignalListener("SIGTERM", () => Deno.exit(143));
+       setTimeout(() => Deno.kill(Deno.pid, "SIGTERM"), 20); setInterval(() => {}, 1000);`,
+    ],
+  ];
+  for (const [name, expected, end] of ends) {
+    await t.step(name, async () => {
+      using folder = new TempFolder();
+      const layout = layoutOf(`${folder.path}/base`);
+      const { code, stderr } = await agent(
+        folder,
+        `const telemetry = new TelemetryClient({ base: ${JSON.stringify(layout.base)}, onWarning() {} });
+         await telemetry.trackRun("tester", "ended", () => {});
+         const running = await telemetry.startRun("tester", "manual");
+         telemetry.endRun(running, { status: "partial" });
+         telemetry.trackRun("tester", "open", (run) => {
+           run.setMetrics({ pages: 7 });
+           for (let n = 0; n < 500; n++) run.logEvent("event", { n });
+           ${end}
+           return new Promise(() => {});
+         });`,
+        [`--allow-read=${layout.base}`, `--allow-write=${layout.base}`, "--allow-run"],
+      );
+      assert.equal(code, expected, stderr);
+      using db = new DatabaseSync(layout.database, { readOnly: true });
+      const rows = db.prepare("SELECT job_type, status, error_summary, metrics_json FROM agent_runs ORDER BY 1").all();
+      assert.deepEqual(rows.map((row) => Object.values(row)), [
+        ["ended", "success", null, null],
+        ["manual", "partial", null, null],
+        ["open", "failed", "the process exited before the run ended", '{"pages":7}'],
+      ]);
+      const lines = linesOf(layout);
+      assert.equal(lines.filter((line) => line["record_type"] === "event").length, 500);
+      const last = lines.filter((line) => line["job_type"] === "open").at(-1)!;
+      assert.deepEqual([last["status"], last["metrics_json"]], ["failed", '{"pages":7}']);
+      assert.equal(lines.filter((line) => line["status"] === "failed").length, 1);
+    });
+  }
+});
+
+Deno.test("an uncaught error that the agent prevents does not end the run", async () => {
+  using folder = new TempFolder();
+  const layout = layoutOf(`${folder.path}/base`);
+  await agent(
+    folder,
+    `await using telemetry = new TelemetryClient({ base: ${JSON.stringify(layout.base)}, onWarning() {} });
+     await telemetry.startRun("tester", "other");
+     addEventListener("error", (event) => event.preventDefault());
+     await telemetry.trackRun("tester", "job", async (run) => {
+       for (let n = 0; n < 50; n++) run.logEvent("event", { n });
+       setTimeout(() => { throw new Error("outside"); }, 0);
+       await new Promise((resolve) => setTimeout(resolve, 50));
+       await run.logEvent("last");
+     });`,
+    [`--allow-read=${layout.base}`, `--allow-write=${layout.base}`],
+  );
+  using db = new DatabaseSync(layout.database, { readOnly: true });
+  assert.equal(db.prepare("SELECT status FROM agent_runs WHERE job_type='job'").get()!["status"], "success");
+  const lines = linesOf(layout);
+  assert.equal(lines.filter((line) => line["record_type"] === "event").length, 51);
+  assert.equal(lines.at(-1)!["status"], "success");
+});
+
+Deno.test("endRun ends a run that an earlier process left running, once", async () => {
+  await using stage = new Stage();
+  const id = await stage.client.startRun("tester", "job", { product: "p", start_time: "2025-12-10T12:00:00Z" });
+  await stage.client.close();
+  const warnings: string[] = [];
+  const onWarning = (message: string) => void warnings.push(message);
+  await using later = new TelemetryClient({ base: stage.layout.base, onWarning });
+  await Promise.all([later.endRun(id, { status: "partial" }), later.endRun(id, { status: "failed" })]);
+  await later.endRun(id, { status: "failed" });
+  assert.deepEqual(stage.lines().map(({ status }) => status), ["running", "partial"]);
+  const [row] = stage.rows();
+  assert.deepEqual([row!["status"], row!["product"]], ["partial", "p"]);
+  assert.ok(Number(row!["duration_ms"]) > 86_400_000, `duration_ms is ${row!["duration_ms"]}`);
+  assert.equal(stage.lines()[1]!["created_at"], null);
+  assert.equal(warnings.length, 1);
+});
+
 Deno.test("a burst of runs is complete in the database without close()", async () => {
   await using stage = new Stage();
   const { client } = stage;
