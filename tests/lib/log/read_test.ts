@@ -557,10 +557,11 @@ for (
       return performance.now() - start;
     };
     time(1000);
-    // In quadratic time, the longer line would take 1024 times as long. Best of two: other programs interrupt both.
-    const short = Math.min(time(10_000), time(10_000));
-    const long = Math.min(time(320_000), time(320_000));
-    assert.ok(long < 32 * Math.max(short, 2) * 5, `${long} ms, ${short} ms for a line of 1/32 of its length`);
+    // In quadratic time, the longer line would take 256 times as long, in linear time 16 times. Best of two, because other
+    // programs interrupt both. Under 10 ms they interrupt only the longer one.
+    const short = Math.min(time(40_000), time(40_000));
+    const long = Math.min(time(640_000), time(640_000));
+    assert.ok(long < 16 * Math.max(short, 10) * 8, `${long} ms, ${short} ms for a line of 1/16 of its length`);
   });
 }
 
