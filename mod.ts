@@ -85,6 +85,6 @@ export { type RunComparison } from "./lib/store/merge.ts";
 export { type OnProgress } from "./lib/sqlite/connection.ts";
 
 // Export
-export { type ByteSink, type Exported, exportTo, exportToFile } from "./lib/export/export.ts";
+export { type ByteSink, type Exported, exportTo, exportToFile, type FileOptions } from "./lib/export/export.ts";
 export { type ExportRequest, type ExportTable } from "./lib/export/request.ts";
 export { type Cell, type Program } from "./lib/export/csv.ts";

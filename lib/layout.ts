@@ -171,6 +171,7 @@ export type FileKind =
   | "before_restore"
   | "before_v3"
   | "corrupted"
+  | "before_rebuild"
   | "recovery_report"
   | "recovery_rejects"
   | "runs_export"
@@ -183,6 +184,7 @@ const STAMPED_NAMES: Record<Exclude<FileKind, "log" | "daily_backup">, [before: 
   before_restore: ["telemetry_before_restore_", ".sqlite"],
   before_v3: ["telemetry.before_v3_", ".sqlite"],
   corrupted: ["telemetry.corrupted.", ".sqlite"],
+  before_rebuild: ["telemetry.before_rebuild_", ".sqlite"],
   recovery_report: ["recovery_", ".json"],
   recovery_rejects: ["recovery_", ".rejected.ndjson"],
   runs_export: ["agent_runs_", ".csv"],

@@ -12,8 +12,11 @@ export const COMMAND: Command = {
   summary: "takes a backup of the database while agents write, and keeps the newest ones",
   flags: {
     keep: { value: "N", about: "how many of its own backups to keep (default: 7)" },
-    "dry-run": { about: "only print what would be removed" },
-    list: { about: "list all backups with their content, and whether they are intact" },
+    "dry-run": { about: "only print what would be taken and removed" },
+    list: {
+      about: "list all backups with their content, and whether they are intact",
+      excludes: ["keep", "dry-run"],
+    },
   },
   writes: ["db", "backups"],
   example: "--keep 14",

@@ -17,9 +17,17 @@ export const COMMAND: Command = {
   summary: "takes a fully checked backup while agents write, and keeps those of the last days; or restores one",
   flags: {
     "keep-days": { value: "N", about: "how many days to keep its own backups; the newest is always kept (default: 7)" },
-    "dry-run": { about: "only print what would be removed" },
-    list: { about: "list all backups with their content, and whether they are intact" },
-    restore: { value: "PATH", path: "backup", about: "replace the database by this backup, or by `latest`" },
+    "dry-run": { about: "only print what would be taken and removed" },
+    list: {
+      about: "list all backups with their content, and whether they are intact",
+      excludes: ["keep-days", "dry-run", "restore"],
+    },
+    restore: {
+      value: "PATH",
+      path: "backup",
+      about: "replace the database by this backup, or by `latest`",
+      excludes: ["keep-days", "dry-run"],
+    },
     replay: { about: "with --restore: also add the runs of the log, and keep all `api_posted` markers" },
     yes: { about: "with --restore: do not ask for confirmation" },
   },
@@ -31,11 +39,9 @@ if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { flags } = terminal;
     const days = wholeNumber("keep-days", flags["keep-days"], 7);
-    const others = (flags["restore"] === undefined ? ["replay", "yes"] : ["keep-days", "dry-run", "list"])
-      .filter((flag) => flags[flag] !== undefined);
-    if (others.length > 0) {
-      const how = flags["restore"] === undefined ? "goes only with" : "does not go with";
-      throw new TelemetryError("usage", `--${others[0]} ${how} --restore`, { hint: `see ${COMMAND.name} --help` });
+    const restoreOnly = ["replay", "yes"].find((flag) => flags[flag] !== undefined);
+    if (restoreOnly !== undefined && flags["restore"] === undefined) {
+      throw new TelemetryError("usage", `--${restoreOnly} needs --restore`, { hint: `see ${COMMAND.name} --help` });
     }
     const layout = terminal.locate();
     if (flags["list"]) return listBackupsAsTable(terminal, layout);

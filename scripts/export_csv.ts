@@ -7,7 +7,7 @@ import { type Exported, exportTo, exportToFile } from "../lib/export/export.ts";
 import { readRequest } from "../lib/export/request.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import { type Command, runCommand, type Terminal } from "../lib/cli/command.ts";
-import { formatBytes } from "../lib/cli/output.ts";
+import { formatBytes, plural } from "../lib/cli/output.ts";
 
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {
@@ -19,8 +19,9 @@ export const COMMAND: Command = {
       value: "PATH",
       path: "write",
       writes: ["db"],
-      about: "the file, which must not exist yet; - is stdout (default: in exports/)",
+      about: "the file; - is stdout (default: a new file in exports/)",
     },
+    overwrite: { about: "with --output: replace the file if it exists" },
     columns: { value: "A,B", about: "these columns, in this order (default: all)" },
     since: {
       value: "TIME",
@@ -46,7 +47,7 @@ if (import.meta.main) {
     const request = readRequest(flags, new Date());
     const output = flags["output"] as string | undefined;
     if (output === "" || (output === "-" && flags["json"])) {
-      throw new TelemetryError("usage", output ? "--json does not go with --output -" : "--output needs a path", {
+      throw new TelemetryError("usage", output ? "--json cannot be used with --output -" : "--output needs a path", {
         hint: `see ${COMMAND.name} --help`,
       });
     }
@@ -56,18 +57,21 @@ if (import.meta.main) {
       warnOf(terminal, exported, request.program);
       return { ...exported };
     }
-    const exported = await exportToFile(layout, request, output, terminal.progress("export", 1));
+    const onProgress = terminal.progress("export", 1);
+    const overwrite = flags["overwrite"] === true;
+    const exported = await exportToFile(layout, request, { path: output, overwrite, onProgress });
     warnOf(terminal, exported, request.program);
-    terminal.say(`${exported.path}: ${exported.rows} ${exported.table}, ${formatBytes(exported.bytes)}`);
+    const rows = plural(exported.rows, exported.table.slice(0, -1));
+    terminal.say(`${exported.path}: ${rows}, ${formatBytes(exported.bytes)}`);
     return { ...exported };
   });
 }
 
-/** What the table does not show. */
+/** Warns of what the exported file does not show. */
 function warnOf({ warn }: Terminal, exported: Exported, program?: string): void {
   const { cut_cells, nul_cells, untimed_rows, rejected_lines } = exported;
-  if (cut_cells > 0) warn(`${cut_cells} cells were cut: ${program} takes no longer ones`);
-  if (nul_cells > 0) warn(`${nul_cells} cells had NUL, which PostgreSQL cannot hold: U+2400 (␀) stands in its place`);
-  if (untimed_rows > 0) warn(`${untimed_rows} rows were left out: their times cannot be told`);
-  if (rejected_lines > 0) warn(`${rejected_lines} parts of the log are no records, and were left out`);
+  if (cut_cells > 0) warn(`cut ${plural(cut_cells, "cell")}: ${program} accepts no longer ones`);
+  if (nul_cells > 0) warn(`replaced NUL by U+2400 (␀) in ${plural(nul_cells, "cell")}: PostgreSQL cannot store it`);
+  if (untimed_rows > 0) warn(`left out ${plural(untimed_rows, "row")} whose time cannot be parsed`);
+  if (rejected_lines > 0) warn(`left out ${plural(rejected_lines, "part")} of the log that are not records`);
 }

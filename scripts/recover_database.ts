@@ -4,7 +4,7 @@
  * @module
  */
 import { inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
-import { hasCode, TelemetryError } from "../lib/errors.ts";
+import { hasCode } from "../lib/errors.ts";
 import { checkCurrent, checkHealth, type Health } from "../lib/recovery/health.ts";
 import type { Layout } from "../lib/layout.ts";
 import { SCHEMA_VERSION } from "../lib/records.ts";
@@ -18,7 +18,11 @@ export const COMMAND: Command = {
   name: "recover_database",
   summary: "rebuilds a damaged or lost database from the log and from the readable data of the old one",
   flags: {
-    "check-only": { writes: ["db"], about: "only check whether the database is healthy; exit with 1 when it is not" },
+    "check-only": {
+      writes: ["db"],
+      about: "only check whether the database is healthy; exit with 1 when it is not",
+      excludes: ["force", "no-salvage", "with-backup"],
+    },
     force: { about: "also rebuild a healthy database, which adds the runs that are only in the log" },
     "no-salvage": { about: "use only the log: runs and `api_posted` markers that are not in it are lost" },
     "with-backup": {
@@ -35,12 +39,6 @@ if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { flags } = terminal;
     const checkOnly = flags["check-only"] === true;
-    const useless = ["force", "no-salvage", "with-backup"].find((flag) => flags[flag] !== undefined);
-    if (checkOnly && useless) {
-      throw new TelemetryError("usage", `--${useless} cannot be used with --check-only`, {
-        hint: "see recover_database --help",
-      });
-    }
     const layout = terminal.locate();
     if (checkOnly) {
       const health = await checkHealth(layout, { compare: true });

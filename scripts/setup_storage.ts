@@ -22,10 +22,9 @@ if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { layout, created, refused } = createStorage(terminal.locate());
     assertWritable(layout);
-    for (const reason of refused) {
-      terminal.warn(`${reason}; the store is in ${layout.base} instead, where all scripts find it`);
-    }
     terminal.say(`the store is ready in ${layout.base}${created.length ? "" : " (nothing to create)"}`);
+    // The normal case of an ordinary user, so not a warning.
+    for (const reason of refused) terminal.say(`  (${reason})`);
     for (const path of created) terminal.say(`  created ${path}`);
 
     const database = terminal.flags["with-database"] ? await setUpDatabase(layout) : undefined;

@@ -148,7 +148,7 @@ export function listBackups({ backups }: Layout): DatabaseCopy[] {
 
 /** The copies that were created before a change, newest first. No rule removes them. */
 export function listOtherCopies({ backups, db }: Layout): DatabaseCopy[] {
-  return [...listCopies(backups, ["before_v3"]), ...listCopies(db, ["before_restore", "corrupted"])]
+  return [...listCopies(backups, ["before_v3"]), ...listCopies(db, ["before_restore", "before_rebuild", "corrupted"])]
     .sort((a, b) => b.time.getTime() - a.time.getTime());
 }
 

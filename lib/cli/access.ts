@@ -32,6 +32,8 @@ export interface Flag {
   writes?: readonly StoreFolder[];
   /** Whether the script runs without a store with this flag. */
   needsNoStore?: boolean;
+  /** The flags of the same script that cannot be given together with this one. */
+  excludes?: readonly string[];
 }
 
 /** The flags that were given: text, or true. */

@@ -36,7 +36,9 @@ export async function backupAndPrune(
       terminal.warn(`the previous backup has ${plural(runs_before, "run")}, this one has ${runs}: check why`);
     }
   }
-  const { expired, fullest, ignored } = applyRetention(layout, kind, rule, taken ?? inspectSource(layout));
+  const source = taken ?? inspectSource(layout);
+  if (dryRun) terminal.say(`would back up ${layout.database}: ${plural(source.runs, "run")} to ${layout.backups}`);
+  const { expired, fullest, ignored } = applyRetention(layout, kind, rule, source);
   for (const { name, why } of ignored) terminal.warn(`${name} ${why}: it is neither removed nor counted`);
   const { removed, warnings } = taken ? removeBackups(layout, expired) : { removed: expired, warnings: [] };
   for (const warning of warnings) terminal.warn(warning);

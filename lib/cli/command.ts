@@ -28,8 +28,12 @@ const SHARED_FLAGS: Record<string, Flag> = {
   base: { value: "DIR", about: "the folder of the store (default: see below)" },
   json: { about: "print one JSON object on stdout instead of text" },
   quiet: { about: "print only warnings and errors" },
-  help: { about: "print this help and exit" },
+  help: { about: "print this help and exit (also -h)" },
+  version: { about: "print the version and exit" },
 };
+
+/** The version in `deno.json`. A script that is run by URL cannot read that file. */
+const VERSION = "0.1.0";
 
 /** What a script did, for `--json`. */
 export type Result = Record<string, unknown>;
@@ -61,8 +65,8 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
   try {
     const flags = parseFlags(command, Deno.args);
     json = flags["json"] === true;
-    if (flags["help"]) {
-      print(Deno.stdout, helpText(command));
+    if (flags["help"] || flags["version"]) {
+      print(Deno.stdout, flags["help"] ? helpText(command) : `${command.name} ${VERSION}`);
       Deno.exit(0);
     }
     const isSilent = json || flags["quiet"] === true;
@@ -93,13 +97,20 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
 export function parseFlags(command: Command, args: string[]): FlagValues {
   const options = Object.fromEntries(
     Object.entries({ ...command.flags, ...SHARED_FLAGS })
-      .map(([name, flag]) => [name, { type: flag.value ? "string" as const : "boolean" as const }]),
+      .map(([name, flag]) => [name, {
+        type: flag.value ? "string" as const : "boolean" as const,
+        ...name === "help" ? { short: "h" } : {},
+      }]),
   );
   try {
     const { values, tokens } = parseArgs({ args, options, strict: true, allowPositionals: false, tokens: true });
     const given = tokens.flatMap((token) => token.kind === "option" && token.value !== undefined ? [token.name] : []);
     const repeated = given.find((name, i) => given.indexOf(name) < i);
     if (repeated !== undefined) throw new Error(`--${repeated} is given twice`);
+    for (const [name, { excludes = [] }] of Object.entries(command.flags)) {
+      const other = values[name] === undefined ? undefined : excludes.find((flag) => values[flag] !== undefined);
+      if (other !== undefined) throw new Error(`--${other} cannot be used with --${name}`);
+    }
     const { base } = values;
     if (base === "") throw new Error("--base needs a folder");
     // A shell does not expand --base=~/store, and a folder named "~" would be created.
@@ -169,8 +180,9 @@ function locateStore(command: Command, flags: FlagValues, warn: Terminal["warn"]
   check(access, access);
   const ignored = base === undefined ? undefined : readEnv("TELEMETRY_NDJSON_DIR");
   if (ignored) warn(`TELEMETRY_NDJSON_DIR (${ignored}) is ignored with --base: the log is in ${layout.raw}`);
-  for (const other of base === undefined ? otherStoresWithData(layout) : []) {
-    warn(`using ${layout.base} (${layout.choice.source}), but ${other} has data, too: choose with --base DIR`);
+  // A store that a flag or a variable names was chosen on purpose.
+  for (const other of layout.choice.source === "found" ? otherStoresWithData(layout) : []) {
+    warn(`using ${layout.base}, but ${other} has data, too: choose with --base DIR`);
   }
   if (!command.createsStore) assertStore(layout);
   return layout;

@@ -6,8 +6,8 @@ import { type Cell, CsvText } from "./csv.ts";
 import { type Definition, type ExportRequest, type ExportTable, RowFilter, TABLES } from "./request.ts";
 import { ensureFolder, PartialFile, pathExists, removeStalePartials } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
-import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
-import { isFolder, sizeOf, statIfExists } from "../fs/locate.ts";
+import { type FileKind, fileNames, folderOf, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
+import { isFolder, isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
 import { logFiles, readLogs } from "../log/read.ts";
 import { inspect } from "../sqlite/migrate.ts";
 import { Connection, type OnProgress } from "../sqlite/connection.ts";
@@ -166,14 +166,23 @@ function cellOf(value: unknown): Cell {
   return typeof value === "string" || typeof value === "number" ? value : JSON.stringify(value);
 }
 
+/** Options of {@linkcode exportToFile}. */
+export interface FileOptions {
+  /** The file. @default one in `exports/`, with the table and the time in its name */
+  path?: string | undefined;
+  /** Whether an existing file is replaced. @default false */
+  overwrite?: boolean;
+  /** As for {@linkcode exportTo}. */
+  onProgress?: OnProgress | undefined;
+}
+
 /**
- * Exports to a new file, which is complete and durable, or absent. Never replaces a file.
+ * Exports to a file, which is complete and durable, or absent.
  *
  * @param layout from `locate()`
  * @param request what to export
- * @param path the file; by default one in `exports/`, with the table and the time in its name
- * @param onProgress as for {@linkcode exportTo}
- * @throws {TelemetryError} `usage` when the file exists, or as {@linkcode exportTo}
+ * @param options where to
+ * @throws {TelemetryError} `usage` when the file exists, `no_storage` when its folder does not, or as {@linkcode exportTo}
  *
  * @example
  * ```ts no-eval
@@ -187,19 +196,33 @@ function cellOf(value: unknown): Cell {
 export async function exportToFile(
   layout: Layout,
   request: ExportRequest,
-  path?: string,
-  onProgress?: OnProgress,
+  options: FileOptions = {},
 ): Promise<Exported & { path: string }> {
-  const { exports, base } = layout;
+  const { path, overwrite = false, onProgress } = options;
   const { kind } = TABLES[request.table];
-  if (path !== undefined && pathExists(path)) throw isTaken(path);
+  if (path !== undefined) assertUsable(path, overwrite);
   using partial = path === undefined ? claimInExports(layout, kind) : PartialFile.claim(partialOf(path));
   limitRights(partial.path, request.table === "events" ? logFiles(layout.raw).at(-1) : layout.database);
   const exported = await exportTo(layout, request, partial.file, partial.path, onProgress);
   partial.sync();
-  const published = partial.publish(base, path === undefined ? pathsIn(exports, kind) : [path]);
+  if (path !== undefined && overwrite) {
+    partial.replace(layout.base, path);
+    return { ...exported, path };
+  }
+  const published = partial.publish(layout.base, path === undefined ? pathsIn(layout.exports, kind) : [path]);
   if (published === undefined) throw isTaken(path!);
   return { ...exported, path: published };
+}
+
+/** Checks a path that was given for a file. */
+function assertUsable(path: string, overwrite: boolean): void {
+  const folder = folderOf(path);
+  if (isGranted({ name: "read", path: folder }) && !statIfExists(folder)?.isDirectory) {
+    throw new TelemetryError("no_storage", `the folder ${folder} does not exist`, {
+      hint: "create it, or name another file",
+    });
+  }
+  if (pathExists(path) && !overwrite) throw isTaken(path);
 }
 
 /** Removes access rights that the source does not give: others may not be allowed to read it. */
@@ -213,7 +236,7 @@ function limitRights(partial: string, source: string | undefined): void {
 
 function isTaken(path: string): TelemetryError {
   return new TelemetryError("usage", `${path} exists already, and is not replaced`, {
-    hint: "name another file; --output - writes to stdout",
+    hint: "name another file, or add --overwrite; --output - writes to stdout",
   });
 }
 

@@ -80,7 +80,7 @@ const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGM
 
 /**
  * Rebuilds the database beside the current one and replaces it, while agents go on. The replaced database is preserved as
- * `db/telemetry.corrupted.….sqlite`. Killed at any moment, the database is unchanged or finished.
+ * `db/telemetry.corrupted.….sqlite`, or as `db/telemetry.before_rebuild_….sqlite` when it is intact. Killed at any moment, the database is unchanged or finished.
  *
  * The log determines the fields of a run, except that an ended status and an `api_posted` marker of another source are not
  * taken back (contract, "NDJSON records": the last line of a run is its state).
@@ -126,7 +126,9 @@ export async function recoverChecked(
   const previous = wasInterrupted && isDamaged ? listCopies(folder, ["corrupted"])[0]?.path : undefined;
   const isPreserved = previous !== undefined && hasSameFiles(database, previous);
   using live = current.state === "intact" ? LiveDatabase.watch(database) : undefined;
-  const kept = isPreserved ? previous : await preserveCurrent(layout, current, "corrupted");
+  const kept = isPreserved
+    ? previous
+    : await preserveCurrent(layout, current, isDamaged ? "corrupted" : "before_rebuild");
   using report = new RecoveryReport(layout);
   const warnings: string[] = [];
   let built: Built;

@@ -268,6 +268,8 @@ export interface RunComparison {
   only_in_database: number;
   /** How many runs are in the log only. */
   only_in_log: number;
+  /** Their ids. */
+  only_in_log_ids: string[];
   /** The logs that cannot be read. */
   unreadable_logs: string[];
   /** How many runs are `running` in the database although the log has their end. */
@@ -302,14 +304,16 @@ export async function compareRuns(db: Connection, files: Iterable<string>): Prom
   } finally {
     db.rollback();
   }
-  const count = (ids: Set<string>, differs: (status: SqlValue | undefined) => boolean) =>
-    ids.values().filter((id) => differs(find.get(id)?.["status"])).toArray().length;
+  const still = (ids: Set<string>, differs: (status: SqlValue | undefined) => boolean) =>
+    ids.values().filter((id) => differs(find.get(id)?.["status"])).toArray();
+  const missing = still(onlyInLog, (status) => status === undefined);
   return {
     in_database: inDatabase,
     only_in_database: inDatabase - inLog.size,
-    only_in_log: count(onlyInLog, (status) => status === undefined),
+    only_in_log: missing.length,
+    only_in_log_ids: missing,
     unreadable_logs: [...unreadable],
-    older_in_database: count(older, (status) => status === "running"),
+    older_in_database: still(older, (status) => status === "running").length,
   };
 }
 

@@ -80,7 +80,7 @@ export function inspectCurrent(database: string): Current {
 export async function preserveCurrent(
   layout: Layout,
   current: Current,
-  kind: "before_restore" | "corrupted",
+  kind: "before_restore" | "before_rebuild" | "corrupted",
 ): Promise<string | null> {
   if (current.state === "none") return null;
   if (current.state === "intact") return await takeSnapshot(layout, layout.db, kind, { check: "none" });

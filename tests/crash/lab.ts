@@ -184,7 +184,7 @@ class Store {
     for (const path of [...this.#filesIn("backups"), ...this.#filesIn("db")]) {
       const kind = parseFileName(path.split("/").at(-1)!)?.kind;
       // The kept damaged database is as damaged as it was.
-      if (kind !== undefined && kind !== "corrupted") yield [path, STORED];
+      if (kind !== undefined && kind !== "corrupted" && kind !== "before_rebuild") yield [path, STORED];
     }
   }
 

@@ -21,7 +21,7 @@ import {
 
 const DRIVER = `${ROOT}tests/crash/recovery_driver.ts`;
 const SEED = Number(Deno.env.get("TEST_SEED") ?? Math.floor(Math.random() * 2 ** 31));
-const COPY = /^telemetry\.corrupted\.\d{8}_\d{6}\.sqlite$/;
+const COPY = /^telemetry\.(?:corrupted\.|before_rebuild_)\d{8}_\d{6}\.sqlite$/;
 
 /** What is wrong with a database when it is recovered. */
 const STATES = ["damaged inside of pages", "without a header", "sound"] as const;
@@ -126,9 +126,11 @@ async function problemsNext(base: string, { state, undisturbed }: Expected): Pro
   if (!after.healthy || after.runs!.only_in_log > 1) problems.push(`not healthy: ${JSON.stringify(after)}`);
   const copies = namesIn(layout.db).filter((name) => COPY.test(name));
   const left = [
-    ...namesIn(layout.db).filter((name) => !/^telemetry(\.corrupted\.\d{8}_\d{6})?\.sqlite(-\w+)?$/.test(name)),
     ...namesIn(layout.db).filter((name) =>
-      /corrupted.*-\w+$/.test(name) && !copies.includes(name.replace(/-\w+$/, ""))
+      !/^telemetry(\.(?:corrupted\.|before_rebuild_)\d{8}_\d{6})?\.sqlite(-\w+)?$/.test(name)
+    ),
+    ...namesIn(layout.db).filter((name) =>
+      /(?:corrupted|before_rebuild).*-\w+$/.test(name) && !copies.includes(name.replace(/-\w+$/, ""))
     ),
     ...namesIn(layout.reports).filter((name) => name.endsWith(".partial")),
   ];
@@ -283,7 +285,7 @@ testWith(["unix"], "the script killed at any moment, with a larger log: run agai
         ? "in place"
         : names.some((name) => COPY.test(name))
         ? "building"
-        : names.some((name) => name.includes("corrupted"))
+        : names.some((name) => /corrupted|before_rebuild/.test(name))
         ? "keeping the copy"
         : "before";
       hits[phase]++;

@@ -243,7 +243,7 @@ async function problemsOf(base: string, one: Case, again: boolean, marks: Marks)
   const health = await checkHealth(layout, { compare: true });
   expect(health.healthy && health.runs!.only_in_log === 0, () => JSON.stringify(health));
   const left = namesIn(layout.db).filter((name) =>
-    !/^telemetry(\.corrupted\.\d{8}_\d{6})?\.sqlite(-wal|-shm)?$/.test(name)
+    !/^telemetry(\.(?:corrupted\.|before_rebuild_)\d{8}_\d{6})?\.sqlite(-wal|-shm)?$/.test(name)
   );
   expect(left.filter((name) => !name.endsWith("-journal")).length === 0, () => `left: ${left}`);
   if (!again) return problems;

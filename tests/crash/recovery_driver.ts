@@ -68,7 +68,7 @@ async function recover(base: string, place: string): Promise<void> {
   };
   const judgePath = (path: unknown, to?: unknown) => {
     const paths = `${path} ${to}`;
-    if (paths.includes(".corrupted.")) enter("keeping the copy");
+    if (/\.corrupted\.|\.before_rebuild_/.test(paths)) enter("keeping the copy");
     if (paths.includes("/reports/") && PHASES.indexOf(phase) >= PHASES.indexOf("placing through SQLite")) {
       enter("reporting");
     }
@@ -87,7 +87,7 @@ async function recover(base: string, place: string): Promise<void> {
     if (path === layout.database && sql === "BEGIN EXCLUSIVE") enter("placing through SQLite");
     if (path === layout.database && sql.startsWith("INSERT")) enter("catching up");
     if (path === layout.recovering && sql === "BEGIN" && phase === "placing through SQLite") writeLate();
-    if (path?.includes(".corrupted.") && path.endsWith(".partial")) enter("keeping the copy");
+    if (/\.(corrupted\.|before_rebuild_).*\.partial$/.test(path ?? "")) enter("keeping the copy");
   };
 
   watch(Deno, "linkSync", (_, ...paths) => judgePath(...paths as [unknown]));

@@ -151,9 +151,11 @@ async function undisturbed(original: string): Promise<string> {
 }
 
 const listCopies = (db: string) =>
-  namesIn(db).filter((name) => /^telemetry\.corrupted\.\d{8}_\d{6}\.sqlite$/.test(name));
+  namesIn(db).filter((name) => /^telemetry\.(?:corrupted\.|before_rebuild_)\d{8}_\d{6}\.sqlite$/.test(name));
 const strangeIn = (db: string) =>
-  namesIn(db).filter((name) => !/^telemetry(\.corrupted\.\d{8}_\d{6})?\.sqlite(-wal|-shm)?$/.test(name));
+  namesIn(db).filter((name) =>
+    !/^telemetry(\.(?:corrupted\.|before_rebuild_)\d{8}_\d{6})?\.sqlite(-wal|-shm)?$/.test(name)
+  );
 
 testWith(["unix"], "two recoveries at once: it is recovered, and nothing is left of either", async (t) => {
   using temp = new TempFolder();

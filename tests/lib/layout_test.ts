@@ -239,6 +239,7 @@ const STAMPED: [FileKind, before: string, after: string][] = [
   ["before_restore", "telemetry_before_restore_", ".sqlite"],
   ["before_v3", "telemetry.before_v3_", ".sqlite"],
   ["corrupted", "telemetry.corrupted.", ".sqlite"],
+  ["before_rebuild", "telemetry.before_rebuild_", ".sqlite"],
   ["runs_export", "agent_runs_", ".csv"],
   ["events_export", "run_events_", ".csv"],
   ["commits_export", "commits_", ".csv"],

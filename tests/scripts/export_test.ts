@@ -105,7 +105,7 @@ Deno.test("the flags reach the export; warnings say what the table does not show
     path,
   ]);
   assert.deepEqual([result.code, result.path, result.rows, result.cut_cells, result.untimed_rows], [0, path, 1, 1, 1]);
-  assert.match(result.stderr, /^warning: 1 cells were cut[^\n]*\nwarning: 1 rows were left out[^\n]*\n$/);
+  assert.match(result.stderr, /^warning: cut 1 cell: [^\n]*\nwarning: left out 1 row [^\n]*\n$/);
   assert.equal(Deno.readTextFileSync(path), `\ufeffrun_id,agent_name,host\r\nrun000002,'=b,${"x".repeat(32_767)}\r\n`);
 
   Deno.writeTextFileSync(
@@ -155,6 +155,20 @@ testWith(["unix"], "an export may be read by nobody who may not read the databas
     const { path } = await exportJson(base);
     assert.equal(Deno.statSync(path).mode! & 0o777, exported);
   }
+});
+
+Deno.test("--overwrite replaces a file, and a missing folder is named", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  const path = `${base}/mine.csv`;
+  Deno.writeTextFileSync(path, "old");
+  assert.equal((await exportJson(base, ["--output", path])).code, 2);
+  assert.equal(Deno.readTextFileSync(path), "old");
+  assert.equal((await exportJson(base, ["--output", path, "--overwrite"])).code, 0);
+  assert.match(Deno.readTextFileSync(path), /^run_id,/);
+  const { code, error } = await exportJson(base, ["--output", `${base}/none/x.csv`]);
+  assert.deepEqual([code, error.code], [1, "no_storage"]);
+  assert.ok(error.message.includes(`${base}/none does not exist`), error.message);
 });
 
 Deno.test("--output -: the table alone on stdout, and no file", async () => {

@@ -25,7 +25,7 @@ const LINE = `${
     record_type: "run",
   })
 }\n`;
-const SHARED = ["--base DIR", "--json", "--quiet", "--help"];
+const SHARED = ["--base DIR", "--json", "--quiet", "--help", "--version"];
 const SCRIPTS: [name: string, flags: string[]][] = [
   ["setup_storage", ["--with-database", ...SHARED]],
   ["setup_database", ["--print-schema NAME", ...SHARED]],
@@ -38,7 +38,15 @@ const SCRIPTS: [name: string, flags: string[]][] = [
   [
     "export_csv",
     [
-      ...["--table NAME", "--output PATH", "--columns A,B", "--since TIME", "--until TIME", "--updated-since TIME"],
+      ...[
+        "--table NAME",
+        "--output PATH",
+        "--overwrite",
+        "--columns A,B",
+        "--since TIME",
+        "--until TIME",
+        "--updated-since TIME",
+      ],
       ...["--agent A,B", "--status A,B", "--for PROGRAM", ...SHARED],
     ],
   ],

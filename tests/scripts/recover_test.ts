@@ -149,7 +149,7 @@ async function recovered(store: Store, flags: string[] = [], options: RunOptions
 /** Nothing is left but the database and what was kept. */
 function assertClean({ db, reports }: Store): void {
   const names = [...Deno.readDirSync(db)].map(({ name }) => name);
-  const kept = /^telemetry\.corrupted\.\d{8}_\d{6}\.sqlite(-wal|-shm|-journal)?$/;
+  const kept = /^telemetry\.(?:corrupted\.|before_rebuild_)\d{8}_\d{6}\.sqlite(-wal|-shm|-journal)?$/;
   assert.deepEqual(names.filter((name) => name !== "telemetry.sqlite" && !kept.test(name)), []);
   const reported = isFolder(reports) ? [...Deno.readDirSync(reports)].map(({ name }) => name) : [];
   assert.deepEqual(reported.filter((name) => !/^recovery_\d{8}_\d{6}\.(json|rejected\.ndjson)$/.test(name)), []);
@@ -491,6 +491,7 @@ Deno.test("--check-only: healthy is 0, and says what log and database have of ea
     in_database: 5,
     only_in_database: 1,
     only_in_log: 1,
+    only_in_log_ids: ["log only"],
     older_in_database: 1,
     unreadable_logs: [],
   });
@@ -505,6 +506,7 @@ Deno.test("--check-only: healthy is 0, and says what log and database have of ea
     in_database: 6,
     only_in_database: 1,
     only_in_log: 0,
+    only_in_log_ids: [],
     older_in_database: 0,
     unreadable_logs: [],
   });
@@ -550,6 +552,7 @@ Deno.test({
       in_database: 1,
       only_in_database: 0,
       only_in_log: 0,
+      only_in_log_ids: [],
       older_in_database: 1,
       unreadable_logs: [],
     });
@@ -684,7 +687,7 @@ Deno.test("on screen: what was read, from where, what was rejected and where tha
   assert.match(stdout, /read 1 log, 3 lines/);
   assert.match(stdout, /only from the log 1, from both 1, from no log 1/);
   assert.match(stdout, /rejected 1: not whole JSON\n.*recovery_\d{8}_\d{6}\.rejected\.ndjson/);
-  assert.match(stdout, /replaced database: .*telemetry\.corrupted\.\d{8}_\d{6}\.sqlite/);
+  assert.match(stdout, /replaced database: .*telemetry\.(?:corrupted\.|before_rebuild_)\d{8}_\d{6}\.sqlite/);
   assert.match(stdout, /report: .*recovery_\d{8}_\d{6}\.json/);
 });
 

@@ -603,7 +603,7 @@ Deno.test("a file that another program makes meanwhile is not replaced", async (
   using store = new Store().add({});
   const path = `${store.base}/late.csv`;
   const theirs = () => Deno.writeTextFileSync(path, "theirs");
-  const exporting = exportToFile(layoutOf(store.base), readRequest({}, NOW), path, theirs);
+  const exporting = exportToFile(layoutOf(store.base), readRequest({}, NOW), { path, onProgress: theirs });
   await assert.rejects(exporting, (error) => hasCode(error, "usage"));
   assert.equal(Deno.readTextFileSync(path), "theirs");
   assert.deepEqual([...Deno.readDirSync(store.base)].map(({ name }) => name).sort(), ["db", "late.csv", "raw"]);

@@ -51,7 +51,14 @@ Deno.test("a database that passes the check and has all tables is healthy", asyn
     schema_version: 3,
     runs: null,
   });
-  const runs = { in_database: 0, only_in_database: 0, only_in_log: 0, older_in_database: 0, unreadable_logs: [] };
+  const runs = {
+    in_database: 0,
+    only_in_database: 0,
+    only_in_log: 0,
+    only_in_log_ids: [],
+    older_in_database: 0,
+    unreadable_logs: [],
+  };
   assert.deepEqual(await store.health(), { healthy: true, problems: [], missing_tables: [], schema_version: 3, runs });
   store.sqlite("DROP TABLE commits; DROP INDEX idx_runs_agent; ALTER TABLE agent_runs DROP COLUMN subdomain");
   assert.deepEqual(await store.health(), {
@@ -126,6 +133,7 @@ Deno.test("runs are counted once when log and database are compared", async () =
     in_database: 5,
     only_in_database: 1,
     only_in_log: 2,
+    only_in_log_ids: ["log only", "log too"],
     older_in_database: 1,
     unreadable_logs: [],
   });
@@ -146,6 +154,7 @@ Deno.test("more open runs than are held at a time are compared", async () => {
     in_database: 20_100,
     only_in_database: 0,
     only_in_log: 0,
+    only_in_log_ids: [],
     older_in_database: 19_900,
     unreadable_logs: [],
   });
