@@ -3,7 +3,7 @@
  * a path or a file name. It does not touch the disk: `fs/locate.ts` reads environment and folders.
  * @module
  */
-import { dirname, join, posix, sep, win32 } from "node:path";
+import { basename, dirname, join, posix, sep, win32 } from "node:path";
 
 /** An operating system, as `Deno.build.os` names it. Only Windows differs here. */
 export type Platform = typeof Deno.build.os;
@@ -268,6 +268,11 @@ export function pathIn(folder: string, name: string): string {
 /** The folder of a path. */
 export function folderOf(path: string): string {
   return dirname(path);
+}
+
+/** The name of a path, without its folder. */
+export function fileNameOf(path: string): string {
+  return basename(path);
 }
 
 /** Whether a path is inside a folder, or the folder itself. Compares text: `..` and links are not resolved. */

@@ -7,6 +7,7 @@ import { errorMessage, fileError, TelemetryError } from "../errors.ts";
 import { isFolder, locate, otherStoresWithData, readEnv, statIfExists } from "../fs/locate.ts";
 import { BASE_VARIABLES, candidateFolders, type Layout, layoutOf } from "../layout.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
+import { removeStaleFiles } from "../store/stale_files.ts";
 import {
   type Access,
   accessOf,
@@ -185,6 +186,8 @@ function locateStore(command: Command, flags: FlagValues, warn: Terminal["warn"]
     warn(`using ${layout.base}, but ${other} has data, too: choose with --base DIR`);
   }
   if (!command.createsStore) assertStore(layout);
+  // These flags promise to change nothing.
+  if (!["check-only", "list", "dry-run"].some((flag) => flags[flag])) removeStaleFiles(layout, access.write);
   return layout;
 }
 
