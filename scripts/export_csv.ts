@@ -73,5 +73,5 @@ function warnOf({ warn }: Terminal, exported: Exported, program?: string): void 
   if (cut_cells > 0) warn(`cut ${plural(cut_cells, "cell")}: ${program} accepts no longer ones`);
   if (nul_cells > 0) warn(`replaced NUL by U+2400 (␀) in ${plural(nul_cells, "cell")}: PostgreSQL cannot store it`);
   if (untimed_rows > 0) warn(`left out ${plural(untimed_rows, "row")} whose time cannot be parsed`);
-  if (rejected_lines > 0) warn(`left out ${plural(rejected_lines, "part")} of the log that are not records`);
+  if (rejected_lines > 0) warn(`left out ${plural(rejected_lines, "invalid part")} of the log`);
 }
