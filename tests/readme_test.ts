@@ -1,33 +1,45 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
-import { command, ROOT, run, TempFolder, treeOf } from "./fixtures/mod.ts";
+import { pathWithDeno, ROOT, run, TempFolder, testWith, treeOf } from "./fixtures/mod.ts";
 
 const README = Deno.readTextFileSync(`${ROOT}README.md`);
 
-Deno.test("the library example of the README runs as it stands", async () => {
-  using folder = new TempFolder();
-  const base = `${folder.path}/base`;
-  const [example, ...others] = [...README.matchAll(/```ts\n(.*?)```/gs)].map(([, code]) => code!);
-  assert.ok(example && others.length === 0, "the README has one example");
-  const args = ["run", "--quiet", "--no-prompt", "--allow-env", `--allow-read=${base}`, `--allow-write=${base}`, "-"];
-  // From standard input, so that its `./mod.ts` is the one of the working folder.
-  const program = command(Deno.execPath(), args, {
-    cwd: ROOT,
-    env: { TELEMETRY_BASE_DIR: base },
-    stdin: "piped",
-  }).spawn();
-  const input = program.stdin.getWriter();
-  await input.write(new TextEncoder().encode(example));
-  await input.close();
-  const { code, stderr } = await program.output();
-  assert.equal(code, 0, new TextDecoder().decode(stderr));
-  using db = new DatabaseSync(`${base}/db/telemetry.sqlite`);
-  const rows = db.prepare("SELECT job_type, trigger_type, status, metrics_json, output_summary FROM agent_runs").all();
-  assert.deepEqual(rows.map((row) => Object.values(row)), [
-    ["index_files", "cli", "success", '{"pages":3}', null],
-    ["report", "scheduler", "partial", null, "12 files, one without a title"],
-  ]);
-});
+const blocksOf = (language: string) =>
+  [...README.matchAll(new RegExp(`\`\`\`${language}\\n(.*?)\`\`\``, "gs"))].map(([, code]) => code!);
+
+testWith(
+  ["unix"],
+  "every TypeScript example of the README runs, from another folder, with the command that it shows",
+  async () => {
+    using folder = new TempFolder();
+    const base = `${folder.path}/.telemetry`;
+    const command = blocksOf("sh").find((block) => block.includes("agent.ts"))!;
+    assert.ok(command.includes("--allow-sys=hostname"));
+    const examples = blocksOf("ts");
+    assert.equal(examples.length, 4);
+    for (const example of examples) {
+      Deno.writeTextFileSync(`${folder.path}/agent.ts`, example.replaceAll("/opt/toolkit/", ROOT));
+      // A folder of the machine must not be found.
+      const here = command.replaceAll(/,\/[\w/-]+/g, "").replace("deno run ", "deno run -q --no-prompt ");
+      const env = { TELEMETRY_BASE_DIR: base, HOME: folder.path, PATH: pathWithDeno() };
+      const program = run("sh", ["-ec", here], { cwd: folder.path, env });
+      const { code, stderr } = await program;
+      assert.equal(code, 0, stderr);
+    }
+    using db = new DatabaseSync(`${base}/db/telemetry.sqlite`);
+    const rows = db.prepare("SELECT job_type, trigger_type, status, metrics_json, output_summary FROM agent_runs")
+      .all();
+    assert.deepEqual(rows.map((row) => Object.values(row)), [
+      ["index_files", "cli", "success", '{"pages":3}', null],
+      ["report", "scheduler", "partial", null, "12 files, one without a title"],
+    ]);
+    const [queries] = blocksOf("sql");
+    const statements = queries!.split(";").filter((sql) => sql.trim() !== "");
+    assert.equal(statements.length, 5);
+    for (const sql of statements) db.prepare(sql).all();
+    assert.equal(db.prepare(statements[4]!).all().length, 1);
+  },
+);
 
 Deno.test("the README names every script, task and module there is, and every flag of the scripts", async () => {
   for (const { name } of Deno.readDirSync(`${ROOT}scripts`)) {

@@ -78,7 +78,7 @@ testWith(
     for (let times = 0; times < 2; times++) {
       const { code, stdout, stderr } = await run("bash", [`${temp.path}/archive_logs.sh`, base]);
       assert.deepEqual([code, stdout], [0, ""], stderr);
-      assert.match(stderr, new RegExp(`^${nameOf(3)}.gz is there already[^\n]*\n$`));
+      assert.match(stderr, new RegExp(`^${nameOf(3)}.gz exists already[^\n]*\n$`));
       const names = [...Deno.readDirSync(`${base}/raw`)].map(({ name }) => name).sort();
       const kept = [nameOf(0), nameOf(1), `${nameOf(2)}.gz`, nameOf(3), `${nameOf(3)}.gz`, `${nameOf(40)}.gz`];
       assert.deepEqual(names, kept.sort());
