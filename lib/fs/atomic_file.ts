@@ -114,7 +114,10 @@ const CLAIM_TIMEOUT_MS = 10_000;
 export interface ClaimOptions {
   /** Whether to wait for another process that writes the same file, blocking this thread. @default true */
   wait?: boolean;
-  /** The file whose access rights the partial gets, no more: others may not be allowed to read its content. */
+  /**
+   * For a partial that SQLite writes: the file whose access rights it gets, no more. Others may not be allowed to read its
+   * content.
+   */
   like?: string;
 }
 
@@ -130,12 +133,15 @@ export class PartialFile implements Disposable {
   readonly file: Deno.FsFile;
   /** Whether the claim had to wait for another process. */
   readonly hasWaited: boolean;
-  #isPublished = false;
+  readonly #isForSqlite: boolean;
+  /** Whether the path may be another process's from now on. */
+  #isReleased = false;
 
-  private constructor(path: string, file: Deno.FsFile, hasWaited: boolean) {
+  private constructor(path: string, file: Deno.FsFile, hasWaited: boolean, isForSqlite: boolean) {
     this.path = path;
     this.file = file;
     this.hasWaited = hasWaited;
+    this.#isForSqlite = isForSqlite;
   }
 
   /**
@@ -148,7 +154,7 @@ export class PartialFile implements Disposable {
     for (let hasWaited = false;; hasWaited = true) {
       const file = tryClaim(path);
       if (file) {
-        const partial = new PartialFile(path, file, hasWaited);
+        const partial = new PartialFile(path, file, hasWaited, options.like !== undefined);
         partial.#prepareFor(options.like);
         return partial;
       }
@@ -190,7 +196,7 @@ export class PartialFile implements Disposable {
     chownToOwnerOf(base, this.path);
     for (const path of paths) {
       if (!link(this.path, path)) continue;
-      this.#isPublished = true;
+      this.#isReleased = true;
       syncFolder(folderOf(path));
       return path;
     }
@@ -204,15 +210,17 @@ export class PartialFile implements Disposable {
     // that waits for the claim would truncate it.
     if (Deno.build.os === "windows") this.file.close();
     Deno.renameSync(this.path, path);
-    this.#isPublished = true;
+    this.#isReleased = true;
     syncFolder(folderOf(path));
   }
 
   [Symbol.dispose](): void {
-    if (!this.#isPublished) removeDatabase(this.path);
+    // Other files have no sidecars, and Deno would ask for the permission to remove them.
+    if (!this.#isReleased) (this.#isForSqlite ? removeDatabase : removeIfExists)(this.path);
+    this.#isReleased = true;
     try {
       this.file.close();
-    } catch { /* closed before a rename */ }
+    } catch { /* it is closed */ }
   }
 }
 
