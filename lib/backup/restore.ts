@@ -11,12 +11,13 @@ import { SCHEMA_VERSION } from "../records.ts";
 import { Connection, type OnProgress } from "../sqlite/connection.ts";
 import { applySchema, inspect, newerSchema } from "../sqlite/migrate.ts";
 import { assertIntact, OpenableBackup } from "../sqlite/snapshot.ts";
-import { mergeRuns, type Replayed, replayLog } from "../store/merge.ts";
+import { catchUp, mergeRuns, type Replayed, replayLog } from "../store/merge.ts";
 import {
   type Current,
   discardCopy,
   inspectCurrent,
   installDatabase,
+  LiveDatabase,
   NO_DATABASE,
   preserveCurrent,
   readSettings,
@@ -76,7 +77,7 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   // 3. Check what is there.
   const current = inspectCurrent(database);
   assertSameProduct(path, version, current);
-  const live = current.state === "intact" && options.replay ? LiveRuns.watch(database) : undefined;
+  const live = current.state === "intact" && options.replay ? LiveDatabase.watch(database) : undefined;
   let kept: string | null = null;
   let prepared: Prepared;
   try {
@@ -86,7 +87,7 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
     kept = await preserveCurrent(layout, current, "before_restore");
     // 6. Install the new content.
     try {
-      const onLocked = () => live?.mergeInto(partial.path);
+      const onLocked = () => live?.mergeInto(partial.path, mergeRuns);
       const warning = await installDatabase(partial, layout, current, { onProgress: options.onProgress, onLocked });
       if (warning !== undefined) prepared.warnings.push(warning);
     } catch (error) {
@@ -99,10 +100,7 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   // 7. Verify what agents see now, and put the old content back when it is not what was installed.
   await verify(database, prepared, kept, current);
   // 8. Add what agents have written to the log in the meantime.
-  if (prepared.replayed) {
-    using db = Connection.open(database);
-    await replayLog(db, logFiles(layout.raw));
-  }
+  if (prepared.replayed) prepared.warnings.push(...await catchUp(database, () => logFiles(layout.raw)));
   return { ...prepared, kept };
 }
 
@@ -215,41 +213,6 @@ function assertSamePages(db: Connection, path: string, { settings }: Current & {
     `${path} has pages of ${page_size} bytes, the database has pages of ${settings.page_size} bytes`,
     { hint: "stop the agents, move the database with its -wal and -shm away, then restore again" },
   );
-}
-
-/** Runs that are written to the replaced database while the restore goes on. */
-class LiveRuns {
-  readonly #db: Connection;
-  readonly #version: unknown;
-
-  private constructor(db: Connection) {
-    this.#db = db;
-    this.#version = versionOf(db);
-  }
-
-  /** Begins to watch. Without WAL, a reader would keep the new content from being written, so nothing is watched. */
-  static watch(database: string): LiveRuns | undefined {
-    const db = Connection.openToRead(database);
-    if (db.get("PRAGMA journal_mode")?.["journal_mode"] === "wal") return new LiveRuns(db);
-    db.close();
-    return undefined;
-  }
-
-  /** Merges what was written since, at a moment when nobody can write any more. */
-  mergeInto(prepared: string): void {
-    if (versionOf(this.#db) === this.#version) return;
-    using db = Connection.open(prepared);
-    mergeRuns(db, this.#db);
-  }
-
-  close(): void {
-    this.#db.close();
-  }
-}
-
-/** A number that changes when another connection changes the database. */
-function versionOf(db: Connection): unknown {
-  return db.get("PRAGMA data_version")?.["data_version"];
 }
 
 function mentioning(error: unknown, kept: string): unknown {

@@ -13,13 +13,14 @@ import { Connection, folderAtDatabasePath, type OnProgress } from "../sqlite/con
 import { applySchema, dropSlowIndexes, newerSchema } from "../sqlite/migrate.ts";
 import { quotedName } from "../sqlite/rows.ts";
 import { assertIntact, listCopies, OpenableBackup } from "../sqlite/snapshot.ts";
-import { mergeRuns, replayLog } from "../store/merge.ts";
+import { catchUp, mergeRuns } from "../store/merge.ts";
 import {
   type Current,
   discardCopy,
   hasSameFiles,
   inspectCurrent,
   installDatabase,
+  LiveDatabase,
   preserveCurrent,
   removeStaleCopies,
 } from "../store/replace_database.ts";
@@ -136,7 +137,7 @@ export async function recoverChecked(
     // 4. Build the new database and check it.
     built = await build(layout, report, { ...options, current, kept, previous });
     // 5. Install it, with what was written to the old one in the meantime.
-    const onLocked = () => live?.mergeInto(recovering, database);
+    const onLocked = () => live?.mergeInto(recovering, (db, old) => mergeDatabase(db, old, database));
     const warning = await installDatabase(partial, layout, current, { onLocked });
     if (warning !== undefined) warnings.push(warning);
   } catch (error) {
@@ -147,7 +148,8 @@ export async function recoverChecked(
   // Opening it as agents do removes sidecars that a reader has left.
   Connection.open(database).close();
   // 6. Add what agents have written to the log in the meantime, and write the report.
-  warnings.push(...await catchUp(layout, built.sizes));
+  const grown = () => logFiles(layout.raw).filter((file) => sizeOf(file) !== built.sizes.get(file));
+  warnings.push(...await catchUp(database, grown));
   const { sizes: _, ...summary } = built;
   const duration_ms = Math.round(performance.now() - start);
   return report.finish({ database, kept, ...summary, warnings, duration_ms });
@@ -159,7 +161,7 @@ export async function recoverChecked(
  */
 export function removeStaleRecovery({ recovering, db, reports }: Layout): void {
   try {
-    if (pathExists(recovering)) PartialFile.claim(recovering, { wait: false })[Symbol.dispose]();
+    if (pathExists(recovering)) PartialFile.claim(recovering, { wait: false, like: recovering })[Symbol.dispose]();
     removeStaleCopies(db, "corrupted");
     removeStaleReports(reports);
   } catch (error) {
@@ -204,12 +206,12 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
     sources.push({ path: from.backup, sound: salvage.takeFrom(backup.path) });
   }
   for (const path of isWanted ? new Set([from.previous, from.kept]) : []) {
-    // The copy of an intact database needs no check.
-    const isIntact = path === from.kept && from.current.state === "intact";
+    // The current database has been checked.
+    const isIntact = path === from.kept ? from.current.state === "intact" : undefined;
     if (path) sources.push({ path, sound: salvage.takeFrom(path, { isIntact }) });
   }
   // The database of a later product is not replaced, whatever is wanted.
-  if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, { isIntact: false });
+  if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, { isIntact: from.current.state === "intact" });
   const salvaged = countRows(db, "agent_runs");
   // 3. Load the log.
   const { inBoth, sizes, ...progress } = await loadLog(db, layout, (line) => report.rejectLine(line), from.onProgress);
@@ -239,68 +241,14 @@ function countRows(db: Connection, table: string): number {
   return Number(db.get(`SELECT count(*) AS rows FROM ${table}`)!["rows"]);
 }
 
-/** Adds what agents have written to the log since it was read. A failure is a warning: the log has it. */
-async function catchUp({ raw, database }: Layout, sizes: Map<string, number>): Promise<string[]> {
-  try {
-    const grown = logFiles(raw).filter((file) => sizeOf(file) !== sizes.get(file));
-    if (grown.length === 0) return [];
-    using db = Connection.open(database);
-    await replayLog(db, grown);
-    return [];
-  } catch (error) {
-    if (!(error instanceof TelemetryError)) throw error;
-    return [
-      `what agents wrote to the log during the recovery is not in the database yet (${error.message}): ` +
-      `run recover_database --force later`,
-    ];
-  }
-}
-
-/**
- * An intact database that is being replaced. Runs that agents write to it are in the log, too; `api_posted` markers, and
- * what other programs write, are in the database only.
- */
-class LiveDatabase implements Disposable {
-  readonly #db: Connection;
-  readonly #version: unknown;
-
-  private constructor(db: Connection) {
-    this.#db = db;
-    this.#version = this.#currentVersion();
-  }
-
-  /** Begins to watch. Without WAL, a reader would keep the new content from being written, so nothing is watched. */
-  static watch(database: string): LiveDatabase | undefined {
-    const db = Connection.openToRead(database);
-    if (db.get("PRAGMA journal_mode")?.["journal_mode"] === "wal") return new LiveDatabase(db);
-    db.close();
-    return undefined;
-  }
-
-  /** Changes when another connection changes the database. */
-  #currentVersion(): unknown {
-    return this.#db.get("PRAGMA data_version")?.["data_version"];
-  }
-
-  /** Merges what was written since, at a moment when nobody can write any more. */
-  mergeInto(prepared: string, database: string): void {
-    if (this.#currentVersion() === this.#version) return;
-    using db = Connection.open(prepared);
-    withoutTriggers(db, () => {
-      mergeRuns(db, this.#db);
-      // SQLite accepts NULL for a key. Such rows would be added again.
-      db.exec("DELETE FROM commits WHERE commit_hash IS NULL");
-      new Salvage(db, database, () => {}).takeOthersFrom(this.#db);
-    });
-  }
-
-  close(): void {
-    this.#db.close();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
-  }
+/** Merges what other programs have written to the current database, with all user-defined tables. */
+function mergeDatabase(db: Connection, current: Connection, database: string): void {
+  withoutTriggers(db, () => {
+    mergeRuns(db, current);
+    // SQLite accepts NULL for a key. Such rows would be added again.
+    db.exec("DELETE FROM commits WHERE commit_hash IS NULL");
+    new Salvage(db, database, () => {}).takeOthersFrom(current);
+  });
 }
 
 /** The effects of user-defined triggers are in the tables that are copied. */

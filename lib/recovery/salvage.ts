@@ -94,11 +94,11 @@ export class Salvage {
   /**
    * Copies a database file with its WAL. No other program may have it open.
    *
-   * @param known whether it was found intact before
+   * @param known whether a check has found it intact. Undefined: it is checked here
    * @returns whether SQLite found it intact
    * @throws {TelemetryError} `newer_schema` for the database of a later product
    */
-  takeFrom(path: string, known: { isIntact: boolean } = { isIntact: false }): boolean {
+  takeFrom(path: string, known: { isIntact: boolean | undefined } = { isIntact: undefined }): boolean {
     // 1. Read the schema, and create the tables and columns that users added.
     const source = this.takeSchemaFrom(path, known);
     // 2. Copy what pages hold. It may be outdated, so this comes before SQLite's answer.
@@ -119,13 +119,13 @@ export class Salvage {
    *
    * @throws {TelemetryError} `newer_schema` for the database of a later product
    */
-  takeSchemaFrom(path: string, known: { isIntact: boolean }): Source {
+  takeSchemaFrom(path: string, known: { isIntact: boolean | undefined }): Source {
     const source: Source = { path, isIntact: false, objects: [], tables: new Map() };
     let version = SCHEMA_VERSION + 1;
     readThroughSqlite(path, (db) => {
       source.objects = readSchema(db);
       version = versionOf(db);
-      source.isIntact = known.isIntact || retryWhileLocked(() => db.check("quick")).length === 0;
+      source.isIntact = known.isIntact ?? retryWhileLocked(() => db.check("quick")).length === 0;
     });
     if (!source.objects.some(({ name }) => name === "agent_runs")) {
       // The WAL of another program hides the tables, and SQLite finds no damage.

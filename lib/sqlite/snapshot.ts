@@ -155,7 +155,9 @@ export class OpenableBackup implements Disposable {
     const sidecars = Object.values(sidecarsOf(path)).some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
     // With sidecars it must be opened where it is.
     if (!sidecars && !isGranted({ name: "write", path }) && statIfExists(path)?.isFile) {
-      this.#copy = PartialFile.claim(partialOf(pathIn(db, fileName("full_backup", new Date()))));
+      // Backups are in another folder: here, a partial of this kind was left by a killed process.
+      removeStalePartials(db, (name) => parseFileName(name)?.kind === "full_backup");
+      this.#copy = PartialFile.claim(partialOf(pathIn(db, fileName("full_backup", new Date()))), { like: path });
       copyContent(path, this.#copy.file);
     }
     this.path = this.#copy?.path ?? path;

@@ -7,7 +7,7 @@ import { hasCode, TelemetryError } from "../errors.ts";
 import { parseStartLine, readLogs, type ReadProgress, type Rejection, type StartLine } from "../log/read.ts";
 import { isOverwrittenId, type LogRecord, newRun, RUN_COLUMNS } from "../records.ts";
 import { isInteger } from "../schema.ts";
-import { type Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
+import { Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
 import { columnNames } from "../sqlite/migrate.ts";
 import { readRows, rowidOf } from "../sqlite/rows.ts";
 import { parseTimestamp } from "../time.ts";
@@ -246,6 +246,26 @@ function writeAll(db: Connection, writes: (() => void)[], end: "commit" | "stay 
   } catch (error) {
     db.rollback();
     throw error;
+  }
+}
+
+/**
+ * Adds what agents have written to the log while the database was replaced. The database is complete otherwise, and the log
+ * has these runs, so a failure is only a warning.
+ */
+export async function catchUp(database: string, files: () => string[]): Promise<string[]> {
+  try {
+    const grown = files();
+    if (grown.length === 0) return [];
+    using db = Connection.open(database);
+    await replayLog(db, grown);
+    return [];
+  } catch (error) {
+    if (!(error instanceof TelemetryError)) throw error;
+    return [
+      `what agents wrote to the log in the meantime is not in the database yet (${error.message}): ` +
+      `run recover_database --force later`,
+    ];
   }
 }
 

@@ -265,3 +265,45 @@ function replaceFiles(prepared: PartialFile, base: string, database: string): vo
   // Those that a killed process has moved aside, too: they have been preserved.
   for (const path of Object.values(sidecarsOf(database))) removeIfExists(partialOf(path));
 }
+
+/**
+ * An intact database that is being replaced. Runs that agents write to it are in the log, too; `api_posted` markers, and
+ * what other programs write, are in the database only.
+ */
+export class LiveDatabase implements Disposable {
+  readonly #db: Connection;
+  readonly #version: unknown;
+
+  private constructor(db: Connection) {
+    this.#db = db;
+    this.#version = dataVersionOf(db);
+  }
+
+  /** Begins to watch. Without WAL, a reader would keep the new content from being written, so nothing is watched. */
+  static watch(database: string): LiveDatabase | undefined {
+    const db = Connection.openToRead(database);
+    if (db.get("PRAGMA journal_mode")?.["journal_mode"] === "wal") return new LiveDatabase(db);
+    db.close();
+    return undefined;
+  }
+
+  /** Merges what was written since, at a moment when no other program can write. */
+  mergeInto(prepared: string, merge: (db: Connection, current: Connection) => void): void {
+    if (dataVersionOf(this.#db) === this.#version) return;
+    using db = Connection.open(prepared);
+    merge(db, this.#db);
+  }
+
+  close(): void {
+    this.#db.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** A number that changes when another connection changes the database. */
+function dataVersionOf(db: Connection): unknown {
+  return db.get("PRAGMA data_version")?.["data_version"];
+}

@@ -51,10 +51,7 @@ async function recover(base: string, place: string): Promise<void> {
     };
   };
 
-  const { appendTextFile, copyFileSync, writeFileSync, readFileSync } = {
-    ...Deno,
-    appendTextFile: Deno.writeTextFileSync,
-  };
+  const appendTextFile = Deno.writeTextFileSync;
   /** An agent that is alive writes a run. */
   const writeLate = () => {
     const run = newRun({
@@ -100,22 +97,21 @@ async function recover(base: string, place: string): Promise<void> {
   watch(Deno, "readDirSync", (_, path) => {
     if (path === layout.raw && phase.startsWith("placing")) enter("catching up");
   });
-  for (const name of ["syncSync", "truncateSync", "close", "writeSync"]) watch(Deno.FsFile.prototype, name);
+  for (const name of ["sync", "syncSync", "truncateSync", "close"]) watch(Deno.FsFile.prototype, name);
   for (const name of ["prepare", "exec"]) watch(DatabaseSync.prototype, name, judgeSql);
   watch(DatabaseSync.prototype, "close");
   watch(StatementSync.prototype, "run");
   // Where the log is large, the thread that writes.
   watch(Worker.prototype, "postMessage", () => enter("loading the log"));
-  // A copy takes its time: half of it is there when the process dies in its midst.
-  Deno.copyFileSync = (from, to) => {
-    judgePath(from, to);
+  // A write takes its time: half of it is there when the process dies in its midst.
+  const { writeSync } = Deno.FsFile.prototype;
+  Deno.FsFile.prototype.writeSync = function (bytes) {
     step();
-    if (phase === diePhase && counted + 1 === dieAt) {
-      const bytes = readFileSync(from);
-      writeFileSync(to, bytes.subarray(0, bytes.length / 2));
+    if (counted + 1 === dieAt && [undefined, phase].includes(diePhase as Phase)) {
+      writeSync.call(this, bytes.subarray(0, bytes.length / 2));
     }
     step();
-    copyFileSync(from, to);
+    return writeSync.call(this, bytes);
   };
 
   await recoverDatabase(layout);

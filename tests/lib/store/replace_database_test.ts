@@ -1,0 +1,74 @@
+/** Replacing a database: what it costs, and what it leaves alone. */
+import assert from "node:assert/strict";
+import { DatabaseSync } from "node:sqlite";
+import { restoreBackup } from "../../../lib/backup/restore.ts";
+import { layoutOf } from "../../../lib/layout.ts";
+import { recoverDatabase } from "../../../lib/recovery/recover.ts";
+import { schemaSql } from "../../../lib/schema.ts";
+import { TempFolder } from "../../fixtures/mod.ts";
+
+function makeDatabase(path: string, rows: number): void {
+  using db = new DatabaseSync(path);
+  db.exec(`${schemaSql()} WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ${rows})
+    INSERT INTO agent_runs (run_id, agent_name, start_time, status) SELECT 'run-' || i, 'a', 't', 'success' FROM n`);
+}
+
+function makeStore(temp: TempFolder, name = "store") {
+  const layout = layoutOf(`${temp.path}/${name}`);
+  for (const folder of [layout.db, layout.raw, layout.backups]) Deno.mkdirSync(folder, { recursive: true });
+  makeDatabase(layout.database, 300);
+  return layout;
+}
+
+/** Overwrites some pages, so that SQLite's check fails. */
+function damage(path: string): void {
+  const bytes = Deno.readFileSync(path);
+  Deno.writeFileSync(path, bytes.fill(0x55, 4096 * 12, bytes.length - 4096));
+}
+
+/** The files that are checked while something is done, in order, and how many connections of this thread are closed. */
+async function costOf(work: () => Promise<unknown>): Promise<{ checked: string[]; closed: number }> {
+  const { prepare, close } = DatabaseSync.prototype;
+  const cost = { checked: [] as string[], closed: 0 };
+  DatabaseSync.prototype.prepare = function (sql, ...rest) {
+    if (/quick_check|integrity_check/.test(sql)) cost.checked.push(this.location()!.replace(/^.*\//, ""));
+    return prepare.call(this, sql, ...rest);
+  };
+  DatabaseSync.prototype.close = function () {
+    cost.closed++;
+    return close.call(this);
+  };
+  try {
+    await work();
+  } finally {
+    Object.assign(DatabaseSync.prototype, { prepare, close });
+  }
+  return cost;
+}
+
+Deno.test("a recovery of an intact database checks twice: what is there, and what replaces it", async () => {
+  using temp = new TempFolder();
+  const layout = makeStore(temp);
+  const { checked, closed } = await costOf(() => recoverDatabase(layout));
+  assert.deepEqual(checked, ["telemetry.sqlite", "telemetry.recovering.sqlite"]);
+  assert.ok(closed <= 10, `${closed} connections`);
+});
+
+Deno.test("a recovery of a damaged database also checks the file that SQLite has repaired in its place", async () => {
+  using temp = new TempFolder();
+  const layout = makeStore(temp);
+  damage(layout.database);
+  const { checked, closed } = await costOf(() => recoverDatabase(layout));
+  assert.deepEqual(checked, ["telemetry.sqlite", "telemetry.recovering.sqlite", "telemetry.sqlite"]);
+  assert.ok(closed <= 10, `${closed} connections`);
+});
+
+Deno.test("a restore checks twice: what replaces the database, and what is there", async () => {
+  using temp = new TempFolder();
+  const layout = makeStore(temp);
+  const backup = `${layout.backups}/telemetry_backup_20251201_030000.sqlite`;
+  makeDatabase(backup, 100);
+  const { checked, closed } = await costOf(() => restoreBackup(layout, backup));
+  assert.deepEqual(checked, ["telemetry.sqlite.partial", "telemetry.sqlite"]);
+  assert.ok(closed <= 8, `${closed} connections`);
+});
