@@ -25,7 +25,7 @@ const reached = () => REQUIRED.every((phase) => phases[phase] > 0) && phases.che
 
 testWith(
   ["unix"],
-  "backups killed at any moment: under a good name only good ones, none lost, the next cleans up",
+  "a backup killed at any moment publishes nothing incomplete, and the next one cleans up",
   async (t) => {
     using temp = new TempFolder();
     const original = `${temp.path}/original.sqlite`;

@@ -158,7 +158,7 @@ function callsToDieAt(calls: Phase[], count: number, from: number): string[] {
   });
 }
 
-testWith(["unix"], "killed before one of its calls: run again, it is as if never killed", async (t) => {
+testWith(["unix"], "a recovery killed before any of its calls can be run again with the same result", async (t) => {
   using temp = new TempFolder(FAST_FOLDER);
   // Half of the phases, in two of the states the other half.
   const PER_STATE = rounds((PHASES.length - 1) / 2, 24);
@@ -199,110 +199,121 @@ testWith(["unix"], "killed before one of its calls: run again, it is as if never
   requireNone(problems);
 });
 
-testWith(["unix"], "killed again and again at one place: copies do not pile up, and it ends right", async () => {
-  using temp = new TempFolder(FAST_FOLDER);
-  const problems: string[] = [];
-  const all: { state: State; phase: Phase }[] = [
-    ...(["keeping the copy", "salvaging", "placing through SQLite"] as const).map((phase) => ({
-      state: STATES[0],
-      phase,
-    })),
-    ...(["keeping the copy", "salvaging", "placing by rename"] as const).map((phase) => ({ state: STATES[1], phase })),
-  ];
-  const places = rounds(all.filter((_, i) => i % 2 === 1), all);
-  const stores = new Map<State, Expected>();
-  for (const state of STATES.slice(0, 2)) {
-    makeIn(state, `${temp.path}/${state}`, 150);
-    stores.set(state, await undisturbed(`${temp.path}/${state}`, state));
-  }
-  await Promise.all(places.map(async ({ state, phase }, i) => {
-    const base = `${temp.path}/chain ${i}`;
-    copyStore(`${temp.path}/${state}`, base);
-    const found: string[] = [];
-    try {
-      for (let kill = 1; kill <= rounds(2, 4); kill++) {
-        const { code } = await driver(base, `${phase}#${kill + 2}`);
-        // Once it is in place, or does not come by there again.
-        const isWhole = (path: string) => isThere(path) && onTimeOrNot(path) === stores.get(state)!.undisturbed;
-        if (code === 0 || isWhole(layoutOf(base).database)) break;
-        found.push(...problemsLeft(base, stores.get(state)!));
-        // Copies have the second in their names.
-        await delay(1000 - Date.now() % 1000);
-      }
-      found.push(...await problemsNext(base, stores.get(state)!));
-    } catch (error) {
-      found.push(String(error));
+testWith(
+  ["unix"],
+  "a recovery killed repeatedly at one place leaves at most two copies and then succeeds",
+  async () => {
+    using temp = new TempFolder(FAST_FOLDER);
+    const problems: string[] = [];
+    const all: { state: State; phase: Phase }[] = [
+      ...(["keeping the copy", "salvaging", "placing through SQLite"] as const).map((phase) => ({
+        state: STATES[0],
+        phase,
+      })),
+      ...(["keeping the copy", "salvaging", "placing by rename"] as const).map((phase) => ({
+        state: STATES[1],
+        phase,
+      })),
+    ];
+    const places = rounds(all.filter((_, i) => i % 2 === 1), all);
+    const stores = new Map<State, Expected>();
+    for (const state of STATES.slice(0, 2)) {
+      makeIn(state, `${temp.path}/${state}`, 150);
+      stores.set(state, await undisturbed(`${temp.path}/${state}`, state));
     }
-    problems.push(...found.map((problem) => `${state}, ${phase}: ${problem}`));
-  }));
-  requireNone(problems);
-});
-
-testWith(["unix"], "the script killed at any moment, with a larger log: run again, as if never killed", async (t) => {
-  // Scripts with their own permissions get at nothing below /dev.
-  using temp = new TempFolder();
-  const KILLS = rounds(2, 28);
-  const random = randomFrom(SEED);
-  const problems: string[] = [];
-  const hits = { before: 0, "keeping the copy": 0, building: 0, "in place": 0 };
-  const script = (base: string) => {
-    return command(Deno.execPath(), ["run", "--no-check", ...scriptArgs("recover_database", base).slice(1)]);
-  };
-  const plans = await Promise.all(
-    STATES.slice(0, 2).map(async (state) => {
-      const original = `${temp.path}/${state}`;
-      makeIn(state, original, 800);
-      const expected = await undisturbed(original, state);
-      const base = `${original} timed`;
-      copyStore(original, base);
-      const start = performance.now();
-      const { success, stderr } = await script(base).output();
-      assert.ok(success, new TextDecoder().decode(stderr));
-      return { ...expected, original, durationMs: performance.now() - start };
-    }),
-  );
-  let [killed, tries] = [0, 0];
-  await inParallel(84, async (i) => {
-    if (killed >= KILLS && hits.building > 0) return;
-    tries++;
-    const plan = plans[i % plans.length]!;
-    const base = `${temp.path}/killed ${i}`;
-    copyStore(plan.original, base);
-    const process = script(base).spawn();
-    const afterMs = plan.durationMs * (0.2 + 0.65 * random());
-    const timer = setTimeout(() => {
-      try {
-        process.kill("SIGKILL");
-      } catch { /* it has ended */ }
-    }, afterMs);
-    const { success } = await process.output();
-    clearTimeout(timer);
-    if (!success) {
-      killed++;
-      const names = namesIn(`${base}/db`);
-      const isOld = hashOf(layoutOf(base).database) === plan.before.hash;
-      const phase = !isOld
-        ? "in place"
-        : names.some((name) => COPY.test(name))
-        ? "building"
-        : names.some((name) => /corrupted|before_rebuild/.test(name))
-        ? "keeping the copy"
-        : "before";
-      hits[phase]++;
+    await Promise.all(places.map(async ({ state, phase }, i) => {
+      const base = `${temp.path}/chain ${i}`;
+      copyStore(`${temp.path}/${state}`, base);
       const found: string[] = [];
       try {
-        found.push(...problemsLeft(base, plan));
-        found.push(...await problemsNext(base, plan));
+        for (let kill = 1; kill <= rounds(2, 4); kill++) {
+          const { code } = await driver(base, `${phase}#${kill + 2}`);
+          // Once it is in place, or does not come by there again.
+          const isWhole = (path: string) => isThere(path) && onTimeOrNot(path) === stores.get(state)!.undisturbed;
+          if (code === 0 || isWhole(layoutOf(base).database)) break;
+          found.push(...problemsLeft(base, stores.get(state)!));
+          // Copies have the second in their names.
+          await delay(1000 - Date.now() % 1000);
+        }
+        found.push(...await problemsNext(base, stores.get(state)!));
       } catch (error) {
         found.push(String(error));
       }
-      problems.push(...found.map((problem) => `${plan.state}, ${Math.round(afterMs)} ms, ${phase}: ${problem}`));
-    }
-    Deno.removeSync(base, { recursive: true });
-  });
-  await t.step(`TEST_SEED=${SEED}: killed ${killed} times in ${tries} rounds: ${JSON.stringify(hits)}`, () => {
-    assert.ok(killed >= KILLS);
-    assert.ok(hits.building > 0);
-  });
-  requireNone(problems);
-});
+      problems.push(...found.map((problem) => `${state}, ${phase}: ${problem}`));
+    }));
+    requireNone(problems);
+  },
+);
+
+testWith(
+  ["unix"],
+  "the script killed at any moment with a larger log can be run again with the same result",
+  async (t) => {
+    // Scripts with their own permissions get at nothing below /dev.
+    using temp = new TempFolder();
+    const KILLS = rounds(2, 28);
+    const random = randomFrom(SEED);
+    const problems: string[] = [];
+    const hits = { before: 0, "keeping the copy": 0, building: 0, "in place": 0 };
+    const script = (base: string) => {
+      return command(Deno.execPath(), ["run", "--no-check", ...scriptArgs("recover_database", base).slice(1)]);
+    };
+    const plans = await Promise.all(
+      STATES.slice(0, 2).map(async (state) => {
+        const original = `${temp.path}/${state}`;
+        makeIn(state, original, 800);
+        const expected = await undisturbed(original, state);
+        const base = `${original} timed`;
+        copyStore(original, base);
+        const start = performance.now();
+        const { success, stderr } = await script(base).output();
+        assert.ok(success, new TextDecoder().decode(stderr));
+        return { ...expected, original, durationMs: performance.now() - start };
+      }),
+    );
+    let [killed, tries] = [0, 0];
+    await inParallel(84, async (i) => {
+      if (killed >= KILLS && hits.building > 0) return;
+      tries++;
+      const plan = plans[i % plans.length]!;
+      const base = `${temp.path}/killed ${i}`;
+      copyStore(plan.original, base);
+      const process = script(base).spawn();
+      const afterMs = plan.durationMs * (0.2 + 0.65 * random());
+      const timer = setTimeout(() => {
+        try {
+          process.kill("SIGKILL");
+        } catch { /* it has ended */ }
+      }, afterMs);
+      const { success } = await process.output();
+      clearTimeout(timer);
+      if (!success) {
+        killed++;
+        const names = namesIn(`${base}/db`);
+        const isOld = hashOf(layoutOf(base).database) === plan.before.hash;
+        const phase = !isOld
+          ? "in place"
+          : names.some((name) => COPY.test(name))
+          ? "building"
+          : names.some((name) => /corrupted|before_rebuild/.test(name))
+          ? "keeping the copy"
+          : "before";
+        hits[phase]++;
+        const found: string[] = [];
+        try {
+          found.push(...problemsLeft(base, plan));
+          found.push(...await problemsNext(base, plan));
+        } catch (error) {
+          found.push(String(error));
+        }
+        problems.push(...found.map((problem) => `${plan.state}, ${Math.round(afterMs)} ms, ${phase}: ${problem}`));
+      }
+      Deno.removeSync(base, { recursive: true });
+    });
+    await t.step(`TEST_SEED=${SEED}: killed ${killed} times in ${tries} rounds: ${JSON.stringify(hits)}`, () => {
+      assert.ok(killed >= KILLS);
+      assert.ok(hits.building > 0);
+    });
+    requireNone(problems);
+  },
+);

@@ -157,7 +157,7 @@ const strangeIn = (db: string) =>
     !/^telemetry(\.(?:corrupted\.|before_rebuild_)\d{8}_\d{6})?\.sqlite(-wal|-shm)?$/.test(name)
   );
 
-testWith(["unix"], "two recoveries at once: it is recovered, and nothing is left of either", async (t) => {
+testWith(["unix"], "two concurrent recoveries succeed and leave nothing behind", async (t) => {
   using temp = new TempFolder();
   const codes: string[] = [];
   for (const state of STATES) {
@@ -187,7 +187,7 @@ testWith(["unix"], "two recoveries at once: it is recovered, and nothing is left
 });
 
 Deno.test({
-  name: "one waits for the other until the file is renamed: it does not empty what gets the name",
+  name: "a recovery that waits for another one does not empty the published file",
   fn: async () => {
     using temp = new TempFolder(FAST_FOLDER);
     const base = `${temp.path}/store`;
@@ -224,7 +224,7 @@ Deno.test({
   },
 });
 
-testWith(["unix"], "a backup taken all the while is sound, or says that the database is not", async () => {
+testWith(["unix"], "a backup during a recovery is intact or reports the damage", async () => {
   using temp = new TempFolder();
   for (const state of STATES) {
     const base = `${temp.path}/${state.replaceAll(" ", "_")}`;
@@ -256,7 +256,7 @@ testWith(["unix"], "a backup taken all the while is sound, or says that the data
 
 // ------------------------------------------------------------------------------------------------ disk full
 
-testWith(["mount"], "disk full at each step: as before, and fine once there is space", async (t) => {
+testWith(["mount"], "a recovery on a full disk changes nothing, and succeeds once there is space", async (t) => {
   using temp = new TempFolder();
   using disk = new SmallDisk("8m");
   const failures: Record<string, number> = {};
@@ -307,7 +307,7 @@ testWith(["mount"], "disk full at each step: as before, and fine once there is s
 
 // ------------------------------------------------------------------------------------------------ folders
 
-Deno.test("reports/ vanishes while the log is read: recovered, and a warning says that there is no report", async () => {
+Deno.test("a recovery succeeds with a warning when reports/ is deleted meanwhile", async () => {
   using temp = new TempFolder(FAST_FOLDER);
   const base = `${temp.path}/store`;
   const store = makeIn("damaged inside of pages", base, 100);
@@ -320,7 +320,7 @@ Deno.test("reports/ vanishes while the log is read: recovered, and a warning say
   assert.deepEqual(missingFrom(store.database, store), []);
 });
 
-Deno.test("reports/ is a file: recovered, or refused with a word on what to do", async () => {
+Deno.test("a recovery succeeds or gives a hint when reports/ is a file", async () => {
   using temp = new TempFolder(FAST_FOLDER);
   const base = `${temp.path}/store`;
   makeIn("damaged inside of pages", base, 100);
@@ -332,7 +332,7 @@ Deno.test("reports/ is a file: recovered, or refused with a word on what to do",
   assert.deepEqual([strangeIn(db), listCopies(db)], [[], []]);
 });
 
-Deno.test("raw/ vanishes while it is read: the report names what could not be read, and no run of the database is lost", async () => {
+Deno.test("a recovery names the logs that were deleted meanwhile and loses no run of the database", async () => {
   using temp = new TempFolder(FAST_FOLDER);
   const base = `${temp.path}/store`;
   const store = makeIn("sound", base, 100);
@@ -350,7 +350,7 @@ Deno.test("raw/ vanishes while it is read: the report names what could not be re
 });
 
 Deno.test({
-  name: "a recovery that was killed long ago: what has been deleted since does not come back",
+  name: "a recovery does not bring back what was deleted since a killed one",
   fn: async () => {
     using temp = new TempFolder(FAST_FOLDER);
     const base = `${temp.path}/store`;

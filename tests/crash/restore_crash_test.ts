@@ -107,7 +107,7 @@ type Phase = "before" | "preparing" | "safety copy being made" | "safety copy na
 
 testWith(
   ["unix", "sqlite3"],
-  "killed at any moment: the database is exactly old or exactly new, the safety copy is whole",
+  "a restore killed at any moment leaves the old or the new database, and a complete kept copy",
   async (t) => {
     using temp = new TempFolder();
     const original = await makeStore(`${temp.path}/original`, 4000);
@@ -228,7 +228,7 @@ function copyInto(base: string, backup: string): string {
 
 testWith(
   ["unix", "sqlite3"],
-  "killed while a destroyed database is replaced: what was there is there or kept, byte for byte",
+  "a restore killed while it replaces a destroyed database loses no byte of it",
   async (t) => {
     using temp = new TempFolder();
     const original = await makeStore(`${temp.path}/original`, 2000);
@@ -343,7 +343,7 @@ for (let n = 0;; n++) {
 for (const journal of ["wal", "delete"] as const) {
   testWith(
     ["unix", "python", "sqlite3"],
-    `reader and writers hold the database (${journal} mode) open through a restore`,
+    `readers and writers of the database (${journal} mode) go on through a restore`,
     async () => {
       using temp = new TempFolder();
       const base = `${temp.path}/store`;
@@ -408,7 +408,7 @@ async function hold(file: string, seconds: number, ...statements: string[]): Pro
 
 testWith(
   ["unix", "python"],
-  "locked: by a writer or a reader for long: refused; for 6 s: no mark of posting is lost",
+  "a restore of a locked database is refused, or waits and loses no api_posted marker",
   async () => {
     using temp = new TempFolder();
     const makeLocked = async (name: string) => {
@@ -448,61 +448,65 @@ testWith(
 
 // ------------------------------------------------------------------------------------------------ disk full
 
-testWith(["mount", "sqlite3"], "disk full at each step: as before, and fine once there is space", async (t) => {
-  using temp = new TempFolder();
-  const original = await makeStore(`${temp.path}/original`, 3000);
-  const old = await contentOf(original.file);
-  const restored = await contentOf(original.backup);
-  using disk = new SmallDisk("8m");
-  const base = `${disk.path}/store`;
-  const file = `${base}/db/telemetry.sqlite`;
-  const size = Deno.statSync(original.file).size;
-  const failures: Record<string, number> = {};
-  // From hardly any space to what just does not do: a copy of the backup, a safety copy, a WAL.
-  const all = [0, 0.02, 0.3, 0.7, 0.8, 1, 1.3, 1.7, 1.75, 1.8, 1.9, 2.2, 2.5, 4];
-  for (const share of rounds(all.filter((_, i) => i % 2 === 1), all)) {
-    Deno.mkdirSync(`${base}/db`, { recursive: true });
-    Deno.mkdirSync(`${base}/backups`);
-    copyDatabase(original.file, file);
-    const backup = `${base}/${BACKUP}`;
-    Deno.copyFileSync(original.backup, backup);
-    const before = treeOf(base);
-    disk.fill(share * size);
-    const { code, stdout, stderr } = await runScript("backup_telemetry_db", base, [
-      "--restore",
-      backup,
-      "--yes",
-      "--json",
-    ]);
-    if (code !== 0) {
-      const [what, todo, ...more] = stderr.trimEnd().split("\n");
-      const message = `${share}: ${stderr}`;
-      assert.equal(code, 1, message);
-      assert.deepEqual(more, [], message);
-      assert.match(what!, /^backup_telemetry_db: /, message);
-      assert.match(todo ?? "", /^ {2}-> .*(space|disk)/, message);
-      const { code: kind } = JSON.parse(stdout).error;
-      failures[kind] = (failures[kind] ?? 0) + 1;
-      // A backup in WAL mode gets its sidecars as it is opened; they hold nothing.
-      const left = Object.keys(treeOf(base)).filter((name) => !/^backups.*-(wal|shm)$/.test(name));
-      assert.deepEqual(left, Object.keys(before), message);
-      assert.equal(await contentOf(file), old, message);
-    } else assert.ok(share > 1.5, `${share} did`);
-    disk.free();
-    if (code !== 0) await restoreBackup(layoutOf(base), backup);
-    assert.equal(await contentOf(file), restored);
-    Deno.removeSync(base, { recursive: true });
-  }
-  await t.step(JSON.stringify(failures), () => {});
-  assert.deepEqual(Object.keys(failures), ["disk_full"]);
-  assert.ok(failures["disk_full"]! >= rounds(4, 8));
-});
+testWith(
+  ["mount", "sqlite3"],
+  "a restore on a full disk changes nothing, and succeeds once there is space",
+  async (t) => {
+    using temp = new TempFolder();
+    const original = await makeStore(`${temp.path}/original`, 3000);
+    const old = await contentOf(original.file);
+    const restored = await contentOf(original.backup);
+    using disk = new SmallDisk("8m");
+    const base = `${disk.path}/store`;
+    const file = `${base}/db/telemetry.sqlite`;
+    const size = Deno.statSync(original.file).size;
+    const failures: Record<string, number> = {};
+    // From hardly any space to what just does not do: a copy of the backup, a safety copy, a WAL.
+    const all = [0, 0.02, 0.3, 0.7, 0.8, 1, 1.3, 1.7, 1.75, 1.8, 1.9, 2.2, 2.5, 4];
+    for (const share of rounds(all.filter((_, i) => i % 2 === 1), all)) {
+      Deno.mkdirSync(`${base}/db`, { recursive: true });
+      Deno.mkdirSync(`${base}/backups`);
+      copyDatabase(original.file, file);
+      const backup = `${base}/${BACKUP}`;
+      Deno.copyFileSync(original.backup, backup);
+      const before = treeOf(base);
+      disk.fill(share * size);
+      const { code, stdout, stderr } = await runScript("backup_telemetry_db", base, [
+        "--restore",
+        backup,
+        "--yes",
+        "--json",
+      ]);
+      if (code !== 0) {
+        const [what, todo, ...more] = stderr.trimEnd().split("\n");
+        const message = `${share}: ${stderr}`;
+        assert.equal(code, 1, message);
+        assert.deepEqual(more, [], message);
+        assert.match(what!, /^backup_telemetry_db: /, message);
+        assert.match(todo ?? "", /^ {2}-> .*(space|disk)/, message);
+        const { code: kind } = JSON.parse(stdout).error;
+        failures[kind] = (failures[kind] ?? 0) + 1;
+        // A backup in WAL mode gets its sidecars as it is opened; they hold nothing.
+        const left = Object.keys(treeOf(base)).filter((name) => !/^backups.*-(wal|shm)$/.test(name));
+        assert.deepEqual(left, Object.keys(before), message);
+        assert.equal(await contentOf(file), old, message);
+      } else assert.ok(share > 1.5, `${share} did`);
+      disk.free();
+      if (code !== 0) await restoreBackup(layoutOf(base), backup);
+      assert.equal(await contentOf(file), restored);
+      Deno.removeSync(base, { recursive: true });
+    }
+    await t.step(JSON.stringify(failures), () => {});
+    assert.deepEqual(Object.keys(failures), ["disk_full"]);
+    assert.ok(failures["disk_full"]! >= rounds(4, 8));
+  },
+);
 
 // ------------------------------------------------------------------------------------------------ owner and rights
 
 testWith(
   ["root"],
-  "root restores where nothing is left: the agents' user gets the database, others no look",
+  "a database that root restores belongs to the owner of the base folder and keeps its mode",
   async () => {
     using temp = new TempFolder();
     for (const left of ["nothing", "no header", "a sound database"]) {

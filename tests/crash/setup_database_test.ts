@@ -71,7 +71,7 @@ function names(folder: string): string[] {
 for (const journal of ["wal", "delete"] as const) {
   testWith(
     ["unix", "sqlite3"],
-    `killed at any moment (${journal} mode): the database is exactly old or exactly finished`,
+    `a setup killed at any moment (${journal} mode) leaves the old or the upgraded database`,
     async (t) => {
       using temp = new TempFolder();
       const original = `${temp.path}/original.sqlite`;
@@ -159,7 +159,7 @@ function kill(process: Deno.ChildProcess): void {
 }
 
 for (const count of [2, 8]) {
-  Deno.test(`${count} setups at the same moment on an empty base`, async () => {
+  Deno.test(`${count} concurrent setups create one database`, async () => {
     using temp = new TempFolder();
     for (let round = 0; round < rounds(1, 3); round++) {
       const base = `${temp.path}/store_${round}`;
@@ -172,7 +172,7 @@ for (const count of [2, 8]) {
   });
 
   for (const journal of ["wal", "delete"] as const) {
-    testWith(["sqlite3"], `${count} setups at the same moment on a v1 in ${journal} mode`, async () => {
+    testWith(["sqlite3"], `${count} concurrent setups upgrade a v1 in ${journal} mode`, async () => {
       using temp = new TempFolder();
       const base = `${temp.path}/store`;
       Deno.mkdirSync(`${base}/db`, { recursive: true });
@@ -194,7 +194,7 @@ for (const count of [2, 8]) {
 
 testWith(
   ["unix", "sqlite3"],
-  "two databases of one base upgraded at the same moment: a whole copy of each",
+  "two databases of one base that are upgraded concurrently each get a complete copy",
   async () => {
     using temp = new TempFolder();
     const base = `${temp.path}/store`;

@@ -137,7 +137,7 @@ while n % 50 or not os.path.exists(sys.argv[2]):
 print(json.dumps({"rows": n, "longest_ms": longest * 1000}))
 `;
 
-testWith(["python", "sqlite3"], "backups beside a writer that commits without pause", async (t) => {
+testWith(["python", "sqlite3"], "backups are consistent beside a writer that commits without pause", async (t) => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp, 5000);
   {
@@ -198,7 +198,7 @@ async function backupOnTerminal(script: Script, base: string): Promise<string> {
 }
 
 for (const script of SCRIPTS) {
-  testWith(["strace"], `${script}: fsync, then the name, then fsync of the folder, then the report`, async () => {
+  testWith(["strace"], `${script}: the file is synced, published, its folder synced, and then reported`, async () => {
     using temp = new TempFolder();
     const { base, backups } = newStore(temp, 2000);
     const log = `${temp.path}/strace`;
@@ -235,7 +235,7 @@ for (const script of SCRIPTS) {
   });
 }
 
-testWith(["mount"], "a full disk at any level: an error, everything as before; fine once there is space", async () => {
+testWith(["mount"], "a full disk fails the backup, changes nothing, and the next backup succeeds", async () => {
   using temp = new TempFolder();
   for (const script of SCRIPTS) {
     using disk = new SmallDisk("12m");
@@ -387,7 +387,7 @@ const BAD: Record<string, { make: (file: string) => void; what: RegExp; hint: Re
   },
 };
 
-Deno.test("a bad source makes no backup and removes none", async (t) => {
+Deno.test("a bad source creates no backup and deletes none", async (t) => {
   using temp = new TempFolder();
   const good = `${temp.path}/good.sqlite`;
   makeDatabase(good, 1000);
@@ -411,7 +411,7 @@ Deno.test("a bad source makes no backup and removes none", async (t) => {
   }
 });
 
-Deno.test("--dry-run of a bad source says that nothing would go, as the real run does", async () => {
+Deno.test("--dry-run of a bad source fails like the real run", async () => {
   using temp = new TempFolder();
   for (const bad of ["cut", "of 0 bytes", "missing", "of another application", "a text file"]) {
     const { base, file, backups } = newStore(temp, 1000, bad.replaceAll(" ", "_"));
@@ -425,7 +425,7 @@ Deno.test("--dry-run of a bad source says that nothing would go, as the real run
   }
 });
 
-testWith(["python"], "a locked source could not be checked: that is said, and nothing is removed", async () => {
+testWith(["python"], "a locked source is reported as locked, and no backup is deleted", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp, 3);
   assert.equal(valueIn(file, "PRAGMA journal_mode=DELETE"), "delete");
@@ -447,7 +447,7 @@ testWith(["python"], "a locked source could not be checked: that is said, and no
 
 testWith(
   ["python"],
-  "an old backup that cannot be read now is not removed: it may be the last to know of a run",
+  "retention keeps an outdated backup that cannot be read now",
   async () => {
     using temp = new TempFolder();
     const { base, file, backups } = newStore(temp, 3);
@@ -463,7 +463,7 @@ testWith(
 
 testWith(
   ["nobody"],
-  "a source that may not be read could not be checked: that is said, and nothing is removed",
+  "a source without read permission is reported, and no backup is deleted",
   async () => {
     using temp = new TempFolder();
     Deno.chmodSync(temp.path, 0o755);
@@ -485,7 +485,7 @@ testWith(
 
 // Names and what is kept
 
-Deno.test("two in one second, ten at once: every one has its own name, the first of a day the day's", async () => {
+Deno.test("concurrent backups get different names, and the first of a day has no hour in its name", async () => {
   using temp = new TempFolder();
   const { base, backups } = newStore(temp);
   const first = await backup("backup_database", base);
@@ -500,7 +500,7 @@ Deno.test("two in one second, ten at once: every one has its own name, the first
   assert.equal(names(backups).filter((name) => FULL.test(name)).length, 5);
 });
 
-Deno.test("the day's name is not given again on the same day: `latest` would be an older one", async () => {
+Deno.test("the name without an hour is not used again on the same day", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp, 1);
   const now = Date.now();
@@ -514,7 +514,7 @@ Deno.test("the day's name is not given again on the same day: `latest` would be 
   assert.deepEqual(listed.map(({ path }) => path), [path, `${backups}/${earlier[0]}`], "newest first");
 });
 
-Deno.test("newest first goes over both kinds, also for a name that has no hour", async () => {
+Deno.test("both kinds are listed newest first, also when a name has no hour", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp, 1);
   await backup("backup_telemetry_db", base);
@@ -532,7 +532,7 @@ Deno.test("newest first goes over both kinds, also for a name that has no hour",
   assert.match(stderr, /the previous backup has 2 runs/);
 });
 
-testWith(["unix"], "a clock set back an hour: nothing replaced, nothing removed, warned", async () => {
+testWith(["unix"], "a clock set back by an hour replaces no backup and deletes only outdated ones", async () => {
   using temp = new TempFolder();
   const { base, backups } = newStore(temp);
   const made: string[] = [];
@@ -557,7 +557,7 @@ testWith(["unix"], "a clock set back an hour: nothing replaced, nothing removed,
   }
 });
 
-Deno.test("half files and junk under good names stay, do not count, and are warned of", async () => {
+Deno.test("incomplete files under good names are neither counted nor deleted, with a warning", async () => {
   using temp = new TempFolder();
   for (const script of SCRIPTS) {
     const { base, file, backups } = newStore(temp, 30, script);
@@ -584,7 +584,7 @@ Deno.test("half files and junk under good names stay, do not count, and are warn
   }
 });
 
-Deno.test("backups dated in the future stay, do not count, and are warned of", async () => {
+Deno.test("backups dated in the future are neither counted nor deleted, with a warning", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);
   const now = Date.now();
@@ -614,7 +614,7 @@ Deno.test("backups dated in the future stay, do not count, and are warned of", a
   assert.deepEqual([after[past[1]!], after[past[2]!]], [undefined, undefined]);
 });
 
-Deno.test("--keep counts its own alone, by the time in their names, never mind the files' own times", async () => {
+Deno.test("--keep counts only its own kind, by the time in the names", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);
   const now = Date.now();
@@ -656,7 +656,7 @@ Deno.test("--keep counts its own alone, by the time in their names, never mind t
   ]);
 });
 
-Deno.test("many at once that keep one: none removes the newest, and all succeed", async () => {
+Deno.test("concurrent backups with --keep 1 all succeed and keep the newest", async () => {
   using temp = new TempFolder();
   const { base, backups } = newStore(temp);
   const taken = Array.from({ length: 8 }, () => runScript("backup_database", base, ["--keep", "1"]));
@@ -666,7 +666,7 @@ Deno.test("many at once that keep one: none removes the newest, and all succeed"
   for (const name of names(backups)) assert.match(name, DAILY);
 });
 
-Deno.test("two that meet between taking and removing: the newest is left, and what is gone already is no error", async () => {
+Deno.test("two concurrent prunings keep the newest, and ignore what is already deleted", async () => {
   using temp = new TempFolder();
   const { base, backups } = newStore(temp);
   const layout = layoutOf(base);
@@ -683,7 +683,7 @@ Deno.test("two that meet between taking and removing: the newest is left, and wh
   }
 });
 
-Deno.test("--keep: a folder of a backup's name is no backup: it neither counts nor goes", async () => {
+Deno.test("--keep ignores a folder with the name of a backup", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);
   const folders = ["telemetry.backup.20250103.sqlite", "telemetry.backup.20250101.sqlite"];
@@ -694,7 +694,7 @@ Deno.test("--keep: a folder of a backup's name is no backup: it neither counts n
   assert.equal(names(backups).length, 4);
 });
 
-Deno.test("--keep-days removes its own that are older, never the newest", async () => {
+Deno.test("--keep-days deletes older backups of its kind, never the newest", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);
   const now = Date.now();
@@ -715,7 +715,7 @@ Deno.test("--keep-days removes its own that are older, never the newest", async 
   assert.deepEqual(names(backups), [String(path).slice(backups.length + 1), ...young, ...others].toSorted());
 });
 
-Deno.test("a database lost and begun anew does not push out the last backup that has more runs", async (t) => {
+Deno.test("a recreated database does not push out the backup with the most runs", async (t) => {
   for (const script of SCRIPTS) {
     await t.step(script, async () => {
       using temp = new TempFolder();
@@ -749,7 +749,7 @@ Deno.test("a database lost and begun anew does not push out the last backup that
   }
 });
 
-testWith(["unix"], "the newest stays where no new one can be taken, however old", async () => {
+testWith(["unix"], "the newest backup stays when no new one can be taken", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);
   put(backups, file, ["telemetry_backup_19990101_000000.sqlite", "telemetry.backup.19990101.sqlite"]);
@@ -758,7 +758,7 @@ testWith(["unix"], "the newest stays where no new one can be taken, however old"
   assert.equal(names(backups).length, 2);
 });
 
-Deno.test("values that are no number from 1 on are wrong usage, and nothing is done", async () => {
+Deno.test("a value that is not a whole number from 1 is wrong usage, and nothing is changed", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);
   put(backups, file, ["telemetry.backup.20200101.sqlite", "telemetry_backup_20200101_000000.sqlite"]);
@@ -778,7 +778,7 @@ Deno.test("values that are no number from 1 on are wrong usage, and nothing is d
   assert.deepEqual(treeOf(base), before);
 });
 
-Deno.test("--dry-run with --restore restores nothing; --list with --restore neither", async () => {
+Deno.test("--restore with --dry-run or --list restores nothing", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);
   const other = `${temp.path}/other.sqlite`;
@@ -810,7 +810,7 @@ interface Listed {
 
 testWith(
   ["python"],
-  "--list shows every backup, what is in it and whether it is sound, and changes nothing",
+  "--list shows the content and the state of every backup, and changes nothing",
   async () => {
     using temp = new TempFolder();
     const { base, file, backups } = newStore(temp, 5);
@@ -899,7 +899,7 @@ shutil.copy2(sys.argv[1], sys.argv[3])`;
 
 testWith(
   ["nobody"],
-  "--list by a user who may only read, of backups in WAL mode, shows what it can and changes nothing",
+  "--list of backups in WAL mode without write permission changes nothing",
   async () => {
     using temp = new TempFolder();
     Deno.chmodSync(temp.path, 0o755);
@@ -919,7 +919,7 @@ testWith(
 
 // Whatever the source
 
-Deno.test("sources of every version, in WAL mode and not, are backed up as they are", async () => {
+Deno.test("databases of every schema version and journal mode are backed up unchanged", async () => {
   using temp = new TempFolder();
   const versions: OldKind[] = ["v1", "v2", "v2_recovered", "says3_is2", "v7"];
   await Promise.all(versions.map(async (version, i) => {
@@ -963,7 +963,7 @@ for n in range(100):
 os.kill(os.getpid(), 9)
 `;
 
-testWith(["python"], "what a killed writer left in the WAL is in the backup", async () => {
+testWith(["python"], "a backup includes what a killed writer left in the WAL", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp, 3);
   await assert.rejects(python(UNCHECKPOINTED, file));
@@ -977,7 +977,7 @@ testWith(["python"], "what a killed writer left in the WAL is in the backup", as
   }
 });
 
-Deno.test("fewer runs than in the backup before are a warning", async () => {
+Deno.test("fewer runs than in the previous backup give a warning", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp, 30);
   assert.equal((await backup("backup_database", base))["runs"], 30);
@@ -992,7 +992,7 @@ Deno.test("fewer runs than in the backup before are a warning", async () => {
   assert.equal(names(backups).length, 3);
 });
 
-Deno.test("fewer runs are noticed past a backup that cannot be read", async () => {
+Deno.test("the warning about fewer runs skips a backup that cannot be read", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp, 1);
   const more = `${temp.path}/more.sqlite`;
@@ -1008,7 +1008,7 @@ Deno.test("fewer runs are noticed past a backup that cannot be read", async () =
   assert.equal(valueIn(file, "SELECT count(*) FROM agent_runs"), 1);
 });
 
-Deno.test("a backup dated next year is not what the runs are compared with", async () => {
+Deno.test("the warning about fewer runs ignores a backup dated next year", async () => {
   using temp = new TempFolder();
   const { base, backups } = newStore(temp, 2);
   const more = `${temp.path}/more.sqlite`;
@@ -1018,7 +1018,7 @@ Deno.test("a backup dated next year is not what the runs are compared with", asy
   assert.deepEqual([code, stderr], [0, ""]);
 });
 
-testWith(["unix"], "a link that leads nowhere hides no other backup", async () => {
+testWith(["unix"], "a dangling link hides no other backup", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp, 2);
   const days = Array.from({ length: 12 }, (_, i) => fullAt(Date.now() - (i + 1) * DAY));
@@ -1029,7 +1029,7 @@ testWith(["unix"], "a link that leads nowhere hides no other backup", async () =
   assert.deepEqual(sound, days.filter((_, i) => i % 2 === 0));
 });
 
-testWith(["unix"], "a backup has the rights of the database, and no others while it is made", async () => {
+testWith(["unix"], "a backup has the mode of the database", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   for (const mode of [0o600, 0o640, 0o644]) {
@@ -1041,7 +1041,7 @@ testWith(["unix"], "a backup has the rights of the database, and no others while
   }
 });
 
-testWith(["root"], "run as root in another user's base: the backups, and their folder, are that user's", async () => {
+testWith(["root"], "backups that root takes belong to the owner of the base folder", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);
   Deno.removeSync(backups);
@@ -1055,7 +1055,7 @@ testWith(["root"], "run as root in another user's base: the backups, and their f
   }
 });
 
-Deno.test("pages of another size, and no runs at all, are no hindrance; a file in the place of the folder is", async () => {
+Deno.test("any page size and an empty table are backed up, and a file at the path of backups/ is refused", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp, 0);
   assert.equal((await takeBackup(layoutOf(base), "daily_backup")).runs, 0);
@@ -1081,7 +1081,7 @@ Deno.test("pages of another size, and no runs at all, are no hindrance; a file i
   }
 });
 
-Deno.test("without a permission: one line and the whole command, nothing done", async () => {
+Deno.test("a missing permission prints the whole command and changes nothing", async () => {
   using temp = new TempFolder();
   const { base } = newStore(temp);
   const before = treeOf(base);
@@ -1098,7 +1098,7 @@ Deno.test("without a permission: one line and the whole command, nothing done", 
 
 testWith(
   ["unix"],
-  "partials of killed runs go, with what SQLite keeps beside them; those of living ones stay",
+  "partials of killed backups are deleted with their sidecars, and those of running ones stay",
   async () => {
     using temp = new TempFolder();
     const { base, file, backups } = newStore(temp);
@@ -1131,7 +1131,7 @@ testWith(
 
 testWith(
   ["terminal"],
-  "a progress bar with rate and time left: on a terminal alone, and not with --quiet or --json",
+  "a progress bar is drawn only on a terminal, without --quiet and --json",
   async () => {
     using temp = new TempFolder();
     const { base, file, backups } = newStore(temp);

@@ -239,7 +239,7 @@ function assertMarks(content: DatabaseContent, healthy: DatabaseContent): void {
 
 testWith(
   ["python"],
-  "the sample without its database: the log, field by field, and its rejects",
+  "the sample without its database is rebuilt from the log, with all rejects",
   async () => {
     using store = Store.ofSample(null);
     const { runs, runs_from, lines, files, rejected, rejected_file, kept, sources } = await recovered(store);
@@ -304,7 +304,7 @@ testWith(
 
 testWith(
   ["python"],
-  "the healthy sample forced: equal in every column of every row, and what is in logs",
+  "forcing the healthy sample keeps every cell and adds the runs in the log",
   async () => {
     using store = Store.ofSample();
     const { runs, runs_from, rejected, kept } = await recovered(store, ["--force"]);
@@ -338,7 +338,7 @@ testWith(
 for (const [what, bytes] of [["header", 100], ["first page", 4096]] as const) {
   testWith(
     ["python"],
-    `the sample with a ${what} of zeros: all rows and marks, with and without the log`,
+    `the sample with a zeroed ${what} yields all rows and markers, with and without the log`,
     async () => {
       const healthy = await healthySample();
       for (const withLog of [true, false]) {
@@ -357,7 +357,7 @@ for (const [what, bytes] of [["header", 100], ["first page", 4096]] as const) {
   );
 }
 
-testWith(["python"], "the sample's damaged database alone, its log empty or gone", async () => {
+testWith(["python"], "the sample's damaged database is rebuilt when the log is empty or missing", async () => {
   const healthy = await healthySample();
   for (const kind of ["empty", "missing"]) {
     using store = Store.ofSample(`${SAMPLE}/databases/damaged.sqlite`);
@@ -397,29 +397,33 @@ for trigger in ("cli", "detector", "insight"):
 print(db.execute("PRAGMA integrity_check").fetchone()[0])
 `;
 
-testWith(["python", "sqlite3"], "afterwards agents of both kinds write, and setup has nothing to do", async () => {
-  using store = new Store();
-  makeOldDatabase(store.file, "v2", 200);
-  overwrite(store.file, 0x55, 4096 * 12, 4096 * 14);
-  store.log("events_20251210.ndjson", line("of the log", { trigger_type: "detector" }));
-  await recovered(store);
-  let id: string;
-  {
-    await using client = new TelemetryClient({ base: store.base, onWarning: (message) => assert.fail(message) });
-    id = await client.startRun("ours", "j", { trigger_type: "detector" as "cli", subdomain: "s" });
-    await client.endRun(id, { status: "success" });
-  }
-  assert.equal(await python(PYTHON_INSERT, store.file), "ok\n");
-  const added = ["of the log", "python-cli", "python-detector", "python-insight", id];
-  assert.deepEqual(idsIn(store.file).filter((found) => added.includes(String(found))), added.sort());
-  assert.equal((await run("sqlite3", [store.file, "PRAGMA integrity_check"])).stdout, "ok\n");
-  const { code, stdout } = await runScript("setup_database", store.base, ["--json"]);
-  assert.equal(code, 0);
-  const { created, upgraded, added: changes } = JSON.parse(stdout);
-  assert.ok(!created && !upgraded && (changes ?? []).length === 0, stdout);
-});
+testWith(
+  ["python", "sqlite3"],
+  "after a recovery, Deno and Python agents can write, and setup has nothing to do",
+  async () => {
+    using store = new Store();
+    makeOldDatabase(store.file, "v2", 200);
+    overwrite(store.file, 0x55, 4096 * 12, 4096 * 14);
+    store.log("events_20251210.ndjson", line("of the log", { trigger_type: "detector" }));
+    await recovered(store);
+    let id: string;
+    {
+      await using client = new TelemetryClient({ base: store.base, onWarning: (message) => assert.fail(message) });
+      id = await client.startRun("ours", "j", { trigger_type: "detector" as "cli", subdomain: "s" });
+      await client.endRun(id, { status: "success" });
+    }
+    assert.equal(await python(PYTHON_INSERT, store.file), "ok\n");
+    const added = ["of the log", "python-cli", "python-detector", "python-insight", id];
+    assert.deepEqual(idsIn(store.file).filter((found) => added.includes(String(found))), added.sort());
+    assert.equal((await run("sqlite3", [store.file, "PRAGMA integrity_check"])).stdout, "ok\n");
+    const { code, stdout } = await runScript("setup_database", store.base, ["--json"]);
+    assert.equal(code, 0);
+    const { created, upgraded, added: changes } = JSON.parse(stdout);
+    assert.ok(!created && !upgraded && (changes ?? []).length === 0, stdout);
+  },
+);
 
-testWith(["unix"], "the rights of the old database are kept, and its copy has them too", async () => {
+testWith(["unix"], "the new database and the kept copy have the mode of the old database", async () => {
   for (const damage of ["pages", "header"]) {
     using store = new Store();
     makeOldDatabase(store.file, "v2", 200);
@@ -431,7 +435,7 @@ testWith(["unix"], "the rights of the old database are kept, and its copy has th
   }
 });
 
-testWith(["nobody"], "as root in a base of another user: everything that is made belongs to that user", async () => {
+testWith(["nobody"], "files that root creates belong to the owner of the base folder", async () => {
   for (const damage of ["none", "pages", "header", "wal"]) {
     using store = new Store();
     if (damage === "none") Deno.removeSync(store.db, { recursive: true });
@@ -467,7 +471,7 @@ async function makeWithWal(file: string, byte: number | undefined): Promise<void
 
 // ------------------------------------------------------------------------------------------------ flags
 
-Deno.test("--check-only: healthy is 0, and says what log and database have of each other", async () => {
+Deno.test("--check-only exits with 0 for a healthy database and compares it with the log", async () => {
   using store = new Store();
   store.v3(
     [],
@@ -529,7 +533,7 @@ const SICK: Record<string, [make: (store: Store) => void, problem: RegExp]> = {
 };
 
 for (const [name, [make, problem]] of Object.entries(SICK)) {
-  Deno.test(`--check-only: ${name} is 1, and a plain run then makes it healthy`, async () => {
+  Deno.test(`--check-only exits with 1 for ${name}, and a recovery fixes it`, async () => {
     using store = new Store();
     make(store);
     store.log("events_20251210.ndjson", line("of the log"));
@@ -543,7 +547,7 @@ for (const [name, [make, problem]] of Object.entries(SICK)) {
 }
 
 Deno.test({
-  name: "--check-only counts a run that has ended since, whose start was already posted",
+  name: "--check-only counts a run that ended in the log after its start was posted",
   fn: async () => {
     using store = new Store();
     store.v3([], insertOf("x", { status: "running" }));
@@ -559,7 +563,7 @@ Deno.test({
   },
 });
 
-Deno.test("--check-only with content in the WAL, and a live agent: sees it, and changes no byte", async () => {
+Deno.test("--check-only reads the WAL beside a live agent and changes no byte", async () => {
   using store = new Store();
   store.v3(["in file"]);
   const agent = new DatabaseSync(store.file);
@@ -587,7 +591,7 @@ db.execute("UPDATE agent_runs SET product = hex(zeroblob(200))")
 os._exit(0)
 `;
 
-testWith(["python"], "a hot rollback journal: --check-only could not check, a plain run has it undone", async () => {
+testWith(["python"], "--check-only refuses a hot journal, and a recovery rolls it back", async () => {
   using store = new Store();
   makeOldDatabase(store.file, "v2", 500, "delete");
   await python(HOT_JOURNAL, store.file);
@@ -621,7 +625,7 @@ testWith(
   },
 );
 
-Deno.test("wrong usage: exit code 2, and nothing is changed", async () => {
+Deno.test("wrong usage exits with 2 and changes nothing", async () => {
   using store = new Store();
   store.v3();
   const wrong: string[][] = [
@@ -636,7 +640,7 @@ Deno.test("wrong usage: exit code 2, and nothing is changed", async () => {
   await Promise.all(wrong.map((flags) => assertRefused(store.base, flags, 2, /--help|usage/)));
 });
 
-Deno.test("a healthy database: a plain run says so and changes no byte, also with content in the WAL", async () => {
+Deno.test("a healthy database is reported and not changed, also with content in the WAL", async () => {
   for (const kind of ["plain", "wal"]) {
     using store = new Store();
     if (kind === "wal") await makeWithWal(store.file, undefined);
@@ -660,7 +664,7 @@ Deno.test("a healthy database: a plain run says so and changes no byte, also wit
   }
 });
 
-Deno.test("--quiet says nothing, --json one object, and the exit code what it says", async () => {
+Deno.test("--quiet prints nothing, and --json prints one object", async () => {
   using store = new Store();
   store.log("events_20251210.ndjson", line("x"), "no JSON");
   const sick = await recover(store.base, ["--check-only", "--quiet"]);
@@ -677,7 +681,7 @@ Deno.test("--quiet says nothing, --json one object, and the exit code what it sa
   assert.deepEqual([ok, error.code], [false, "no_storage"]);
 });
 
-Deno.test("on screen: what was read, from where, what was rejected and where that is", async () => {
+Deno.test("the output names what was read, rejected, kept and reported", async () => {
   using store = new Store();
   store.v3(["old", "both"]);
   store.log("events_20251210.ndjson", line("both"), line("new"), "no JSON");
@@ -691,7 +695,7 @@ Deno.test("on screen: what was read, from where, what was rejected and where tha
   assert.match(stdout, /report: .*recovery_\d{8}_\d{6}\.json/);
 });
 
-Deno.test("--no-salvage: the log alone, and what was there is kept all the same", async () => {
+Deno.test("--no-salvage uses only the log, and the old database is kept", async () => {
   using store = new Store();
   store.v3(["in db"], insertOf("both", { api_posted: 1 }));
   store.log("events_20251210.ndjson", line("both"));
@@ -701,7 +705,7 @@ Deno.test("--no-salvage: the log alone, and what was there is kept all the same"
   assert.deepEqual(idsIn(kept!), ["both", "in db"]);
 });
 
-Deno.test("--with-backup: what nothing else has any more comes from there, and only that", async () => {
+Deno.test("--with-backup adds only what neither log nor database has", async () => {
   for (const flags of [[], ["--no-salvage"]]) {
     using store = new Store();
     const backup = `${store.base}/backups/telemetry_backup_20251201_030000.sqlite`;
@@ -732,7 +736,7 @@ Deno.test("--with-backup: what nothing else has any more comes from there, and o
   }
 });
 
-Deno.test("--with-backup: one that may be read alone is read as it is; one that may not, with the whole command", async () => {
+Deno.test("--with-backup needs only read permission, and prints the whole command without it", async () => {
   using store = new Store();
   using temp = new TempFolder();
   const backup = `${temp.path}/mine.sqlite`;
@@ -759,7 +763,7 @@ Deno.test("--with-backup: one that may be read alone is read as it is; one that 
 
 const access = (read: string, write: string) => [`--allow-read=${read}`, `--allow-write=${write}`];
 
-Deno.test("--with-backup: one that is no good is refused before anything changes", async () => {
+Deno.test("--with-backup refuses a damaged or missing backup before anything changes", async () => {
   using store = new Store();
   const backups = `${store.base}/backups`;
   Deno.mkdirSync(backups);
@@ -782,21 +786,31 @@ Deno.test("--with-backup: one that is no good is refused before anything changes
 
 // ------------------------------------------------------------------------------------------------ not to be touched
 
-testWith(["nobody"], "a database that cannot be read: could not be checked, and nothing is changed", async () => {
-  using store = new Store();
-  store.v3();
-  store.log("events_20251210.ndjson", line("x"));
-  for (const path of ["", ...Object.keys(treeOf(store.base))]) Deno.chownSync(`${store.base}/${path}`, NOBODY, NOBODY);
-  // Root reads everything, and may be asked for nothing.
-  Deno.chmodSync(store.base.slice(0, store.base.lastIndexOf("/")), 0o755);
-  Deno.chmodSync(store.file, 0);
-  for (const flags of [["--check-only"], [], ["--force"]]) {
-    await assertRefused(store.base, flags, 1, /could not be checked/, {
-      uid: NOBODY,
-      env: { HOME: "/nonexistent", DENO_DIR: "/nonexistent" },
-    });
-  }
-});
+testWith(
+  ["nobody"],
+  "a database without read permission is reported as not checked, and nothing is changed",
+  async () => {
+    using store = new Store();
+    store.v3();
+    store.log("events_20251210.ndjson", line("x"));
+    for (const path of ["", ...Object.keys(treeOf(store.base))]) {
+      Deno.chownSync(
+        `${store.base}/${path}`,
+        NOBODY,
+        NOBODY,
+      );
+    }
+    // Root reads everything, and may be asked for nothing.
+    Deno.chmodSync(store.base.slice(0, store.base.lastIndexOf("/")), 0o755);
+    Deno.chmodSync(store.file, 0);
+    for (const flags of [["--check-only"], [], ["--force"]]) {
+      await assertRefused(store.base, flags, 1, /could not be checked/, {
+        uid: NOBODY,
+        env: { HOME: "/nonexistent", DENO_DIR: "/nonexistent" },
+      });
+    }
+  },
+);
 
 /** A later product's database is as it was, and nothing stands beside it. */
 async function assertLeftAlone(damage: (file: string) => void, flags: string[], pattern: RegExp): Promise<void> {
@@ -817,7 +831,7 @@ async function assertLeftAlone(damage: (file: string) => void, flags: string[], 
 const headerGone = (file: string) => overwrite(file, 0, 0, 100);
 const pagesGone = (file: string) => overwrite(file, 0x55, 4096 * 12, 4096 * 14);
 
-Deno.test("a later product's database: refused with both versions, nothing changed, no copy left", async () => {
+Deno.test("a later product's database is refused with both versions, and nothing is changed", async () => {
   for (const flags of [["--check-only"], [], ["--force"], ["--no-salvage", "--force"]]) {
     await assertLeftAlone(() => {}, flags, /telemetry\.sqlite has schema v7.*v3/);
   }
@@ -837,7 +851,7 @@ Deno.test({
 });
 
 for (const kind of UPGRADABLE) {
-  testWith(["python"], `a ${kind} database forced: all of its rows, in v3`, async () => {
+  testWith(["python"], `forcing a ${kind} database keeps all of its rows in v3`, async () => {
     using store = new Store();
     makeOldDatabase(store.file, kind);
     if (hasMetadata(kind)) sqlite(store.file, `UPDATE agent_runs SET custom_metadata='{"a": 1}' WHERE rowid % 2`);
@@ -862,7 +876,7 @@ function hasMetadata(kind: OldKind): boolean {
 
 // ------------------------------------------------------------------------------------------------ odd stores
 
-Deno.test("no db/, no raw/, an empty raw/, only rejects: a clear report", async () => {
+Deno.test("a store without db/, raw/ or records gives a correct report", async () => {
   const stores: Record<string, [make: (store: Store) => void, expected: Partial<Report>, warning: RegExp]> = {
     "no db": [
       (store) => {
@@ -929,7 +943,7 @@ Deno.test("a mistyped folder gets no new store", async () => {
 });
 
 Deno.test({
-  name: "a folder that is no store gets no new store either",
+  name: "a folder that is not a store gets no new store",
   fn: async () => {
     using temp = new TempFolder();
     Deno.writeTextFileSync(`${temp.path}/some.txt`, "");
@@ -939,7 +953,7 @@ Deno.test({
   },
 });
 
-Deno.test("a folder in the place of the database, a file in the place of raw/: refused, nothing changed", async () => {
+Deno.test("a folder at the path of the database and a file at the path of raw/ are refused", async () => {
   using store = new Store();
   Deno.mkdirSync(store.file);
   store.log("events_20251210.ndjson", line("x"));
@@ -954,7 +968,7 @@ Deno.test("a folder in the place of the database, a file in the place of raw/: r
 });
 
 Deno.test({
-  name: "a report that cannot be written is no reason to have no database",
+  name: "a report that cannot be written does not stop the recovery",
   fn: async () => {
     using store = new Store();
     store.log("events_20251210.ndjson", line("x"), "no JSON");
@@ -967,7 +981,7 @@ Deno.test({
   },
 });
 
-Deno.test("a line of 300 MB is rejected as too long, and the runs around it come", async () => {
+Deno.test("a line of 300 MB is rejected as too long, and the runs around it are loaded", async () => {
   using store = new Store();
   // Many members of gzip: written at once, and as long as one member when it is read.
   const megabyte = gzipSync("x".repeat(1024 * 1024));
@@ -985,7 +999,7 @@ Deno.test("a line of 300 MB is rejected as too long, and the runs around it come
   assert.deepEqual([first.line, first.length, first.text.length], [2, 300 * 1024 * 1024, 64 * 1024]);
 });
 
-Deno.test("a clock that stepped back over midnight: the end in the earlier day's file counts", async () => {
+Deno.test("an end in the log of the previous day wins over a start in the next one", async () => {
   using store = new Store();
   store.log("events_20251210.ndjson", line("x", { end_time: "2025-12-10T23:59:59+00:00", product: "end" }));
   store.log(
@@ -1000,7 +1014,7 @@ Deno.test("a clock that stepped back over midnight: the end in the earlier day's
   );
 });
 
-Deno.test("a day that is there gzipped and plain: gzipped first, the plain one has the last word", async () => {
+Deno.test("of a gzipped and a plain log of one day, the plain one is read last", async () => {
   using store = new Store();
   Deno.writeFileSync(
     `${store.raw}/events_20251210.ndjson.gz`,
@@ -1019,7 +1033,7 @@ Deno.test("a day that is there gzipped and plain: gzipped first, the plain one h
   );
 });
 
-testWith(["nobody"], "a log that cannot be read is rejected, and the others are read", async () => {
+testWith(["nobody"], "an unreadable log is rejected, and the others are read", async () => {
   using store = new Store();
   store.log("events_20251210.ndjson", line("x"));
   store.log("events_20251211.ndjson", line("y"));
@@ -1034,7 +1048,7 @@ testWith(["nobody"], "a log that cannot be read is rejected, and the others are 
   assert.deepEqual(idsIn(store.file), ["y"]);
 });
 
-Deno.test("a half-made new database of a recovery that was killed is used again, and the newest copy is read", async () => {
+Deno.test("a recovery reuses the incomplete file of a killed one and reads its kept copy", async () => {
   using store = new Store();
   store.v3(["in the copy"]);
   Deno.renameSync(store.file, `${store.db}/telemetry.corrupted.20251201_120000.sqlite`);
@@ -1046,7 +1060,7 @@ Deno.test("a half-made new database of a recovery that was killed is used again,
   assert.deepEqual(idsIn(store.file), ["in the copy", "x"]);
 });
 
-testWith(["nobody"], "a log that cannot be read is named, by the check and by the recovery", async () => {
+testWith(["nobody"], "the check and the recovery name an unreadable log", async () => {
   using temp = new TempFolder();
   const base = `${temp.path}/store`;
   Deno.mkdirSync(`${base}/raw`, { recursive: true });

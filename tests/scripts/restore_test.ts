@@ -165,7 +165,7 @@ Deno.test("restore refuses the live database itself", async () => {
 
 testWith(
   ["python"],
-  "restore refuses a v3 over a v7; v7 over v7 works, a v7 over nothing or a damaged one does not",
+  "restore refuses a v3 over a v7 and a v7 over nothing, and accepts a v7 over a v7",
   async () => {
     using temp = new TempFolder();
     const { base, file, backup } = newStore(temp, "none");
@@ -182,7 +182,7 @@ testWith(
   },
 );
 
-Deno.test("--replay with a later product's backup is not said to be done", async () => {
+Deno.test("--replay of a later product's backup is not reported as done", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp, "none");
   makeOldDatabase(file, "v7", 50);
@@ -194,7 +194,7 @@ Deno.test("--replay with a later product's backup is not said to be done", async
 
 testWith(
   ["python"],
-  "another page size: refused with nothing changed over a sound database, restored where there is none",
+  "another page size is refused over an intact database and restored where there is none",
   async () => {
     using temp = new TempFolder();
     const store = newStore(temp);
@@ -210,7 +210,7 @@ testWith(
 
 testWith(
   ["python"],
-  "another page size over a damaged database: restored, or refused with nothing changed",
+  "another page size over a damaged database is restored, or refused without a change",
   async () => {
     using temp = new TempFolder();
     const store = newStore(temp);
@@ -225,7 +225,7 @@ testWith(
   },
 );
 
-testWith(["python"], "restore leaves the backup itself as it was, byte for byte", async () => {
+testWith(["python"], "restore does not change the backup", async () => {
   using temp = new TempFolder();
   const store = newStore(temp);
   const before = treeOf(`${store.base}/backups`);
@@ -236,7 +236,7 @@ testWith(["python"], "restore leaves the backup itself as it was, byte for byte"
 
 testWith(
   ["unix"],
-  "the half-made file of a killed restore is no backup to restore: refused, and not emptied",
+  "restore refuses the incomplete file of a killed restore and does not empty it",
   async () => {
     using temp = new TempFolder();
     const { base, file, backup } = newStore(temp);
@@ -261,7 +261,7 @@ for (const flag of ["--dry-run", "--list", "--keep-days=3"]) {
   });
 }
 
-Deno.test("a hint fits a backup: it does not send people to recover or to set up the database", async () => {
+Deno.test("the hint for a bad backup does not name recover_database or setup_database", async () => {
   using temp = new TempFolder();
   const store = newStore(temp);
   const wrong: string[] = [];
@@ -288,7 +288,7 @@ const OWN_THINGS = `
   CREATE VIEW own_view AS SELECT agent_name, count(*) AS runs FROM agent_runs GROUP BY agent_name;`;
 
 for (const kind of UPGRADABLE) {
-  testWith(["python"], `a ${kind} backup is upgraded, with all rows and what people have added`, async () => {
+  testWith(["python"], `a ${kind} backup is upgraded with all rows and user-defined objects`, async () => {
     using temp = new TempFolder();
     const { base, file } = newStore(temp);
     const backup = `${base}/backups/telemetry.backup.20251205.sqlite`;
@@ -343,7 +343,7 @@ for (const [name, damage] of Object.entries(DAMAGES)) {
   for (const wal of [false, true]) {
     testWith(
       ["python"],
-      `a database ${name}${wal ? ", with a WAL beside it" : ""}: kept byte for byte, replaced`,
+      `restore keeps and replaces a database ${name}${wal ? ", with a WAL" : ""}`,
       async () => {
         using temp = new TempFolder();
         const store = newStore(temp);
@@ -367,7 +367,7 @@ for (const [name, damage] of Object.entries(DAMAGES)) {
   }
 }
 
-testWith(["python"], "no database: restored; nothing is kept, since nothing was there", async () => {
+testWith(["python"], "restore without a database keeps nothing", async () => {
   using temp = new TempFolder();
   const store = newStore(temp, "none");
   assert.equal((await restored(store.base, store.backup))["kept"], null);
@@ -376,7 +376,7 @@ testWith(["python"], "no database: restored; nothing is kept, since nothing was 
 
 testWith(
   ["python"],
-  "no database, but its WAL: the WAL is kept, under a name that is told and listed, and not used",
+  "restore keeps and does not use the WAL of a missing database",
   async () => {
     using temp = new TempFolder();
     const store = newStore(temp);
@@ -407,7 +407,7 @@ async function assertRestoredBeside({ file }: Store): Promise<void> {
   assert.ok(tables["agent_runs"]!.rows.every((row) => row["agent_name"] === "backup"));
 }
 
-testWith(["python"], "what is in the WAL alone is in the safety copy", async () => {
+testWith(["python"], "the kept copy includes what is only in the WAL", async () => {
   using temp = new TempFolder();
   const store = newStore(temp);
   const { base, file, backup } = store;
@@ -444,7 +444,7 @@ class TempFolderIn extends TempFolder {
 
 // ------------------------------------------------------------------------------------------------ asking, choosing
 
-testWith(["unix"], "without --yes and without a terminal: refused, nothing changed", async () => {
+testWith(["unix"], "restore without --yes and without a terminal is refused and changes nothing", async () => {
   using temp = new TempFolder();
   const { base, backup } = newStore(temp);
   const before = treeOf(base);
@@ -454,7 +454,7 @@ testWith(["unix"], "without --yes and without a terminal: refused, nothing chang
   assert.deepEqual(treeOf(base), before);
 });
 
-testWith(["python", "terminal"], "on a terminal: n refuses, y restores", async () => {
+testWith(["python", "terminal"], "on a terminal, n cancels and y restores", async () => {
   using temp = new TempFolder();
   const store = newStore(temp);
   const { base, backup } = store;
@@ -481,7 +481,7 @@ testWith(["python", "terminal"], "on a terminal: n refuses, y restores", async (
   await assertRestored(store);
 });
 
-Deno.test("latest is the newest by name of both kinds, not one dated next year", async () => {
+Deno.test("latest is the newest of both kinds by name, except those dated in the future", async () => {
   using temp = new TempFolder();
   const { base, file, backup } = newStore(temp);
   const put = (name: string, agent: string) => makeV3(`${base}/backups/${name}`, agent, 3);
@@ -503,7 +503,7 @@ Deno.test("latest is the newest by name of both kinds, not one dated next year",
   assert.equal(keptIn(base).length, 3, "each has its own safety copy, also within a second");
 });
 
-Deno.test("latest without backups: a clear error", async () => {
+Deno.test("latest without backups is an error", async () => {
   using temp = new TempFolder();
   const { base, backup } = newStore(temp);
   Deno.removeSync(backup);
@@ -512,7 +512,7 @@ Deno.test("latest without backups: a clear error", async () => {
   assert.match((await assertRefused(base, "latest")).what, /no backup/);
 });
 
-testWith(["unix"], "a backup elsewhere, without the permission: one line and what to do, nothing changed", async () => {
+testWith(["unix"], "a backup outside of the store without permission prints the whole command", async () => {
   using temp = new TempFolder();
   const { base, backup } = newStore(temp);
   const elsewhere = `${temp.path}/elsewhere.sqlite`;
@@ -554,7 +554,7 @@ function rowsOf(file: string): Map<string, Line> {
 const TIMES = ["created_at", "updated_at"];
 const MARKS = ["api_posted", "api_posted_at", "api_retry_count"];
 
-Deno.test("--replay: every run of the log in its last state, and every mark of posting", async () => {
+Deno.test("--replay restores every run of the log in its last state, and every api_posted marker", async () => {
   using temp = new TempFolder();
   const base = `${temp.path}/store`;
   assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);
@@ -625,7 +625,7 @@ function runLine(id: string, fields: Line = {}): string {
 }
 const ENDED = { status: "success", end_time: "2025-12-10T11:30:00+00:00" };
 
-Deno.test("--replay: what old logs hold", async () => {
+Deno.test("--replay reads old logs", async () => {
   using temp = new TempFolder();
   const { base, file, backup } = newStore(temp);
   sqlite(
@@ -678,7 +678,7 @@ Deno.test("--replay: what old logs hold", async () => {
   assert.equal([...rows.keys()].filter((id) => id.startsWith("backup-")).length, 30, "runs of the backup alone stay");
 });
 
-Deno.test("--replay: what only the replaced database has, since the log is gone, is not lost", async () => {
+Deno.test("--replay keeps runs that only the replaced database has", async () => {
   using temp = new TempFolder();
   const { base, file, backup } = newStore(temp);
   const { stderr } = await restore(base, backup, "--replay");
@@ -687,7 +687,7 @@ Deno.test("--replay: what only the replaced database has, since the log is gone,
   assert.equal([...rows.keys()].filter((id) => id.startsWith("current-")).length, 60, stderr);
 });
 
-Deno.test("--replay over a damaged database: the marks that can be read are not lost", async () => {
+Deno.test("--replay over a damaged database keeps the readable api_posted markers", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp, "none");
   Deno.removeSync(`${base}/raw`);
@@ -747,7 +747,7 @@ for (const [name, change] of Object.entries(WITHOUT_RUNS)) {
   });
 }
 
-testWith(["unix"], "--replay beside a live agent: every run of the log is in the database", async () => {
+testWith(["unix"], "--replay beside a live agent loses no run of the log", async () => {
   using temp = new TempFolder();
   const base = `${temp.path}/store`;
   assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);
@@ -784,7 +784,7 @@ for (const { run_id } of ids) {
 }
 `;
 
-testWith(["unix"], "--replay beside a program that posts: none of its marks is lost", async () => {
+testWith(["unix"], "--replay beside a program that posts loses no api_posted marker", async () => {
   using temp = new TempFolder();
   const { base, file, backup } = newStore(temp, "none");
   makeV3(file, "posted", 6000);
@@ -823,7 +823,7 @@ assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 db.close()
 `;
 
-testWith(["python"], "both ways: Python's backups are restored by us, ours by Python", async () => {
+testWith(["python"], "Python and this toolkit restore each other's backups", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   const content = (await readDatabase(file)).tables;

@@ -137,7 +137,7 @@ async function assertUpgrade(
 
 for (const [index, kind] of UPGRADABLE.entries()) {
   for (const journal of rounds<readonly Journal[]>(JOURNALS.filter((_, i) => i === index % 2), JOURNALS)) {
-    testWith(["python"], `${kind} in ${journal} mode becomes v3 and loses nothing`, async () => {
+    testWith(["python"], `${kind} in ${journal} mode is upgraded to v3 and loses nothing`, async () => {
       const { before, after } = await assertUpgrade(kind === "v1" ? 1 : 2, (file) => {
         makeOldDatabase(file, kind, 40, journal);
         sqlite(file, OWN_THINGS);
@@ -158,14 +158,14 @@ for (const [index, kind] of UPGRADABLE.entries()) {
 }
 
 for (const name of rounds(["v2_recovered"], ["v1", "v2", "v2_recovered", "says3_is2"])) {
-  testWith(["python"], `the sample's ${name} becomes v3 and loses nothing`, async () => {
+  testWith(["python"], `the sample's ${name} is upgraded to v3 and loses nothing`, async () => {
     await assertUpgrade(name === "v1" ? 1 : 2, (file) => {
       Deno.writeFileSync(file, Deno.readFileSync(`${SAMPLE}/databases/${name}.sqlite`));
     });
   });
 }
 
-testWith(["python"], "a v3 that lacks an index, or WAL mode, gets it", async () => {
+testWith(["python"], "a v3 database without an index or WAL mode gets it", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   await runScript("setup_database", base);
@@ -178,7 +178,7 @@ testWith(["python"], "a v3 that lacks an index, or WAL mode, gets it", async () 
   assert.equal(listCopies(base).length, 1);
 });
 
-testWith(["python"], "a copy never replaces one that has its name", async () => {
+testWith(["python"], "a copy never replaces another one", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v1");
@@ -201,7 +201,7 @@ testWith(["python"], "a copy never replaces one that has its name", async () => 
   assert.deepEqual(await readDatabase(`${base}/backups/${copy}`), before);
 });
 
-testWith(["python"], "partials that a killed setup left are cleared away, other files are not", async () => {
+testWith(["python"], "setup deletes partials that a killed setup left, and no other file", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v2");
@@ -231,7 +231,7 @@ testWith(["unix"], "a partial that is another name of a database is never writte
   assert.ok(made && made !== before);
 });
 
-testWith(["unix"], "the copy of a database that others may not read is not for others either", async () => {
+testWith(["unix"], "the copy of a database has the same mode", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v1");
@@ -241,7 +241,7 @@ testWith(["unix"], "the copy of a database that others may not read is not for o
   assert.equal(Deno.statSync(listCopies(base)[0]!).mode! & 0o077, 0);
 });
 
-testWith(["python"], "a hot journal that a killed writer left is rolled back, then the database upgraded", async () => {
+testWith(["python"], "setup rolls back a hot journal, then upgrades the database", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v1", 2000, "delete");
@@ -263,7 +263,7 @@ os.kill(os.getpid(), 9)`,
   assert.deepEqual(await readDatabase(listCopies(base)[0]!), before);
 });
 
-testWith(["python"], "rows that a killed writer left in the WAL are upgraded, and in the copy", async () => {
+testWith(["python"], "rows that a killed writer left in the WAL are upgraded and copied", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v2", 40, "wal");
@@ -405,17 +405,17 @@ const REFUSED: [what: string, code: RegExp, make: (file: string, base: string) =
     makeOldDatabase(file, "v2", 3000, "delete");
     Deno.truncateSync(file, 40 * 4096 + 1000);
   }],
-  ["no db/ folder", /^no_storage$/, (_, base) => Deno.removeSync(`${base}/db`)],
-  ["a file in the place of db/", /^in_the_way$/, (_, base) => {
+  ["a store without db/", /^no_storage$/, (_, base) => Deno.removeSync(`${base}/db`)],
+  ["a file at the path of db/", /^in_the_way$/, (_, base) => {
     Deno.removeSync(`${base}/db`);
     Deno.writeTextFileSync(`${base}/db`, "");
   }],
-  ["a file in the place of backups/", /^in_the_way$/, (file, base) => {
+  ["a file at the path of backups/", /^in_the_way$/, (file, base) => {
     makeOldDatabase(file, "v1");
     Deno.writeTextFileSync(`${base}/backups`, "");
   }],
-  ["the WAL of a database that is gone", /./, (file) => leaveSidecar(file, "wal")],
-  ["the journal of a database that is gone", /./, (file) => leaveSidecar(file, "delete")],
+  ["the WAL of a missing database", /./, (file) => leaveSidecar(file, "wal")],
+  ["the journal of a missing database", /./, (file) => leaveSidecar(file, "delete")],
   ["an own column that refuses today's rows", /./, (file) => {
     makeOldDatabase(file, "v1");
     const db = new DatabaseSync(file);
@@ -454,7 +454,7 @@ function leaveSidecar(file: string, journal: Journal): void {
 }
 
 for (const [what, code, make] of REFUSED) {
-  Deno.test(`${what}: refused, nothing changed`, async () => {
+  Deno.test(`setup refuses ${what} and changes nothing`, async () => {
     using temp = new TempFolder();
     const { base, file } = newStore(temp);
     make(file, base);
@@ -462,14 +462,14 @@ for (const [what, code, make] of REFUSED) {
   });
 }
 
-testWith(["unix"], "a link that leads nowhere in its place: refused, nothing changed", async () => {
+testWith(["unix"], "setup refuses a dangling link at the path of the database", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   Deno.symlinkSync("nowhere", file);
   await refuse(base);
 });
 
-Deno.test("the sample's damaged database and v7: refused, nothing changed", async () => {
+Deno.test("setup refuses the sample's damaged and v7 databases and changes nothing", async () => {
   for (const name of ["damaged", "v7"]) {
     using temp = new TempFolder();
     const { base, file } = newStore(temp);
@@ -478,7 +478,7 @@ Deno.test("the sample's damaged database and v7: refused, nothing changed", asyn
   }
 });
 
-Deno.test("v7: both versions are named", async () => {
+Deno.test("the refusal of a v7 database names both versions", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v7");
@@ -486,7 +486,7 @@ Deno.test("v7: both versions are named", async () => {
   assert.match(message, /v7\b.*v3\b/);
 });
 
-Deno.test("event_id without a number: a later product's database is told by its columns", async () => {
+Deno.test("a later product's database is detected by its columns", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v7", 5, "delete");
@@ -504,7 +504,7 @@ print("held", flush=True)
 time.sleep(60)
 `;
 
-testWith(["python"], "v7 with a WAL that another program holds: neither file is touched", async () => {
+testWith(["python"], "a v7 database with a WAL in use is not changed", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v7");
@@ -535,23 +535,23 @@ const NOT_PERMITTED: [what: string, forbid: (base: string, file: string) => void
     Deno.chownSync(`${base}/db`, 0, 0);
     Deno.chownSync(`${base}/db/telemetry.sqlite`, 0, 0);
   }],
-  ["a database that may only be read, in a folder that may be written", (_, file) => Deno.chownSync(file, 0, 0)],
-  ["a database that may not be read", (_, file) => {
+  ["a read-only database in a writable folder", (_, file) => Deno.chownSync(file, 0, 0)],
+  ["a database without read permission", (_, file) => {
     Deno.chownSync(file, 0, 0);
     Deno.chmodSync(file, 0o600);
   }],
-  ["a db/ that may not be entered", (base) => {
+  ["a db/ without search permission", (base) => {
     Deno.chownSync(`${base}/db`, 0, 0);
     Deno.chmodSync(`${base}/db`, 0o700);
   }],
-  ["a base where backups/ cannot be made", (base) => Deno.chownSync(base, 0, 0)],
-  ["a backups/ that may not be written", (base) => Deno.mkdirSync(`${base}/backups`, { mode: 0o755 })],
-  ["a backups/ that may not be read", (base) => Deno.mkdirSync(`${base}/backups`, { mode: 0o700 })],
+  ["a base where backups/ cannot be created", (base) => Deno.chownSync(base, 0, 0)],
+  ["a backups/ without write permission", (base) => Deno.mkdirSync(`${base}/backups`, { mode: 0o755 })],
+  ["a backups/ without read permission", (base) => Deno.mkdirSync(`${base}/backups`, { mode: 0o700 })],
 ];
 
 for (const [what, forbid] of NOT_PERMITTED) {
   for (const journal of JOURNALS) {
-    testWith(["nobody"], `${what}, ${journal} mode: refused, nothing changed`, async () => {
+    testWith(["nobody"], `setup refuses ${what} (${journal} mode) and changes nothing`, async () => {
       using temp = new TempFolder();
       const { base, file } = newStore(temp);
       makeOldDatabase(file, "v1", 40, journal);
@@ -563,7 +563,7 @@ for (const [what, forbid] of NOT_PERMITTED) {
   }
 }
 
-testWith(["nobody"], "another user's partial that cannot be cleared away is left, and in nobody's way", async () => {
+testWith(["nobody"], "another user's partial that cannot be deleted does not stop setup", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v1");
@@ -583,7 +583,7 @@ testWith(["nobody"], "another user's partial that cannot be cleared away is left
 
 testWith(
   ["nobody"],
-  "root in a base of another user: the upgraded database and its copy belong to that user",
+  "a database that root upgrades, and its copy, belong to the owner of the base folder",
   async () => {
     for (const journal of JOURNALS) {
       using temp = new TempFolder();
@@ -606,7 +606,7 @@ testWith(
 for (const journal of JOURNALS) {
   testWith(
     ["mount", "python"],
-    `a full disk, ${journal} mode: refused, nothing changed, and fine once it is freed`,
+    `a full disk (${journal} mode) changes nothing, and the next setup succeeds`,
     async () => {
       const outcomes: Record<string, number> = { refused: 0, upgraded: 0 };
       for (let free = 0; free <= 192 * 1024; free += rounds(48, 24) * 1024) {
@@ -638,7 +638,7 @@ for (const journal of JOURNALS) {
   );
 }
 
-testWith(["mount"], "a full disk and no database yet: nothing is left, and fine once it is freed", async () => {
+testWith(["mount"], "a full disk leaves no new database, and the next setup succeeds", async () => {
   for (const free of [0, 4096, 32 * 1024]) {
     using disk = new SmallDisk("1m");
     Deno.mkdirSync(`${disk.path}/db`);
@@ -650,7 +650,7 @@ testWith(["mount"], "a full disk and no database yet: nothing is left, and fine 
   }
 });
 
-testWith(["mount", "python"], "db/ on a file system of its own: upgraded, and the copy is kept", async () => {
+testWith(["mount", "python"], "a database on another file system than backups/ is upgraded and copied", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   using _disk = new SmallDisk("1m", `${base}/db`);
