@@ -9,18 +9,15 @@ import { BASE_VARIABLES, candidateFolders, type Layout, layoutOf } from "../layo
 import type { OnProgress } from "../sqlite/connection.ts";
 import { removeStaleFiles } from "../store/stale_files.ts";
 import {
-  type Access,
   accessOf,
   accessWithoutStore,
   type Command,
   firstNotGranted,
   type Flag,
   type FlagValues,
-  HOME_STORE,
   isHomeKnown,
-  quoteForShell,
-  shellFlags,
 } from "./access.ts";
+import { type Access, HOME_STORE, quoteForShell, shellFlags } from "../fs/permissions.ts";
 import { paint, print, progressBar, wrap } from "./output.ts";
 
 export type { Command } from "./access.ts";

@@ -6,7 +6,8 @@
  * @module
  */
 import { locate } from "../fs/locate.ts";
-import { accessFlags, accessOf, accessToWarn, type Command } from "./access.ts";
+import { accessOf, accessToWarn, type Command } from "./access.ts";
+import { accessFlags } from "../fs/permissions.ts";
 import { parseFlags } from "./command.ts";
 
 /** The flags of `deno run` for these arguments. None for wrong usage and `--help`: the script prints these itself. */

@@ -4,6 +4,7 @@
  */
 import { basename, dirname, isAbsolute, join, normalize } from "node:path";
 import { fileError, TelemetryError } from "../errors.ts";
+import { outermost, shellFlags } from "./permissions.ts";
 import { type Layout, layoutOf, parseFileName, resolveBase, type Surroundings } from "../layout.ts";
 
 /**
@@ -79,10 +80,11 @@ export function realPath(path: string): string {
  */
 export function assertGranted(folders: string[]): void {
   const denied = [...folders, ...folders.map(realPath)]
-    .find((path) => !isGranted({ name: "read", path }) || !isGranted({ name: "write", path }));
-  if (denied === undefined) return;
-  throw new TelemetryError("permission", `Deno does not let this program read and write ${denied}`, {
-    hint: `run it with --allow-read=${denied} --allow-write=${denied}`,
+    .filter((path) => !isGranted({ name: "read", path }) || !isGranted({ name: "write", path }));
+  if (denied.length === 0) return;
+  const paths = outermost([...new Set(denied)]);
+  throw new TelemetryError("permission", `Deno does not let this program read and write ${paths.join(", ")}`, {
+    hint: `run it with ${shellFlags({ env: [], read: paths, write: paths }).join(" ")}`,
   });
 }
 

@@ -176,7 +176,7 @@ export class TelemetryClient implements AsyncDisposable {
   }
 
   /**
-   * Runs `work` as a recorded run. The run ends as `success`. When `work` throws, the run ends as `failed` with the
+   * Runs `work` as a recorded run. The run ends as `success`, or with the status that the work sets. When `work` throws, the run ends as `failed` with the
    * `error_summary` `Type: message`. When the process ends by `Deno.exit` or an uncaught error meanwhile, the run ends as
    * `failed`, too.
    *
@@ -218,9 +218,10 @@ export class TelemetryClient implements AsyncDisposable {
       const result = await work({
         runId,
         logEvent: (eventType, payload) => this.logEvent(runId, eventType, payload),
+        setStatus: (status) => void (results.status = status),
         setMetrics: (metrics) => void Object.assign(results, copyOf(metrics, this.#warnings)),
       });
-      await this.endRun(runId, { ...results, status: "success" });
+      await this.endRun(runId, { ...results });
       return result;
     } catch (error) {
       await this.endRun(runId, { ...results, status: "failed", error_summary: errorSummary(error) });

@@ -1,7 +1,8 @@
 /** The log and the database that a client writes to. Never triggers a permission prompt. @module */
 import { hasCode, TelemetryError } from "../errors.ts";
 import { assertGranted, isFolder, isGranted, locate, readEnv } from "../fs/locate.ts";
-import { candidateFolders, homeFolderOf, type Layout, STORE_VARIABLES } from "../layout.ts";
+import { HOME, HOME_STORE, shellFlags } from "../fs/permissions.ts";
+import { candidateFolders, homeFolderOf, type Layout, layoutOf, STORE_VARIABLES } from "../layout.ts";
 import { EventLog } from "../log/append.ts";
 import type { LogRecord } from "../records.ts";
 import { createStorage } from "../store/folders.ts";
@@ -22,6 +23,8 @@ export class ClientStore {
   readonly #warnings: Warnings;
   readonly #queue: WriteQueue;
   #open: { log: EventLog; writer: DatabaseWriter } | undefined;
+  /** Which store it is, and which others there may be. */
+  #found: Layout | undefined;
   /** Why it could not be opened, and when to try again. */
   #failure: unknown;
   #reopenAt = 0;
@@ -50,7 +53,7 @@ export class ClientStore {
       const shorter = hasCode(error, "invalid_record") ? truncateForLog(record) : undefined;
       if (shorter === undefined) {
         if (record.record_type === "run") this.#isLogComplete = false;
-        return this.#warnings.fail("log", error);
+        return this.#warnings.fail("log", this.#withOtherStores(error));
       }
       this.#warnings.warn("long", "a run is too long for the log: its long texts are only in the database");
       await this.append(shorter);
@@ -121,6 +124,19 @@ export class ClientStore {
     this.#open?.writer.close();
   }
 
+  /** When the store cannot be written, the hint names the other ones that exist. */
+  #withOtherStores(error: unknown): unknown {
+    if (this.#base !== undefined || !(error instanceof TelemetryError)) return error;
+    const others = (this.#found?.choice.others ?? []).filter((other) => {
+      const { raw, db } = layoutOf(other);
+      return isFolder(raw) || isFolder(db);
+    });
+    if (others.length === 0) return error;
+    const instead = `other stores exist, choose one with TELEMETRY_BASE_DIR or the option base: ${others.join(", ")}`;
+    const hint = error.hint === undefined ? instead : `${error.hint}; ${instead}`;
+    return new TelemetryError(error.code, error.message, { hint, cause: error });
+  }
+
   #warnOfUnsaved(what: string): void {
     if (this.isSaved()) return;
     const message = `${what} ended before the database had all changes of runs (missing: ${this.#queue.size})`;
@@ -138,14 +154,33 @@ export class ClientStore {
     if (this.#open === undefined && now >= this.#reopenAt) {
       this.#reopenAt = now + REOPEN_AFTER_MS;
       try {
-        this.#open = open(findStore(this.#base, this.#warnings), this.#warnings);
+        this.#found = findStore(this.#base, this.#warnings);
+        this.#open = open(this.#found, this.#warnings);
       } catch (error) {
-        this.#failure = error;
+        this.#failure = this.#withOtherStores(error);
       }
     }
     if (this.#open === undefined) this.#warnings.fail("storage", this.#failure);
     return this.#open;
   }
+}
+
+/** Refuses a base folder that no shell would pass, as the scripts do. */
+function assertBase(base: unknown): void {
+  if (typeof base !== "string") {
+    throw new TelemetryError("usage", "the option base is not a text: nothing is recorded", {
+      hint: "name the folder of the store",
+    });
+  }
+  if (base === "") {
+    throw new TelemetryError("usage", "the option base is empty: nothing is recorded", {
+      hint: "name the folder of the store, or leave the option out to use that of the environment",
+    });
+  }
+  if (!base.startsWith("~")) return;
+  throw new TelemetryError("usage", `the option base is ${base}, and "~" was not expanded: nothing is recorded`, {
+    hint: "name the whole path",
+  });
 }
 
 /** Finds the store. While permissions hide which one is meant, an existing store is used, but none is created. */
@@ -156,16 +191,18 @@ function findStore(base: string | undefined, warnings: Warnings): Layout {
     hidden.push(folder);
     return false;
   };
+  if (base !== undefined) assertBase(base);
   const found = locate(base, { env: readEnv, exists });
   if (base !== undefined) return found;
-  const unread = STORE_VARIABLES.filter((variable) => !isGranted({ name: "env", variable }));
+  // The store in the home folder is the last candidate: it matters only when there is no other one.
+  const variables = found.choice.source === "default" ? [...STORE_VARIABLES, HOME] : STORE_VARIABLES;
+  const unread = variables.filter((variable) => !isGranted({ name: "env", variable }));
   if (hidden.length + unread.length === 0) return found;
 
-  const folders = candidateFolders(Deno.build.os, homeFolderOf(readEnv, Deno.build.os));
-  const flags = [
-    ...unread.length > 0 ? [`--allow-env=${unread}`] : [],
-    ...hidden.length > 0 ? [`--allow-read=${folders}`, `--allow-write=${folders}`] : [],
-  ];
+  const isHomeHidden = found.choice.source === "default" && !isGranted({ name: "env", variable: HOME });
+  const candidates = candidateFolders(Deno.build.os, homeFolderOf(readEnv, Deno.build.os));
+  const folders = hidden.length === 0 ? [] : isHomeHidden ? [...candidates, HOME_STORE] : candidates;
+  const flags = shellFlags({ env: unread, read: folders, write: folders });
   const hint = `set the option base, or run the program with ${flags.join(" ")}`;
   if (hidden.length > 0 && found.choice.source === "default") {
     const message = `no permission to check whether the telemetry store is ${hidden[0]}`;

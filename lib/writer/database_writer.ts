@@ -212,7 +212,7 @@ function assertSchemaV3(db: Connection): void {
   const { version, missing } = inspect(db);
   if (version > SCHEMA_VERSION) throw newerSchema(db.path, version);
   if (missing.every((what) => !what.startsWith("agent_runs."))) return;
-  throw new TelemetryError("older_schema", `${db.path} has schema v${version}: runs are only in the log`, {
+  throw new TelemetryError("older_schema", `${db.path} has schema v${version}, which cannot store runs`, {
     hint: "run setup_database to upgrade the database, then recover_database --force to add the runs of the log",
   });
 }

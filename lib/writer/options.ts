@@ -1,6 +1,6 @@
 /** What callers give to a client and get from it. @module */
 import type { RunStats } from "./database_writer.ts";
-import type { RunFields } from "./fields.ts";
+import type { EndFields } from "./fields.ts";
 
 /** Options of a `TelemetryClient`. */
 export interface ClientOptions {
@@ -21,11 +21,13 @@ export interface TrackedRun {
   readonly runId: string;
   /** Records an event, as `TelemetryClient.logEvent` does. */
   logEvent(eventType: string, payload?: unknown): Promise<void>;
+  /** Sets the status with which the run ends. When the work throws, the run ends as `failed` whatever is set. */
+  setStatus(status: NonNullable<EndFields["status"]>): void;
   /**
    * Sets fields for the end of the run. A field that is not a column goes into `metrics_json`. A later value replaces
    * an earlier one.
    */
-  setMetrics(metrics: RunFields & Record<string, unknown>): void;
+  setMetrics(metrics: EndFields & Record<string, unknown>): void;
 }
 
 /** Which runs `TelemetryClient.postPending` posts. */

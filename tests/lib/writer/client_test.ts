@@ -10,6 +10,7 @@ import {
   Holder,
   makeOldDatabase,
   type Output,
+  pathWithDeno,
   ROOT,
   run,
   SmallDisk,
@@ -143,7 +144,7 @@ Deno.test("trackRun returns the result of the work and ends as success", async (
   await using stage = new Stage();
   const result = await stage.client.trackRun("tester", "job", (run) => {
     run.setMetrics({ items_discovered: 3, pages: 7 });
-    run.setMetrics({ pages: 8, status: "failed" });
+    run.setMetrics({ pages: 8 });
     return "result";
   });
   assert.equal(result, "result");
@@ -151,6 +152,75 @@ Deno.test("trackRun returns the result of the work and ends as success", async (
   assert.equal(row!["status"], "success");
   assert.equal(row!["items_discovered"], 3);
   assert.equal(row!["metrics_json"], '{"pages":8}');
+});
+
+Deno.test("trackRun ends with the status that the work sets, and as failed when it throws", async () => {
+  await using stage = new Stage();
+  await stage.client.trackRun("tester", "job", (run) => run.setStatus("partial"));
+  await stage.client.trackRun("tester", "job", (run) => run.setMetrics({ status: "failed" }));
+  await assert.rejects(stage.client.trackRun("tester", "job", (run) => {
+    run.setStatus("success");
+    throw new Error("gone");
+  }));
+  const statuses = ["partial", "failed", "failed"];
+  assert.deepEqual(stage.rows().map(({ status }) => status), statuses);
+  assert.deepEqual(stage.lines().map(({ status }) => status).filter((status) => status !== "running"), statuses);
+});
+
+Deno.test("an empty base and a base with ~ are refused with a warning", async () => {
+  for (
+    const [base, told] of [["", /base is empty/], ["~/x", /"~" was not expanded/], [5, /base is not a text/]] as const
+  ) {
+    const warnings: string[] = [];
+    const onWarning = (message: string) => void warnings.push(message);
+    await using client = new TelemetryClient({ base: base as string, onWarning });
+    assert.equal(await client.trackRun("tester", "job", () => 5), 5);
+    assert.match(warnings.join("\n"), told);
+    assert.equal(warnings.length, 1);
+  }
+  assert.ok(!pathExists("~"));
+});
+
+testWith(["unix"], "the hint about a store in the home folder works when it is pasted into a shell", async () => {
+  using folder = new TempFolder();
+  const home = `${folder.path}/my home`;
+  for (const path of ["raw", "db"]) Deno.mkdirSync(`${home}/.telemetry/${path}`, { recursive: true });
+  const program = `${folder.path}/agent.ts`;
+  Deno.writeTextFileSync(
+    program,
+    `import { TelemetryClient } from "file://${ROOT}mod.ts";
+     await using telemetry = new TelemetryClient();
+     await telemetry.trackRun("tester", "job", () => {});`,
+  );
+  const start = (flags: string) => {
+    const preload = withoutStores().map((flag) => `'${flag}'`);
+    const words = ["deno run --no-prompt --quiet", ...preload, flags, `'${program}'`];
+    return run("sh", ["-c", words.join(" ")], { env: { HOME: home, PATH: pathWithDeno() } });
+  };
+  const flags = /or run the program with (.*)\)\n/.exec((await start("")).stderr)?.[1];
+  assert.match(flags ?? "", /--allow-env=\S*HOME .*"\$HOME\/.telemetry"/);
+  assert.deepEqual(await start(flags!), { code: 0, stdout: "", stderr: "" });
+  assert.equal(linesOf(layoutOf(`${home}/.telemetry`)).length, 2);
+});
+
+Deno.test("when the store cannot be written, the warning names the other stores that exist", async () => {
+  using folder = new TempFolder();
+  const home = `${folder.path}/home`;
+  Deno.mkdirSync(`${home}/.telemetry/raw`, { recursive: true });
+  const base = `${folder.path}/base`;
+  Deno.writeTextFileSync(base, "a file");
+  const code = `await using telemetry = new TelemetryClient(); await telemetry.trackRun("tester", "job", () => {});`;
+  const { stderr } = await agent(folder, code, ["-A"], { HOME: home, TELEMETRY_BASE_DIR: base });
+  assert.match(stderr, /other stores exist, choose one with TELEMETRY_BASE_DIR or the option base: .*\.telemetry/);
+  assert.equal(stderr.split("\n").length, 2, stderr);
+});
+
+testWith(["unix"], "a path in the hint about permissions is quoted", async () => {
+  using folder = new TempFolder();
+  const base = `${folder.path}/it's here`;
+  const code = `new TelemetryClient({ base: ${JSON.stringify(base)} });`;
+  const { stderr } = await agent(folder, code, []);
+  assert.ok(stderr.includes(`--allow-read='${base.replace("'", `'\\''`)}'`), stderr);
 });
 
 Deno.test("trackRun ends as failed and rethrows the same error", async () => {
@@ -351,6 +421,21 @@ Deno.test("close() ends within its timeout and warns of what the database misses
   assert.ok(took >= 290 && took < 2000, `close() took ${took} ms`);
   assert.match(stage.warnings.join(), /before the database had all changes of runs \(missing: 1\)/);
   assert.equal(stage.lines().length, 4);
+});
+
+Deno.test("the warning about what the database misses says when the log misses runs, too", async () => {
+  await using stage = new Stage({ closeTimeoutMs: 300 });
+  const { client, layout } = stage;
+  await client.trackRun("tester", "warm", () => {});
+  await using _lock = await lockHolder(layout.database);
+  Deno.removeSync(layout.raw, { recursive: true });
+  Deno.writeTextFileSync(layout.raw, "a file");
+  await client.trackRun("tester", "job", () => {});
+  await client.close();
+  const warning = stage.warnings.find((text) => /had all changes of runs/.test(text)) ?? "";
+  assert.match(warning, /some of them may be missing in the log, too/);
+  assert.doesNotMatch(warning, /recover_database/);
+  assert.doesNotMatch(stage.warnings.join(), /only in the log/);
 });
 
 Deno.test("after close() nothing is recorded, with one warning", async () => {
@@ -572,7 +657,7 @@ Deno.test(
     assert.equal(code, 0);
     assert.ok(!pathExists(base));
     const variables = told.exec(stderr)?.[1];
-    assert.equal(variables, "TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR");
+    assert.equal(variables, "TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,HOME");
     assert.doesNotMatch((await run(`{ base: ${JSON.stringify(base)} }`)).stderr, told);
     assert.doesNotMatch((await run("{}", `--allow-env=${variables}`)).stderr, told);
     assert.ok(pathExists(`${base}/raw`));
