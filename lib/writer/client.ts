@@ -3,13 +3,13 @@
  * @module
  */
 import { isGranted, readEnv } from "../fs/locate.ts";
-import { newRun, runId, type RunRecord, toJson } from "../records.ts";
+import { newRun, runId, type RunRecord } from "../records.ts";
 import { parseTimestamp, timestamp } from "../time.ts";
 import { apiFromEnvironment } from "./api_client.ts";
 import { ClientStore } from "./client_store.ts";
 import type { RunStats } from "./database_writer.ts";
 import { callAtExit, cancelAtExit } from "./exit.ts";
-import { copyOf, type EndFields, errorSummary, type RunFields, toColumns, toEndStatus } from "./fields.ts";
+import { copyOf, type EndFields, errorSummary, jsonOf, type RunFields, toColumns, toEndStatus } from "./fields.ts";
 import type { ClientOptions, ClientStats, PostPendingOptions, PostPendingResult, TrackedRun } from "./options.ts";
 import { PostQueue } from "./post_queue.ts";
 import { toText, Warnings } from "./warnings.ts";
@@ -91,6 +91,7 @@ export class TelemetryClient implements AsyncDisposable {
     const name = toText(agentName);
     const id = runId(name, now);
     await this.#enter("run", async () => {
+      if (name === "") this.#warnings.warn("field:agent_name", "agent_name is empty");
       const run = newRun({
         run_id: id,
         agent_name: name,
@@ -121,7 +122,7 @@ export class TelemetryClient implements AsyncDisposable {
         run_id: toText(runId),
         event_type: toText(eventType),
         timestamp: timestamp(),
-        payload_json: payload === undefined || payload === null ? null : toJson(payload, "payload"),
+        payload_json: payload === undefined || payload === null ? null : jsonOf(payload, "payload", this.#warnings),
         id: null,
         record_type: "event",
       }));
@@ -153,13 +154,14 @@ export class TelemetryClient implements AsyncDisposable {
   }
 
   /** The state of a run that ends now. */
-  #ended({ run, started }: OpenRun, { status = "success", ...fields }: Record<string, unknown>): RunRecord {
+  #ended({ run, started }: OpenRun, { status: given = "success", ...fields }: Record<string, unknown>): RunRecord {
+    const { status, original } = toEndStatus(given, this.#warnings);
     return {
       ...run,
       end_time: timestamp(),
       duration_ms: Math.round(performance.now() - started),
-      ...toColumns(fields, run.metrics_json, this.#warnings),
-      status: toEndStatus(status, this.#warnings),
+      ...toColumns(fields, run.metrics_json, this.#warnings, original === undefined ? {} : { status: original }),
+      status,
     };
   }
 

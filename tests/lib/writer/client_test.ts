@@ -289,12 +289,16 @@ Deno.test("values of wrong types never throw, and each valid field is recorded",
   assert.deepEqual(
     ["items_discovered", "items_failed", "items_succeeded", "product", "platform", "subdomain", "git_repo"]
       .map((column) => row![column]),
-    [12, 0, 3, "5", "true", '{"a":1}', null],
+    [12, 0, 3, "5", "true", '{"a":1}', '{"self":"[object Object]"}'],
   );
   assert.equal(row!["status"], "partial");
-  assert.equal(row!["metrics_json"], '{"extra":[1]}');
+  assert.deepEqual(JSON.parse(String(row!["metrics_json"])), {
+    extra: { self: "[object Object]" },
+    status: "done",
+    more: 1,
+  });
   assert.equal(other!["status"], "success");
-  assert.equal(stage.lines().length, 5);
+  assert.equal(stage.lines().length, 7);
 });
 
 Deno.test("a run over 32 MiB is logged with its texts cut, and the database has them whole", async () => {
@@ -335,10 +339,123 @@ Deno.test("folders that are removed while a client is open are created again", a
   assert.equal(stage.warnings.length, 1);
 });
 
-Deno.test("a run that violates a CHECK constraint is only in the log, and does not block later runs", async () => {
+Deno.test("an unknown trigger_type is recorded as manual, and words for a failure as failed", async () => {
   await using stage = new Stage();
+  const id = await stage.client.startRun("tester", "job", { trigger_type: "detector" as "cli" });
+  await stage.client.endRun(id, { status: "timeout" as "failed", items_failed: 1 });
+  const [row] = stage.rows();
+  assert.deepEqual([row!["trigger_type"], row!["status"]], ["manual", "failed"]);
+  assert.deepEqual(JSON.parse(String(row!["metrics_json"])), { trigger_type: "detector", status: "timeout" });
+  assert.equal(stage.warnings.length, 1);
+  assert.match(stage.warnings[0]!, /unknown trigger_type detector/);
+});
+
+Deno.test("values that readers refuse are converted, with a warning", async () => {
+  await using stage = new Stage();
+  const id = await stage.client.startRun("", "job", { start_time: "yesterday", items_failed: -2 });
+  await stage.client.endRun(id, { duration_ms: 1234.5678, items_discovered: 1e30 });
+  const [row] = stage.rows();
+  assert.deepEqual([row!["duration_ms"], row!["items_discovered"], row!["items_failed"]], [1235, null, -2]);
+  const told = [
+    /agent_name is empty/,
+    /start_time yesterday/,
+    /items_failed is negative/,
+    /rounded to 1235/,
+    /too large/,
+  ];
+  for (const pattern of told) assert.ok(stage.warnings.some((warning) => pattern.test(warning)), String(pattern));
+  assert.equal(stage.warnings.length, 5);
+});
+
+Deno.test("errors, maps, sets and big integers are recorded, in payloads, metrics and text columns", async () => {
+  await using stage = new Stage();
+  const id = await stage.client.startRun("tester", "job", { git_repo: new URL("https://example.com/x") as never });
+  const payload = {
+    error: new TypeError("disk on fire", { cause: new Error("heat") }),
+    map: new Map([["pages", 3]]),
+    set: new Set([1, 2]),
+    headers: new Headers({ a: "b" }),
+    bytes: new Uint8Array([1, 2]),
+    big: 10n,
+    huge: 2n ** 70n,
+    nan: NaN,
+    half: "\ud800",
+  };
+  await stage.client.logEvent(id, "all", payload);
+  await stage.client.logEvent(id, "error", new TypeError("disk on fire"));
+  await stage.client.endRun(id, { error_summary: new Error("database timeout") as never, ...{ big: 10n, pages: 3 } });
+  const [all, error] = stage.lines().slice(1, 3).map((line) => JSON.parse(String(line["payload_json"])));
+  const { error: first, ...others } = all;
+  assert.deepEqual([first.name, first.message, first.cause.message], ["TypeError", "disk on fire", "heat"]);
+  assert.match(first.stack, /TypeError/);
+  assert.deepEqual(others, {
+    map: { pages: 3 },
+    set: [1, 2],
+    headers: { a: "b" },
+    bytes: [1, 2],
+    big: 10,
+    huge: String(2n ** 70n),
+    nan: "NaN",
+    half: "\ufffd",
+  });
+  assert.equal(error.message, "disk on fire");
+  const [row] = stage.rows();
+  assert.deepEqual(
+    [row!["error_summary"], row!["git_repo"], row!["metrics_json"]],
+    ["Error: database timeout", "https://example.com/x", '{"big":10,"pages":3}'],
+  );
+  assert.deepEqual(stage.warnings, []);
+});
+
+Deno.test("a part that JSON refuses costs only that part", async () => {
+  await using stage = new Stage();
+  const cycle: Record<string, unknown> = { pages: 3 };
+  cycle["self"] = cycle;
+  const map = new Map<string, unknown>();
+  map.set("self", map);
+  const broken = {
+    pages: 3,
+    get lost() {
+      throw new Error("looked at");
+    },
+  };
+  const id = await stage.client.startRun("tester", "job");
+  for (const payload of [cycle, map, broken]) await stage.client.logEvent(id, "event", payload);
+  assert.deepEqual(stage.lines().slice(1).map((line) => line["payload_json"]), [
+    '{"pages":3,"self":"[object Object]"}',
+    '{"self":"[object Map]"}',
+    '{"pages":3,"lost":"unknown"}',
+  ]);
+  assert.equal(stage.warnings.length, 1);
+  assert.match(stage.warnings[0]!, /payload contains itself at self/);
+});
+
+Deno.test("objects that share each other are refused as too long, also beside values that are converted", async () => {
+  await using stage = new Stage();
+  const graph = (leaf: unknown) => {
+    let parts = leaf;
+    for (let i = 0; i < 40; i++) parts = { left: parts, right: parts };
+    return parts;
+  };
+  const id = await stage.client.startRun("tester", "job");
+  await stage.client.logEvent(id, "event", graph(new Set()));
+  assert.equal(stage.lines().length, 1);
+  assert.match(stage.warnings.join(), /payload is too long or too deep for JSON/);
+});
+
+Deno.test("a run that violates a CHECK constraint is only in the log, and does not block later runs", async () => {
+  await using stage = new Stage({
+    prepare: (layout) => {
+      setUp(layout);
+      using db = new DatabaseSync(layout.database);
+      db.exec(
+        "CREATE TRIGGER no_job BEFORE INSERT ON agent_runs WHEN NEW.job_type='job' " +
+          "BEGIN SELECT RAISE(ABORT, 'CHECK'); END",
+      );
+    },
+  });
   for (let i = 0; i < 3; i++) {
-    const id = await stage.client.startRun("tester", "job", { trigger_type: "detector" as "cli" });
+    const id = await stage.client.startRun("tester", "job");
     await stage.client.endRun(id);
   }
   await stage.client.trackRun("tester", "fine", () => {});
