@@ -29,7 +29,7 @@ export type Instant = number;
 const SECOND = 1_000_000;
 const UNITS: Record<string, number> = { m: 60 * SECOND, h: 3600 * SECOND, d: 86_400 * SECOND };
 const ISO =
-  /^(\d{4}-\d\d-\d\d)(?:[T ]([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:[.,](\d+))?)?(?:Z|([+-])(\d\d):?([0-5]\d)?)?)?$/i;
+  /^(\d{4}-\d\d-\d\d)(?:[T ]([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:[.,](\d+))?)?(?:Z| ?([+-])(\d\d):?([0-5]\d)?)?)?$/i;
 
 /**
  * Parses an ISO 8601 date or time. Without a zone it is UTC; without a time it is the start of the day.
@@ -45,6 +45,23 @@ export function parseTimestamp(text: string): Instant | undefined {
   const zone = (Number(zoneHours) * 3600 + Number(zoneMinutes) * 60) * (sign === "-" ? -1 : 1);
   const time = Number(hours) * 3600 + Number(minutes) * 60 + Number(seconds) - zone;
   return midnight + time * SECOND + Number(fraction.slice(0, 6).padEnd(6, "0"));
+}
+
+const GIT_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+const GIT_DEFAULT = /^[A-Z][a-z]{2} ([A-Z][a-z]{2}) (\d{1,2}) (\d\d:\d\d:\d\d) (\d{4})( [+-]\d{4})?$/;
+const GIT_RFC = /^(?:[A-Z][a-z]{2}, )?(\d{1,2}) ([A-Z][a-z]{2}) (\d{4}) (\d\d:\d\d:\d\d)( [+-]\d{4})?$/;
+const GIT_SECONDS = /^@?(\d{9,11})(?: [+-]\d{4})?$/;
+
+/** Parses the date of a commit: ISO 8601, or as `git log --date` writes it (default, rfc, unix or raw). */
+export function parseCommitDate(text: string): Instant | undefined {
+  const seconds = GIT_SECONDS.exec(text)?.[1];
+  if (seconds !== undefined) return Number(seconds) * SECOND;
+  const [, month, day, time, year, zone = ""] = GIT_DEFAULT.exec(text) ??
+    GIT_RFC.exec(text)?.map((part, i, [, day, month, year, time]) => [part, month!, day!, time!, year!][i] ?? part) ??
+    [];
+  const number = GIT_MONTHS.indexOf(month ?? "") + 1;
+  if (number === 0) return parseTimestamp(text);
+  return parseTimestamp(`${year}-${String(number).padStart(2, "0")}-${day!.padStart(2, "0")} ${time}${zone}`);
 }
 
 let lastDay = "";

@@ -7,7 +7,7 @@ import { type Exported, exportTo, exportToFile } from "../lib/export/export.ts";
 import { readRequest } from "../lib/export/request.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import { type Command, runCommand, type Terminal } from "../lib/cli/command.ts";
-import { formatBytes, plural } from "../lib/cli/output.ts";
+import { formatBytes, plural, stdoutSink } from "../lib/cli/output.ts";
 
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {
@@ -53,7 +53,7 @@ if (import.meta.main) {
     }
     const layout = terminal.locate();
     if (output === "-") {
-      const exported = await exportTo(layout, request, Deno.stdout, "stdout");
+      const exported = await exportTo(layout, request, stdoutSink, "stdout");
       warnOf(terminal, exported, request.program);
       return { ...exported };
     }

@@ -6,6 +6,31 @@ import { fileError } from "../errors.ts";
 import { writeAll } from "../fs/atomic_file.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
 
+/** A pipe takes this much whole or not at all (POSIX, PIPE_BUF). */
+const PIPE_BYTES = 4096;
+/** How long to wait for the reader of a pipe that does not block. */
+const PIPE_PAUSE_MS = 5;
+
+/**
+ * Stdout as the destination of an export. A parent process or ssh may have set it to non-blocking: then Deno fails in the
+ * middle of a large write and does not tell how much was written. So each write is one that a pipe takes whole, and that
+ * Rust does not buffer: it ends with a line, or has none.
+ */
+export const stdoutSink = {
+  async write(bytes: Uint8Array): Promise<number> {
+    const first = bytes.subarray(0, PIPE_BYTES);
+    const piece = first.subarray(0, first.lastIndexOf(0x0a) + 1 || first.length);
+    for (;;) {
+      try {
+        return Deno.stdout.writeSync(piece);
+      } catch (error) {
+        if (!(error instanceof Deno.errors.WouldBlock) && (error as { code?: string }).code !== "EAGAIN") throw error;
+        await new Promise((resolve) => setTimeout(resolve, PIPE_PAUSE_MS));
+      }
+    }
+  },
+};
+
 /** Prints a line at once. A reader that has closed the pipe (`| head`) is not an error. */
 export function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): void {
   clearBar();

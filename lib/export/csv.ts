@@ -16,8 +16,9 @@ const MAX_CELL: Record<Program, number> = { sheets: 50_000, excel: 32_767, postg
 /** The names of all programs. */
 export const PROGRAMS: readonly string[] = Object.keys(MAX_CELL);
 
-/** Text that spreadsheets run as a formula. */
-const FORMULA = /^[=+\-@\t\r]/;
+/** Text that spreadsheets run as a formula. They skip control characters and blanks before it, and accept full-width signs. */
+// deno-lint-ignore no-control-regex
+const FORMULA = /^(?:[\x00-\x1f\x7f-\x9f\s\u200b-\u200f\u2060]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r])/;
 /** Text that needs quotes (RFC 4180). */
 const SPECIAL = /[",\r\n]/;
 

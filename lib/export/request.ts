@@ -6,7 +6,7 @@ import { TelemetryError } from "../errors.ts";
 import type { FileKind } from "../layout.ts";
 import { RUN_COLUMNS, RUN_STATUSES } from "../records.ts";
 import { TABLES as SCHEMA } from "../schema.ts";
-import { type Instant, parseTimeFlag, parseTimestamp } from "../time.ts";
+import { type Instant, parseCommitDate, parseTimeFlag, parseTimestamp } from "../time.ts";
 import { type Cell, type Program, PROGRAMS } from "./csv.ts";
 
 /** The tables that can be exported. */
@@ -142,7 +142,7 @@ export class RowFilter {
     if (statuses) this.#add(filters.status!, ([status]) => statuses.has(status!));
     if (since !== -Infinity || until !== Infinity) {
       this.#add(filters.since!, ([time]) => {
-        const at = instantIn(time!);
+        const at = request.table === "commits" ? commitDateIn(time!) : instantIn(time!);
         if (at === undefined) counts.untimed_rows++;
         return at !== undefined && since <= at && at < until;
       });
@@ -168,6 +168,11 @@ export class RowFilter {
   keeps(row: Cell[]): boolean {
     return this.#tests.every((test) => test(row));
   }
+}
+
+/** A number is the seconds since 1970, as `git log --format=%ct` writes them. */
+function commitDateIn(cell: Cell): Instant | undefined {
+  return cell === null ? undefined : parseCommitDate(String(cell));
 }
 
 function instantIn(cell: Cell): Instant | undefined {

@@ -7,12 +7,14 @@ import {
   makeOldDatabase,
   type OldKind,
   pathWithDeno,
+  python,
   ReadOnlyMount,
   ROOT,
   run,
   runScript,
   SAMPLE,
   scriptArgs,
+  sqlite,
   TempFolder,
   testWith,
   treeOf,
@@ -375,3 +377,32 @@ Deno.test("wrong usage is exit 2, and nothing is made", async () => {
   }
   assert.deepEqual(exportsIn(base), []);
 });
+
+testWith(["python", "unix"], "an export is complete on a stdout that does not block", async () => {
+  using temp = new TempFolder();
+  const base = `${temp.path}/store`;
+  for (const folder of ["raw", "db"]) Deno.mkdirSync(`${base}/${folder}`, { recursive: true });
+  sqlite(
+    `${base}/db/telemetry.sqlite`,
+    `${schemaSql()} WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9000)
+    INSERT INTO agent_runs (run_id, agent_name, start_time, output_summary)
+    SELECT printf('r%06d', i), 'a', 't', hex(zeroblob(i % 1000 * 5)) FROM n;`,
+  );
+  const args = scriptArgs("export_csv", base, ["--output", "-"]);
+  const counted = await python(READ_SLOWLY, Deno.execPath(), ...args);
+  const plain = await runScript("export_csv", base, ["--output", "-"]);
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(plain.stdout))).toHex();
+  assert.equal(counted.trim(), `0 ${digest}`);
+});
+
+const READ_SLOWLY = `
+import fcntl, hashlib, os, subprocess, sys, time
+r, w = os.pipe()
+fcntl.fcntl(w, fcntl.F_SETFL, fcntl.fcntl(w, fcntl.F_GETFL) | os.O_NONBLOCK)
+child = subprocess.Popen(sys.argv[1:], stdout=w)
+os.close(w)
+time.sleep(1)
+digest = hashlib.sha256()
+while chunk := os.read(r, 65536): digest.update(chunk)
+print(child.wait(), digest.hexdigest())
+`;

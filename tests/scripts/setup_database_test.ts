@@ -206,8 +206,9 @@ testWith(["python"], "setup deletes partials that a killed setup left, and no ot
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v2");
   Deno.mkdirSync(`${base}/backups`);
-  const others = ["notes.partial", "telemetry.backup.20251210.sqlite.partial", "telemetry.backup.20251210.sqlite"];
+  const others = ["notes.partial", "telemetry.backup.20251210.sqlite"];
   const left = ["", "-wal", "-shm"].map((end) => `telemetry.before_v3_20251210_120000.sqlite.partial${end}`);
+  left.push("telemetry.backup.20251210.sqlite.partial");
   for (const name of [...others, ...left]) Deno.writeTextFileSync(`${base}/backups/${name}`, "half");
   const { code, stderr } = await runScript("setup_database", base);
   assert.deepEqual([code, stderr], [0, ""]);

@@ -131,6 +131,19 @@ function exact(cell: Cell): Cell {
   return typeof cell === "bigint" && Number.isSafeInteger(Number(cell)) ? Number(cell) : cell;
 }
 
+Deno.test("--for: formulas are escaped after every character that a spreadsheet skips", () => {
+  for (const program of ["excel", "sheets"] as const) {
+    const csv = new CsvText(["a"], program);
+    const escaped = (text: string) => /^"?'/.test(new TextDecoder().decode(csv.lines([[text]])));
+    for (const skipped of ["", "\0", " ", "\t", "\r\n", "\ufeff", "\u00a0", "\u200b", "\u3000", "\0 \x1b\x7f"]) {
+      for (const sign of ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"]) {
+        assert.ok(escaped(`${skipped}${sign}1+1`), JSON.stringify([skipped, sign]));
+      }
+    }
+    for (const text of ["a=1", " a", "1-1", "\0a", "'=1"]) assert.equal(escaped(text), text.startsWith("'"), text);
+  }
+});
+
 Deno.test("--for: text that would run is disarmed, numbers are not; long text is cut and counted", () => {
   for (const program of ["sheets", "excel"] as const) {
     const csv = new CsvText(["a"], program);
@@ -141,7 +154,7 @@ Deno.test("--for: text that would run is disarmed, numbers are not; long text is
       '"\'\r"',
       "a=1",
       "'=1",
-      " =1",
+      "' =1",
     ]);
     assert.deepEqual([said(-1), said(-1n), said(null), said("")], ["-1", "-1", "", '""']);
     const max = program === "sheets" ? 50_000 : 32_767;

@@ -1,0 +1,27 @@
+import assert from "node:assert/strict";
+import { parseCommitDate, parseTimestamp } from "../../lib/time.ts";
+
+Deno.test("a commit date may have any form that git writes", () => {
+  const expected = parseTimestamp("2025-12-10T11:05:30Z")!;
+  const forms = [
+    "2025-12-10 12:05:30 +0100",
+    "2025-12-10T12:05:30+01:00",
+    "Wed Dec 10 12:05:30 2025 +0100",
+    "Wed, 10 Dec 2025 12:05:30 +0100",
+    "10 Dec 2025 12:05:30 +0100",
+    "Wed Dec 10 11:05:30 2025",
+    "1765364730",
+    "1765364730 +0100",
+    "@1765364730 +0100",
+  ];
+  for (const form of forms) assert.equal(parseCommitDate(form), expected, form);
+  assert.equal(parseCommitDate("Mon Dec 1 12:05:30 2025 +0100"), parseTimestamp("2025-12-01T11:05:30Z"));
+});
+
+Deno.test("a commit date that is none is undefined", () => {
+  for (
+    const text of ["", "yesterday", "3 days ago", "Wed Foo 10 12:05:30 2025 +0100", "Wed Feb 30 12:05:30 2025", "12"]
+  ) {
+    assert.equal(parseCommitDate(text), undefined, text);
+  }
+});
