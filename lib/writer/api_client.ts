@@ -5,7 +5,7 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { errorMessage, TelemetryError } from "../errors.ts";
-import { readEnv } from "../fs/locate.ts";
+import { isGranted, readEnv } from "../fs/locate.ts";
 import { type RunRecord, toJson } from "../records.ts";
 
 /** Options of an {@linkcode ApiClient}. */
@@ -52,7 +52,7 @@ const MAX_BODY_BYTES = 64 * 1024;
 const API_FIELDS = [
   "run_id", "agent_name", "job_type", "trigger_type", "start_time", "status", "agent_owner", "end_time",
   "items_discovered", "items_succeeded", "items_failed", "duration_ms", "error_summary",
-  "product", "platform", "product_family", "git_repo", "git_branch", "host",
+  "product", "platform", "product_family", "subdomain", "git_repo", "git_branch", "host",
 ] as const satisfies readonly (keyof RunRecord)[];
 
 /** The fields of a run that the API receives, without nulls (contract, "Client and API"). */
@@ -84,6 +84,7 @@ export class ApiClient {
   readonly #token: string;
   readonly #delaysMs: readonly number[];
   readonly #timeoutMs: number;
+  #isTokenRefused = false;
 
   /**
    * Creates a client. It sends nothing yet.
@@ -97,6 +98,11 @@ export class ApiClient {
     this.#delaysMs = delaysMs;
     this.#timeoutMs = timeoutMs;
     this.host = this.#url.host;
+  }
+
+  /** Whether the last post was answered with 401 or 403: no other run would be accepted either. */
+  get isTokenRefused(): boolean {
+    return this.#isTokenRefused;
   }
 
   /**
@@ -114,7 +120,7 @@ export class ApiClient {
     }
     for (let tries = 0;;) {
       if (signal?.aborted) return { posted: false, tries, final: false, reason: "posting was stopped" };
-      const reason = missingPermission(this.#url);
+      const reason = missingPermission(this.#url) ?? proxyOnTheWay(this.#url);
       if (reason) return { posted: false, tries, final: true, reason };
 
       const failure = await this.#attempt(body, signal);
@@ -139,6 +145,7 @@ export class ApiClient {
       for (let redirects = 0; redirects <= MAX_REDIRECTS; redirects++) {
         const response = await this.#send(hop, body, signal);
         const next = nextHop(response, hop);
+        this.#isTokenRefused = response.status === 401 || response.status === 403;
         if (!next) return await checkResponse(response, hop.url.host);
         await discard(response);
         if ("reason" in next) return next;
@@ -173,6 +180,16 @@ export function apiFromEnvironment(): ApiClient | undefined {
   if (!url || !token || !/^(true|1|yes|on)$/i.test(enabled)) return undefined;
   if (readEnv("TELEMETRY_TEST_MODE") === "mock") return undefined;
   return new ApiClient({ url, token });
+}
+
+/** Why nothing is posted although there is a URL, or undefined. */
+export function postingProblem(): string | undefined {
+  const isOff = !/^(true|1|yes|on)$/i.test(readEnv("METRICS_API_ENABLED") ?? "true");
+  if (isOff || readEnv("TELEMETRY_TEST_MODE") === "mock" || !readEnv("METRICS_API_URL")?.trim()) return undefined;
+  if (readEnv("METRICS_API_TOKEN")?.trim()) return undefined;
+  return isGranted({ name: "env", variable: "METRICS_API_TOKEN" })
+    ? "METRICS_API_URL is set without METRICS_API_TOKEN: nothing is posted to the API"
+    : "no permission to read METRICS_API_TOKEN (--allow-env=METRICS_API_TOKEN): nothing is posted to the API";
 }
 
 /** The pause before the next attempt: `delayMs`, or a longer `Retry-After` (seconds or a date) of up to a minute. */
@@ -222,6 +239,20 @@ function missingPermission({ protocol, hostname, port, host }: URL): string | un
   return `no permission: --allow-net=${host}`;
 }
 
+/**
+ * The proxy that would receive a request to this machine, or undefined. `fetch` also uses the proxy for http to this
+ * machine, which would show it the token.
+ */
+function proxyOnTheWay({ protocol, hostname, host }: URL): string | undefined {
+  if (protocol === "https:") return undefined;
+  const variable = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"].find((name) => readEnv(name));
+  if (variable === undefined) return undefined;
+  const direct = (readEnv("NO_PROXY") || readEnv("no_proxy") || "").split(",").map((entry) => entry.trim());
+  const name = hostname.replace(/^\[|\]$/g, "");
+  if (direct.some((entry) => entry === "*" || entry === name)) return undefined;
+  return `${variable} would send the token to a proxy: set NO_PROXY=${name} (${host} is this machine)`;
+}
+
 /** The target of a redirect, a failure when it is refused, or undefined when the response is not a redirect. */
 function nextHop({ status, headers }: Response, hop: Hop): Hop | Failure | undefined {
   if (![301, 302, 303, 307, 308].includes(status)) return undefined;
@@ -230,7 +261,7 @@ function nextHop({ status, headers }: Response, hop: Hop): Hop | Failure | undef
   if (!url) return undefined;
   const from = hop.url.host;
   if (!isSafe(url)) return { final: true, reason: `${from} redirects to an address that is not https` };
-  const missing = missingPermission(url);
+  const missing = missingPermission(url) ?? proxyOnTheWay(url);
   if (missing) return { final: true, reason: `${missing} (${from} redirects there)` };
   return {
     url: withoutCredentials(url),
@@ -250,8 +281,8 @@ async function checkResponse(response: Response, host: string): Promise<Failure 
   }
   // Always read: only a connection whose response was read to its end can be used again.
   const start = await readStart(response);
-  const isHtml = /^text\/html\b/i.test(headers.get("content-type") ?? "") ||
-    /^\s*<(?:!doctype\s+html|html)\b/i.test(start);
+  // By its content: PHP, Flask and CGI label JSON as text/html.
+  const isHtml = /^\s*<(?:!--|(?:!doctype\s+html|html|head|body|title|meta|script)\b)/i.test(start);
   return isHtml ? { final: false, reason: `${host} answered 200 with an HTML page`, retryAfter } : undefined;
 }
 

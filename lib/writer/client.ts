@@ -5,7 +5,7 @@
 import { isGranted, readEnv } from "../fs/locate.ts";
 import { newRun, runId, type RunRecord } from "../records.ts";
 import { parseTimestamp, timestamp } from "../time.ts";
-import { apiFromEnvironment } from "./api_client.ts";
+import { apiFromEnvironment, postingProblem } from "./api_client.ts";
 import { ClientStore } from "./client_store.ts";
 import type { RunStats } from "./database_writer.ts";
 import { callAtExit, cancelAtExit } from "./exit.ts";
@@ -68,6 +68,8 @@ export class TelemetryClient implements AsyncDisposable {
     this.#store = new ClientStore(base, this.#warnings);
     try {
       const api = apiFromEnvironment();
+      const problem = postingProblem();
+      if (problem !== undefined) this.#warnings.warn("api:off", problem);
       if (api !== undefined) this.#posts = new PostQueue(api, this.#store, this.#warnings);
     } catch (error) {
       this.#warnings.fail("api", error);
@@ -233,7 +235,8 @@ export class TelemetryClient implements AsyncDisposable {
 
   /**
    * Posts runs that are pending in the database, one after the other. A run is posted at least once: after a crash the
-   * API can receive it again, and should recognise it by its `run_id`. Does nothing when posting is off.
+   * API can receive it again, and should recognise it by its `run_id`. Does nothing when posting is off. Stops when the
+   * API is down or refuses the token.
    *
    * @param options which runs
    *

@@ -120,7 +120,8 @@ export class DatabaseWriter implements Disposable {
   }
 
   /**
-   * Returns ended runs that the web API has not accepted, newest first.
+   * Returns ended runs that the web API has not accepted: those with the fewest failed posts first, and of these the
+   * newest first. Runs that the API always refuses therefore do not stand in the way of the others.
    *
    * @param limit the maximum number of runs; the default is 100
    * @param since only runs that started at or after this time, ISO 8601; the default is all runs
@@ -128,7 +129,10 @@ export class DatabaseWriter implements Disposable {
   getPendingApiPosts(limit = 100, since?: string): RunRecord[] {
     const started = since === undefined ? "" : "AND julianday(start_time)>=julianday(?)";
     const values = since === undefined ? [limit] : [since, limit];
-    return this.#runs(`${WHOLE_RUN} WHERE ${PENDING} ${started} ORDER BY start_time DESC LIMIT ?`, ...values);
+    return this.#runs(
+      `${WHOLE_RUN} WHERE ${PENDING} ${started} ORDER BY coalesce(api_retry_count, 0), start_time DESC LIMIT ?`,
+      ...values,
+    );
   }
 
   /** Counts all runs. */

@@ -5,6 +5,8 @@ import type { ApiClient } from "./api_client.ts";
 import type { ClientStore } from "./client_store.ts";
 import type { Warnings } from "./warnings.ts";
 
+/** How long runs are not posted after the API could not be reached, in milliseconds. */
+const DOWN_MS = 60_000;
 /** How many runs wait for the API. More stay pending in the database. */
 const MAX_WAITING = 1000;
 
@@ -17,6 +19,8 @@ export class PostQueue {
   /** The ids of the ended runs that wait for their turn. */
   readonly #waiting = new Set<string>();
   #last: Promise<unknown> = Promise.resolve();
+  /** While the API is down, by the monotonic clock: runs that end stay pending. */
+  #downUntil = 0;
 
   constructor(api: ApiClient, store: ClientStore, warnings: Warnings) {
     this.#api = api;
@@ -31,10 +35,13 @@ export class PostQueue {
       return this.#warnings.warn("api:backlog", message);
     }
     this.#waiting.add(run.run_id);
-    this.#inTurn(() => this.#post(run));
+    this.#inTurn(async () => {
+      if (performance.now() >= this.#downUntil) await this.#post(run);
+      else this.#waiting.delete(run.run_id);
+    });
   }
 
-  /** Posts pending runs of the database, newest first. Returns how many the API accepted, and how many not. */
+  /** Posts pending runs of the database until the API is down or refuses the token. Returns how many the API accepted, and how many not. */
   addPending(limit: number, since: string | undefined): Promise<{ posted: number; failed: number }> {
     return this.#inTurn(async () => {
       const result = { posted: 0, failed: 0 };
@@ -46,7 +53,10 @@ export class PostQueue {
       );
       for (const run of pending ?? []) {
         if (this.#stop.signal.aborted) break;
-        result[await this.#post(run) ? "posted" : "failed"] += 1;
+        const isPosted = await this.#post(run);
+        result[isPosted ? "posted" : "failed"] += 1;
+        // No other run would be accepted.
+        if (!isPosted && (this.#api.isTokenRefused || performance.now() < this.#downUntil)) break;
       }
       return result;
     });
@@ -72,6 +82,7 @@ export class PostQueue {
   async #post(run: RunRecord): Promise<boolean> {
     const { run_id } = run;
     const result = await this.#api.post(run, this.#stop.signal);
+    this.#downUntil = result.posted || result.final ? 0 : performance.now() + DOWN_MS;
     if (result.posted) {
       // The log first: a database that is rebuilt from it must not post the run again. The log has no times of rows.
       const marker = { api_posted: 1, api_posted_at: timestamp(), created_at: null, updated_at: null };

@@ -104,7 +104,7 @@ function redirect(status: number, location: string): Response {
 }
 
 function html(): Response {
-  return new Response("Sign in", { headers: { "content-type": "Text/HTML; charset=utf-8" } });
+  return new Response("<html>sign in</html>", { headers: { "content-type": "text/html; charset=utf-8" } });
 }
 
 const ok = () => Response.json({ status: "ok" });
@@ -130,7 +130,7 @@ Deno.test("the payload has the fields of the contract in its order, without null
   const fields = [
     "run_id", "agent_name", "job_type", "trigger_type", "start_time", "status", "agent_owner", "end_time",
     "items_discovered", "items_succeeded", "items_failed", "duration_ms", "error_summary",
-    "product", "platform", "product_family", "git_repo", "git_branch", "host",
+    "product", "platform", "product_family", "subdomain", "git_repo", "git_branch", "host",
   ];
   assert.deepEqual(Object.entries(apiPayload(full)), fields.map((name) => [name, text(name)]));
   assert.deepEqual(apiPayload(RUN), {
@@ -180,9 +180,10 @@ Deno.test("a 200 with HTML is not success, and is retried", async (t) => {
     "doctype": "<!DOCTYPE html><title>Error</title>",
     "lower case doctype": "<!doctype html>",
     "bare html": "<html lang=en>",
+    "a comment first": "<!-- error -->",
     "BOM and blanks first": "\uFEFF \r\n\t<HTML>",
   };
-  await t.step("by its type", async () => {
+  await t.step("three times", async () => {
     await using server = serve(html);
     const reason = `${server.host} answered 200 with an HTML page`;
     assert.deepEqual(await client(server.url).post(RUN), { posted: false, tries: 3, final: false, reason });
@@ -195,8 +196,10 @@ Deno.test("a 200 with HTML is not success, and is retried", async (t) => {
   }
   for (const body of ["", "ok", '{"status":"error"}', "<xml/>", "see <html>", "x".repeat(300_000)]) {
     await t.step(`not HTML: ${JSON.stringify(body.slice(0, 20))}`, async () => {
-      await using server = serve(new Response(body));
-      assert.deepEqual(await client(server.url).post(RUN), { posted: true, tries: 1 });
+      for (const type of ["application/json", "text/html; charset=UTF-8"]) {
+        await using server = serve(new Response(body, { headers: { "content-type": type } }));
+        assert.deepEqual(await client(server.url).post(RUN), { posted: true, tries: 1 });
+      }
     });
   }
 });
@@ -662,6 +665,28 @@ Deno.test("an invalid URL or token in the environment throws, unless posting is 
   assert.throws(() => fromEnvironment({ METRICS_API_URL: "https://x.example", METRICS_API_TOKEN: "a\nb" }), usage);
   assert.equal(fromEnvironment({ ...bad, METRICS_API_ENABLED: "off" }), undefined);
   assert.equal(fromEnvironment({ ...bad, TELEMETRY_TEST_MODE: "mock" }), undefined);
+});
+
+Deno.test("a proxy never receives what is for this machine", async () => {
+  await using proxy = serve(ok);
+  await using server = serve(ok);
+  const api = client(server.url);
+  // `fetch` reads the variables once in a process, so only what this client checks is tested here.
+  for (
+    const [env, isPosted] of [
+      [{ HTTP_PROXY: proxy.url }, false],
+      [{ all_proxy: proxy.url, NO_PROXY: "example.com" }, false],
+      [{ HTTP_PROXY: proxy.url, NO_PROXY: "example.com, 127.0.0.1" }, true],
+      [{ HTTPS_PROXY: proxy.url }, true],
+    ] as [Record<string, string>, boolean][]
+  ) {
+    for (const [name, value] of Object.entries(env)) Deno.env.set(name, value);
+    const result = await api.post(RUN).finally(() => Object.keys(env).forEach((name) => Deno.env.delete(name)));
+    assert.equal(result.posted, isPosted, JSON.stringify([env, result]));
+    if (!result.posted) assert.match(result.reason, /set NO_PROXY=127\.0\.0\.1/);
+  }
+  assert.equal(proxy.seen.length, 0);
+  assert.equal(server.seen.length, 2);
 });
 
 Deno.test("a newline after the token is ignored", async () => {

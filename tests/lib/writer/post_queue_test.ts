@@ -103,6 +103,41 @@ Deno.test("a run that the API refuses stays pending, and each failed post is cou
   assert.deepEqual([await stage.pending(), stage.warnings.counts()], [["a"], { api: 2 }]);
 });
 
+Deno.test("addPending stops when the token is refused, and when the API is down", async () => {
+  for (const status of [401, 403, 500]) {
+    await using stage = new Stage();
+    stage.status = status;
+    for (const id of ["a", "b", "c"]) stage.save(id);
+    assert.deepEqual(await stage.posts.addPending(100, undefined), { posted: 0, failed: 1 });
+    assert.equal(stage.received.length, 1);
+  }
+});
+
+Deno.test("runs that end while the API is down are not posted and stay pending", async () => {
+  await using stage = new Stage();
+  stage.status = 500;
+  for (const id of ["a", "b", "c"]) stage.end(id);
+  await stage.posts.idle();
+  await stage.store.saved();
+  assert.deepEqual(stage.received, ["a"]);
+  stage.status = 200;
+  assert.deepEqual(await stage.posts.addPending(100, undefined), { posted: 3, failed: 0 });
+  stage.end("d");
+  await stage.posts.idle();
+  assert.equal(stage.received.length, 5);
+});
+
+Deno.test("runs that the API always refuses do not come before the others", async () => {
+  await using stage = new Stage();
+  stage.status = 422;
+  for (const id of ["a", "b"]) stage.end(id);
+  await stage.posts.idle();
+  stage.status = 200;
+  stage.save("later");
+  await stage.posts.addPending(1, undefined);
+  assert.equal(stage.received.at(-1), "later");
+});
+
 Deno.test("stop ends the current post, and the runs that wait stay pending without a warning", async () => {
   await using stage = new Stage();
   const { promise, resolve } = Promise.withResolvers<void>();
