@@ -8,6 +8,7 @@ import { ensureFolder, PartialFile, pathExists, removeStalePartials } from "../f
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { type FileKind, fileNames, folderOf, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
 import { isFolder, isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
+import { sourceOf } from "../log/json_source.ts";
 import { logFiles, readLogs } from "../log/read.ts";
 import { inspect } from "../sqlite/migrate.ts";
 import { Connection, type OnProgress } from "../sqlite/connection.ts";
@@ -146,7 +147,7 @@ async function* logRows({ raw }: Layout, columns: string[], exported: Exported):
       for (const found of batch) {
         if ("record" in found) {
           const record = found.record as unknown as Record<string, unknown>;
-          if (record["record_type"] === "event") rows.push(columns.map((column) => cellOf(record[column])));
+          if (record["record_type"] === "event") rows.push(columns.map((column) => cellOf(record, column)));
         } else {
           // Then more than a line is missing.
           if (found.rejected === "cannot be read") throw fileError(new Error(found.text), `cannot read ${path}`);
@@ -161,9 +162,13 @@ async function* logRows({ raw }: Layout, columns: string[], exported: Exported):
 }
 
 /** The cell for a field of a line. Old lines have objects where today's have JSON text. */
-function cellOf(value: unknown): Cell {
+function cellOf(record: Record<string, unknown>, column: string): Cell {
+  const value = record[column];
   if (value === undefined || value === null) return null;
-  return typeof value === "string" || typeof value === "number" ? value : JSON.stringify(value);
+  if (typeof value === "string" || typeof value === "number" && Number.isSafeInteger(value)) return value;
+  const source = sourceOf(record, column);
+  if (typeof value === "number") return source !== undefined && /^-?\d+$/.test(source) ? BigInt(source) : value;
+  return source ?? JSON.stringify(value);
 }
 
 /** Options of {@linkcode exportToFile}. */

@@ -2,6 +2,7 @@
  * Finds the complete records on a line that is not one JSON value.
  * @module
  */
+import { parseWithSources } from "./json_source.ts";
 import { type InvalidRecordReason, type LogRecord, validateRecord } from "../records.ts";
 
 /** Why a part of a broken line is not a record. */
@@ -37,7 +38,7 @@ export function decodeUtf8(bytes: Uint8Array): string | undefined {
 /** The value of a JSON text; undefined when it is not JSON. */
 export function parseJson(text: string): unknown {
   try {
-    return JSON.parse(text);
+    return parseWithSources(text);
   } catch {
     return undefined;
   }

@@ -5,6 +5,7 @@
  */
 import { hasCode, TelemetryError } from "../errors.ts";
 import { parseStartLine, readLogs, type ReadProgress, type Rejection, type StartLine } from "../log/read.ts";
+import { asPythonJson, sourceOf } from "../log/json_source.ts";
 import { isOverwrittenId, type LogRecord, newRun, RUN_COLUMNS } from "../records.ts";
 import { isInteger } from "../schema.ts";
 import { Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
@@ -99,9 +100,9 @@ class HeldStarts {
 
   #put(run: Run): void {
     const fields = run as unknown as Record<string, unknown>;
-    const row = LOG_COLUMNS.map((column) => cellOf(fields[column], column));
+    const row = LOG_COLUMNS.map((column) => cellOf(fields, column));
     if (row[POSTED] === 1) this.out.posted.push([row[POSTED + 1]!, run.run_id]);
-    row[METRICS] ??= cellOf(fields["metrics"] ?? null, "metrics_json");
+    row[METRICS] ??= fields["metrics"] === undefined ? null : cellOf(fields, "metrics");
     // Logs have neither time. These are what the database would have set.
     row[CREATED] ??= databaseTime(fields["start_time"]);
     row[CREATED + 1] ??= databaseTime(fields["end_time"] ?? fields["start_time"]);
@@ -117,19 +118,21 @@ const CREATED = LOG_COLUMNS.indexOf("created_at");
 /** The values of fields that a line lacks. */
 const DEFAULTS = newRun({ run_id: "", agent_name: "", start_time: "" }) as unknown as Record<string, SqlValue>;
 
-function cellOf(value: unknown, column: string): SqlValue {
+function cellOf(fields: Record<string, unknown>, column: string): SqlValue {
+  const value = fields[column];
   if (typeof value === "string" || value === null) return value;
-  // A number that is bound to a TEXT column becomes "5.0".
-  if (typeof value === "number") return INTEGERS.has(column) ? value : String(value);
   if (value === undefined) return DEFAULTS[column] ?? null;
-  return typeof value === "boolean" ? Number(value) : pythonJson(value);
+  if (typeof value === "boolean") return Number(value);
+  const source = typeof value === "number" && Number.isSafeInteger(value) ? undefined : sourceOf(fields, column);
+  if (typeof value === "object") return asPythonJson(source ?? JSON.stringify(value));
+  // A number that is bound to a TEXT column becomes "5.0".
+  if (!INTEGERS.has(column)) return source ?? String(value);
+  return source !== undefined && isInt64(source) ? BigInt(source) : value as number;
 }
 
-/** JSON as Python's `json.dumps` writes it, which is what the Python client stored for this object. */
-function pythonJson(value: unknown): string {
-  // The newlines of the indented form are between values, never inside a string.
-  const spaced = JSON.stringify(value, null, 1).replace(/,\n\s*/g, ", ").replace(/\n\s*/g, "");
-  return spaced.replace(/[\x7f-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
+/** Whether this is an integer that SQLite can store. */
+function isInt64(source: string): boolean {
+  return /^-?\d{1,19}$/.test(source) && BigInt.asIntN(64, BigInt(source)) === BigInt(source);
 }
 
 /** `YYYY-MM-DD HH:MM:SS`, as SQLite's `datetime('now')` writes it; null for anything that is not a time. */

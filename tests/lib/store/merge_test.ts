@@ -193,6 +193,22 @@ Deno.test("older lines are read with their metrics and custom metadata", async (
   assert.equal((await readOne(line("x", { constructor: "c", toString: "s" })))["run_id"], "x");
 });
 
+Deno.test("numbers of any size keep their digits, and nesting of any depth is read", async () => {
+  const number = "1234567890123456789";
+  const depth = 100_000;
+  const [digits, deep] = [line("digits"), line("deep")].map((text) => text.slice(0, -1));
+  const { runs, rejections } = await readLines(
+    `${digits},"metrics":{"id":${number},"list":[${number},1.50]},"items_discovered":9007199254740993,"duration_ms":1e400}`,
+    `${deep},"metrics": ${"[".repeat(depth)}${"]".repeat(depth)}}`,
+    line("after"),
+  );
+  assert.deepEqual([rejections, runs.size], [[], 3]);
+  const found = runs.get("digits")!;
+  assert.equal(found["metrics_json"], `{"id": ${number}, "list": [${number}, 1.50]}`);
+  assert.equal(found["items_discovered"], 9007199254740993n);
+  assert.equal(String(runs.get("deep")!["metrics_json"]).length, 2 * depth);
+});
+
 Deno.test("created_at and updated_at are the start and end time when the line has none", async () => {
   const times = async (fields: Fields) => {
     const { created_at, updated_at } = await readOne(line("x", fields));
