@@ -183,8 +183,10 @@ function locateStore(command: Command, flags: FlagValues, warn: Terminal["warn"]
     warn(`using ${layout.base}, but ${other} has data, too: choose with --base DIR`);
   }
   if (!command.createsStore) assertStore(layout);
-  // The first three promise to change nothing, and a restore must not delete the file that it is given.
-  if (!["check-only", "list", "dry-run", "restore"].some((flag) => flags[flag])) removeStaleFiles(layout, access.write);
+  // The first three promise to change nothing. The last two must not delete the file that they are given.
+  if (!["check-only", "list", "dry-run", "restore", "with-backup"].some((flag) => flags[flag])) {
+    removeStaleFiles(layout, access.write);
+  }
   return layout;
 }
 

@@ -546,7 +546,7 @@ testWith(["unix"], "a clock set back by an hour replaces no backup and deletes o
         assert.ok(!Object.hasOwn(before, path.slice(backups.length + 1)), "replaced");
         const after = treeOf(backups);
         const gone = Object.keys(before).filter((name) => after[name] === undefined);
-        assert.deepEqual(gone.map((name) => `${backups}/${name}`), removed);
+        assert.deepEqual(gone.map((name) => `${backups}/${name}`), removed.toSorted());
         for (const [name, content] of Object.entries(before)) {
           if (!gone.includes(name)) assert.equal(after[name], content);
         }
@@ -642,11 +642,13 @@ Deno.test("--keep counts only its own kind, by the time in the names", async () 
   const dryJson = await backup("backup_database", base, ...args, "--dry-run");
   assert.deepEqual([dryJson["dry_run"], dryJson["path"]], [true, undefined]);
   const gone = daily.slice(2);
-  assert.deepEqual(dry.stdout.trimEnd().split("\n").toSorted(), gone.map((name) => `would remove ${name}`).toSorted());
+  const [taken, ...wouldRemove] = dry.stdout.trimEnd().split("\n");
+  assert.equal(taken, `would back up ${file}: 3 runs to ${backups}`);
+  assert.deepEqual(wouldRemove.toSorted(), gone.map((name) => `would remove ${name}`).toSorted());
   const real = await runScript("backup_database", base, args, { env: TIME_ZONE });
   assert.deepEqual([real.code, real.stderr], [0, ""]);
   const removed = real.stdout.trimEnd().split("\n").slice(1);
-  assert.deepEqual(removed, dry.stdout.trimEnd().split("\n").map((line) => line.replace("would remove", "removed")));
+  assert.deepEqual(removed, wouldRemove.map((line) => line.replace("would remove", "removed")));
   assert.deepEqual(dryJson["removed"], removed.map((line) => line.replace("removed ", `${backups}/`)));
   assert.deepEqual(names(backups), [dayOf(now), ...daily.slice(0, 2), ...others].toSorted());
   assert.deepEqual((await backup("backup_database", base, "--keep", "1"))["removed"], [
@@ -737,7 +739,8 @@ Deno.test("a recreated database does not push out the backup with the most runs"
       const stays = `kept ${second}: it has 100 runs, more than the database`;
       const dry = await runScript(script, base, [...ruleOf(script), "--dry-run"], { env: TIME_ZONE });
       const gone = [fifth, fourth, third, first];
-      assert.deepEqual(dry.stdout.trimEnd().split("\n"), [...gone.map((name) => `would remove ${name}`), stays]);
+      const taken = `would back up ${file}: 3 runs to ${backups}`;
+      assert.deepEqual(dry.stdout.trimEnd().split("\n"), [taken, ...gone.map((name) => `would remove ${name}`), stays]);
       const { stdout } = await runScript(script, base, ruleOf(script), { env: TIME_ZONE });
       assert.deepEqual(stdout.trimEnd().split("\n").slice(1), [...gone.map((name) => `removed ${name}`), stays]);
 
