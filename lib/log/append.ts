@@ -3,7 +3,7 @@
  * @module
  */
 import { chownToOwnerOf, ensureFolder, statIfSameFile, syncFolder, writeAll } from "../fs/atomic_file.ts";
-import { fileError, TelemetryError } from "../errors.ts";
+import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
 import { type LogRecord, MAX_LINE_BYTES, toJson, validateRecord } from "../records.ts";
 
@@ -11,7 +11,10 @@ import { type LogRecord, MAX_LINE_BYTES, toJson, validateRecord } from "../recor
 export interface EventLogOptions {
   /** How long a batch waits for the lock of the file, in milliseconds. @default 10_000 */
   lockTimeoutMs?: number;
-  /** How many characters may wait to be written before `append` refuses more. @default 67_108_864 (64 Mi) */
+  /**
+   * How many characters may wait to be written before `append` refuses events. Runs may take as much again.
+   * @default 67_108_864 (64 Mi)
+   */
   maxQueued?: number;
   /** Called when the folder of the log was missing and has been created. */
   onFolderCreated?: (folder: string) => void;
@@ -19,6 +22,8 @@ export interface EventLogOptions {
 
 /** How many characters a batch holds before a new one is started. Bounds how long the lock is held. */
 const BATCH_CHARACTERS = 4 * 1024 * 1024;
+/** How long a batch waits for a lock that the one before it did not get, in milliseconds. */
+const HELD_LOCK_WAIT_MS = 250;
 /** An `fsync` that takes longer is slow, in milliseconds. */
 const SLOW_SYNC_MS = 2;
 /** How many fast `fsync` calls in a row make a disk a fast one. */
@@ -75,6 +80,8 @@ export class EventLog {
   /** The file that `#current` was written to, while its sync runs. This process holds its lock. */
   #syncing: LockedFile | undefined;
   #queued = 0;
+  /** Whether the last batch did not get the lock: the next ones must not each wait as long. */
+  #hasTimedOut = false;
   #drained: Promise<void> | undefined;
   #abandoned = false;
   #fastSyncs = 0;
@@ -105,7 +112,10 @@ export class EventLog {
    */
   append(record: LogRecord): Promise<void> {
     try {
-      return this.#enqueue(lineOf(record));
+      const line = lineOf(record);
+      // A flood of events must not push out the end of a run.
+      const maxQueued = record.record_type === "run" ? 2 * this.#maxQueued : this.#maxQueued;
+      return this.#enqueue(line, maxQueued);
     } catch (error) {
       return Promise.reject(error);
     }
@@ -121,9 +131,9 @@ export class EventLog {
     this.#abandoned = true;
   }
 
-  #enqueue(text: string): Promise<void> {
+  #enqueue(text: string, maxQueued: number): Promise<void> {
     if (this.#abandoned) throw closed();
-    if (this.#queued > 0 && this.#queued + text.length > this.#maxQueued) {
+    if (this.#queued > 0 && this.#queued + text.length > maxQueued) {
       throw new TelemetryError("queue_full", `${this.#queued} characters already wait to be written to the log`, {
         hint: "await the promises of append, or find out what blocks the disk or the lock",
       });
@@ -239,16 +249,19 @@ export class EventLog {
 
   /** Opens and locks the file of the current UTC day. Makes sure that it is still the file at its path. */
   async #openLocked(): Promise<LockedFile> {
-    const deadline = performance.now() + this.#lockTimeoutMs;
+    const waitMs = this.#hasTimedOut ? Math.min(HELD_LOCK_WAIT_MS, this.#lockTimeoutMs) : this.#lockTimeoutMs;
+    const deadline = performance.now() + waitMs;
     for (;;) {
       const path = this.#pathNow();
       const file = this.#open(path);
       try {
         await this.#lock(file, deadline);
+        this.#hasTimedOut = false;
         const stat = statIfSameFile(file, path);
         if (stat && path === this.#pathNow()) return { file, path, size: stat.size, ino: stat.ino };
         if (performance.now() > deadline) throw lockedTooLong(this.#raw);
       } catch (error) {
+        if (hasCode(error, "locked")) this.#hasTimedOut = true;
         file.close();
         throw error;
       }

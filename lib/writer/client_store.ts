@@ -64,7 +64,7 @@ export class ClientStore {
   save(key: string, write: (writer: DatabaseWriter) => void): void {
     const writer = this.#open?.writer;
     if (writer) this.#queue.add(key, () => write(writer));
-    if (this.#queue.state === "stopped") writer?.close();
+    if (writer && this.#queue.state === "stopped") closeIfUnused(writer);
   }
 
   /** Whether a write with this key waits. */
@@ -76,7 +76,7 @@ export class ClientStore {
   async read<T>(read: (writer: DatabaseWriter) => T): Promise<T | undefined> {
     const writer = this.#open?.writer;
     const result = writer && await this.#queue.read(() => read(writer));
-    if (this.#queue.state === "stopped") writer?.close();
+    if (writer && this.#queue.state === "stopped") closeIfUnused(writer);
     return result;
   }
 
@@ -121,7 +121,7 @@ export class ClientStore {
   close(): void {
     this.#queue.stop();
     this.#warnOfUnsaved("close()");
-    this.#open?.writer.close();
+    if (this.#open !== undefined) release(this.#open.writer);
   }
 
   /** When the store cannot be written, the hint names the other ones that exist. */
@@ -228,7 +228,32 @@ function open(found: Layout, warnings: Warnings): { log: EventLog; writer: Datab
   }
   assertGranted([layout.base, layout.raw, layout.db]);
   const onFolderCreated = (folder: string) => warnings.warn("storage:made", `created the missing folder ${folder}`);
-  return { log: new EventLog(layout, { onFolderCreated }), writer: new DatabaseWriter(layout, { wait: false }) };
+  return { log: new EventLog(layout, { onFolderCreated }), writer: sharedWriter(layout) };
+}
+
+/** The writers of this process by database, and how many stores use each. */
+const writers = new Map<string, { writer: DatabaseWriter; users: number }>();
+
+/** The clients of a process share the open database: those that are never closed would use up its open files. */
+function sharedWriter(layout: Layout): DatabaseWriter {
+  const key = `${layout.database}\n${layout.base}`;
+  const shared = writers.get(key) ?? { writer: new DatabaseWriter(layout, { wait: false }), users: 0 };
+  shared.users++;
+  writers.set(key, shared);
+  return shared.writer;
+}
+
+/** Closes the database when no other store uses it. */
+function release(writer: DatabaseWriter): void {
+  const [key, shared] = writers.entries().find(([, shared]) => shared.writer === writer) ?? [];
+  if (shared !== undefined && --shared.users > 0) return;
+  if (key !== undefined) writers.delete(key);
+  writer.close();
+}
+
+/** Closes the database after a use that came after `release`. */
+function closeIfUnused(writer: DatabaseWriter): void {
+  if (!writers.values().some((shared) => shared.writer === writer)) writer.close();
 }
 
 /** Cuts the long texts of a run, or returns undefined. A part of `metrics_json` would not be JSON: it is left out. */

@@ -504,6 +504,30 @@ testWith(
   },
 );
 
+testWith(["unix"], "after one full wait for a held lock, the next appends wait only a moment", async () => {
+  using test = new TestLog({ lockTimeoutMs: 1500 });
+  {
+    using _held = test.hold();
+    await rejectsWith("locked", test.append(event(1)));
+    const start = performance.now();
+    for (let n = 2; n < 4; n++) await rejectsWith("locked", test.append(event(n)));
+    const waited = performance.now() - start;
+    assert.ok(waited < 1500, `${waited} ms`);
+  }
+  await test.append(event(4));
+  assert.equal(test.text, lines(event(4)));
+});
+
+Deno.test("a queue that is full of events still takes runs", async () => {
+  using test = new TestLog({ maxQueued: 2_000 });
+  const appended = events(0, 50).map((record) => test.append(record));
+  const run = { ...newRun({ run_id: "r", agent_name: "a", start_time: NOON, status: "success" }), record_type: "run" };
+  appended.push(test.append(run as LogRecord));
+  const results = await Promise.allSettled(appended);
+  assert.equal(results.at(-2)!.status, "rejected");
+  assert.equal(results.at(-1)!.status, "fulfilled");
+});
+
 testWith(["unix"], "append does not block the event loop while it waits for the lock", async () => {
   using test = new TestLog({ lockTimeoutMs: 250 });
   await using _ = await otherHolder(test.path, Deno.execPath(), ["eval", "--quiet", DENO_HOLDER]);

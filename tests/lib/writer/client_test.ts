@@ -933,6 +933,28 @@ testWith(["linux"], "a database that cannot be opened leaks no file handles", as
   assert.ok(open.length < 20, `${open.length} files are open: ${new Set(open).keys().toArray()}`);
 });
 
+testWith(["linux"], "clients that are never closed share the open files of their database", async () => {
+  await using stage = new Stage();
+  const filesOf = () =>
+    [...Deno.readDirSync("/proc/self/fd")].filter(({ name }) => {
+      try {
+        return Deno.readLinkSync(`/proc/self/fd/${name}`).startsWith(stage.layout.base);
+      } catch {
+        return false; // It was closed.
+      }
+    }).length;
+  await stage.client.trackRun("tester", "job", () => {});
+  const before = filesOf();
+  const clients = Array.from({ length: 20 }, () => new TelemetryClient({ base: stage.layout.base }));
+  for (const client of clients) await client.trackRun("tester", "job", () => {});
+  assert.equal(filesOf(), before);
+  for (const client of clients) await client.close();
+  await stage.client.trackRun("tester", "job", () => {});
+  await stage.client.close();
+  assert.equal(filesOf(), 0);
+  assert.equal(stage.rows().length, 22);
+});
+
 testWith(["unix"], "another process that is creating the store does not block the agent", async () => {
   await using stage = new Stage({ prepare: createStorage });
   Deno.removeSync(stage.layout.readme);
