@@ -32,7 +32,7 @@ export interface TrackedRun {
 
 /** Which runs `TelemetryClient.postPending` posts. */
 export interface PostPendingOptions {
-  /** The maximum number of runs, newest first. @default 100 */
+  /** The maximum number of runs: those with the fewest failed posts first, then the newest. @default 100 */
   limit?: number;
   /** Only runs that started at or after this time, ISO 8601. @default all runs */
   since?: string;
