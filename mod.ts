@@ -81,7 +81,7 @@ export { type DatabaseCopy } from "./lib/sqlite/snapshot.ts";
 export { restoreBackup, type Restored, type RestoreOptions } from "./lib/backup/restore.ts";
 export { checkHealth, type Health, type HealthOptions } from "./lib/recovery/health.ts";
 export { recoverDatabase, type Recovery, type RecoveryOptions } from "./lib/recovery/recover.ts";
-export { type RunComparison } from "./lib/store/merge.ts";
+export { type RunComparison } from "./lib/store/compare.ts";
 export { type OnProgress } from "./lib/sqlite/connection.ts";
 
 // Export

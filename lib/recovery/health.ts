@@ -8,7 +8,7 @@ import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { Connection, hasHotJournal } from "../sqlite/connection.ts";
 import { newerSchema } from "../sqlite/migrate.ts";
-import { compareRuns, type RunComparison } from "../store/merge.ts";
+import { compareRuns, type RunComparison } from "../store/compare.ts";
 import { type Current, inspectCurrent } from "../store/replace_database.ts";
 
 /** The state of a database. */

@@ -10,7 +10,7 @@ import { isOverwrittenId, type LogRecord, newRun, RUN_COLUMNS } from "../records
 import { isInteger } from "../schema.ts";
 import { Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
 import { columnNames } from "../sqlite/migrate.ts";
-import { readRows, rowidOf } from "../sqlite/rows.ts";
+import { readRows } from "../sqlite/rows.ts";
 import { parseTimestamp } from "../time.ts";
 
 /** The columns that a log can fill: the contract's, and one that only older lines have. */
@@ -111,7 +111,9 @@ class HeldStarts {
 }
 
 const INTEGERS = new Set(LOG_COLUMNS.filter((column) => isInteger("agent_runs", column)));
-const STATUS = LOG_COLUMNS.indexOf("status");
+/** The position of the status in a row of {@linkcode RunStates}. */
+export const STATUS: number = LOG_COLUMNS.indexOf("status");
+const START = LOG_COLUMNS.indexOf("start_time");
 const METRICS = LOG_COLUMNS.indexOf("metrics_json");
 const POSTED = LOG_COLUMNS.indexOf("api_posted");
 const CREATED = LOG_COLUMNS.indexOf("created_at");
@@ -209,7 +211,8 @@ export async function replayLog(
       const states = rows.map((row) => () => {
         const before = known.get(row[0]!);
         outcomes.delete(row);
-        if (!isStored(() => upsert.run(...row.slice(0, RUN_COLUMNS.length)))) outcomes.set(row, "refused");
+        const isLeft = before === undefined && isLeftToAgent(row);
+        if (!isLeft && !isStored(() => upsert.run(...row.slice(0, RUN_COLUMNS.length)))) outcomes.set(row, "refused");
         else if (before === undefined || before["status"] === "running" && row[STATUS] !== "running") {
           outcomes.set(row, "newer");
         }
@@ -222,6 +225,18 @@ export async function replayLog(
     if (options.dryRun) db.rollback();
   }
   return done;
+}
+
+/** How long a Python agent may take from its line in the log to its row in the database, in microseconds. */
+const MAX_START_DELAY_US = 20_000_000;
+
+/**
+ * Whether the agent of this run may be about to insert it. An INSERT that is refused because the run is there already makes a
+ * Python agent hold the write lock until it ends.
+ */
+function isLeftToAgent(row: SqlValue[]): boolean {
+  const start = row[STATUS] === "running" ? parseTimestamp(String(row[START])) : undefined;
+  return start !== undefined && Math.abs(Date.now() * 1000 - start) < MAX_START_DELAY_US;
 }
 
 /**
@@ -281,69 +296,6 @@ function isStored(write: () => void): boolean {
     if (hasCode(error, "invalid_record")) return false;
     throw error;
   }
-}
-
-/** How log and database compare. */
-export interface RunComparison {
-  /** How many runs the database has. */
-  in_database: number;
-  /** How many of them are in no log. */
-  only_in_database: number;
-  /** How many runs are in the log only. */
-  only_in_log: number;
-  /** Their ids. */
-  only_in_log_ids: string[];
-  /** The logs that cannot be read. */
-  unreadable_logs: string[];
-  /** How many runs are `running` in the database although the log has their end. */
-  older_in_database: number;
-}
-
-/**
- * Compares log and database in one consistent state of the database. Agents write to the log first, so what differs is
- * looked up once more at the end.
- */
-export async function compareRuns(db: Connection, files: Iterable<string>): Promise<RunComparison> {
-  const find = db.prepare(`SELECT ${rowKeySql(db)} AS row, status FROM agent_runs WHERE run_id=?`);
-  const inLog = new Set<SqlValue>();
-  const onlyInLog = new Set<string>();
-  const older = new Set<string>();
-  const unreadable = new Set<string>();
-  let inDatabase: number;
-  db.run("BEGIN");
-  try {
-    inDatabase = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
-    for await (const { rows, rejections } of readRunStates(files)) {
-      for (const { rejected, file } of rejections) if (rejected === "cannot be read") unreadable.add(file);
-      for (const row of rows) {
-        const found = find.get(row[0]!);
-        if (found === undefined) onlyInLog.add(String(row[0]));
-        else {
-          inLog.add(found["row"]!);
-          if (found["status"] === "running" && row[STATUS] !== "running") older.add(String(row[0]));
-        }
-      }
-    }
-  } finally {
-    db.rollback();
-  }
-  const still = (ids: Set<string>, differs: (status: SqlValue | undefined) => boolean) =>
-    ids.values().filter((id) => differs(find.get(id)?.["status"])).toArray();
-  const missing = still(onlyInLog, (status) => status === undefined);
-  return {
-    in_database: inDatabase,
-    only_in_database: inDatabase - inLog.size,
-    only_in_log: missing.length,
-    only_in_log_ids: missing,
-    unreadable_logs: [...unreadable],
-    older_in_database: still(older, (status) => status === "running").length,
-  };
-}
-
-/** An expression that identifies a row of `agent_runs`, also where row numbers are too large for JavaScript. */
-function rowKeySql(db: Connection): string {
-  const rowid = rowidOf(db, "agent_runs");
-  return rowid === undefined ? "run_id" : `iif(abs(${rowid} / 2) < 1 << 51, ${rowid}, CAST(${rowid} AS TEXT))`;
 }
 
 /**

@@ -377,6 +377,22 @@ Deno.test("replayLog counts runs that violate a constraint, and writes the other
   assert.deepEqual(row(db, "fine", "hex(output_summary)"), ["610062"]);
 });
 
+Deno.test("replayLog leaves runs that have just started to their agents", async () => {
+  const ago = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString();
+  using db = memory(insert("known", { status: "running" }));
+  const applied = await applyLines(
+    db,
+    line("young", { start_time: ago(3) }),
+    line("known", { start_time: ago(3), product: "p" }),
+    line("ended", { ...ENDED, start_time: ago(3) }),
+    line("old", { start_time: ago(30) }),
+  );
+  assert.deepEqual(applied, { newer: 3, refused: 0 });
+  assert.equal(row(db, "young", "status"), undefined);
+  assert.deepEqual(row(db, "known", "product"), ["p"]);
+  assert.deepEqual(row(db, "old", "status"), ["running"]);
+});
+
 /** A trigger that rolls back the whole transaction of a refused row. */
 const ROLLBACK_TRIGGERS = ["INSERT", "UPDATE"].map((event) =>
   `CREATE TRIGGER refuse_${event} BEFORE ${event} ON agent_runs WHEN new.job_type='bad'
