@@ -88,3 +88,18 @@ export { type OnProgress } from "./lib/sqlite/connection.ts";
 export { type ByteSink, type Exported, exportTo, exportToFile, type FileOptions } from "./lib/export/export.ts";
 export { type ExportRequest, type ExportTable } from "./lib/export/request.ts";
 export { type Cell, type Program } from "./lib/export/csv.ts";
+
+// Report
+export {
+  type FailedRun,
+  type GroupSummary,
+  type ListedRun,
+  type RunSummary,
+  type StaleRun,
+  type Status,
+  type StatusCounts,
+  summarizeRuns,
+  type SummaryOptions,
+} from "./lib/report/summary.ts";
+export { type RecordedRun, type RunOrigin } from "./lib/report/source.ts";
+export { type StoreState } from "./lib/report/store_state.ts";

@@ -176,7 +176,8 @@ export type FileKind =
   | "recovery_rejects"
   | "runs_export"
   | "events_export"
-  | "commits_export";
+  | "commits_export"
+  | "runs_report";
 
 /** What stands before and after the `YYYYMMDD_HHMMSS` of a name. */
 const STAMPED_NAMES: Record<Exclude<FileKind, "log" | "daily_backup">, [before: string, after: string]> = {
@@ -190,6 +191,7 @@ const STAMPED_NAMES: Record<Exclude<FileKind, "log" | "daily_backup">, [before: 
   runs_export: ["agent_runs_", ".csv"],
   events_export: ["run_events_", ".csv"],
   commits_export: ["commits_", ".csv"],
+  runs_report: ["runs_", ".html"],
 };
 
 /** The name of a file of this kind. Times in names are local; the day of a log is UTC. */

@@ -78,6 +78,17 @@ function parseDay(day: string): Instant | undefined {
 }
 
 /**
+ * Parses the value of a flag that is a length of time: `7d`, `24h`, `30m`. Returns milliseconds.
+ *
+ * @throws {TelemetryError} `usage`
+ */
+export function parseDurationFlag(flag: string, text: string): number {
+  const [, count, unit] = /^(\d{1,6})([mhd])$/.exec(text) ?? [];
+  if (unit !== undefined) return Number(count) * UNITS[unit]! / 1000;
+  throw new TelemetryError("usage", `--${flag} takes a length of time, not "${text}"`, { hint: "use 7d, 24h or 30m" });
+}
+
+/**
  * Parses the value of a flag: an ISO date or time, or `7d`, `24h`, `30m` for that long before `now`.
  *
  * @param dayIs whether a date without a time means the start of that day, or its end
@@ -89,6 +100,15 @@ export function parseTimeFlag(flag: string, text: string, now: Date, dayIs: "sta
   const instant = parseTimestamp(text);
   if (instant !== undefined) return dayIs === "end" && text.length === 10 ? instant + UNITS["d"]! : instant;
   throw new TelemetryError("usage", `--${flag} takes a date or a time, not "${text}"`, {
-    hint: "use a UTC day (2025-12-10), a time (2025-12-10T12:05:30Z, UTC without a zone), or an age (7d, 24h, 30m)",
+    hint: "use a day (2025-12-10), a time (2025-12-10T12:05:30Z), or an age (7d, 24h, 30m)",
   });
+}
+
+/** As {@linkcode parseTimeFlag}, where a date is a local day, and a time without a zone is local. */
+export function parseLocalTimeFlag(flag: string, text: string, now: Date, dayIs: "start" | "end" = "start"): Instant {
+  const instant = parseTimestamp(text);
+  if (instant === undefined || /[Z+-]/i.test(text.slice(10))) return parseTimeFlag(flag, text, now, dayIs);
+  const [year, month, day, ...time] = new Date(instant / 1000).toISOString().split(/\D/).slice(0, 7).map(Number);
+  const days = dayIs === "end" && text.length === 10 ? 1 : 0;
+  return new Date(year!, month! - 1, day! + days, ...time as [number, number, number, number]).getTime() * 1000;
 }

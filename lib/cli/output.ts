@@ -31,16 +31,18 @@ export const stdoutSink = {
   },
 };
 
-/** Prints a line at once. A reader that has closed the pipe (`| head`) is not an error. */
-export function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): void {
+/** Prints a line at once. Returns false when the reader has closed the pipe (`| head`), which is not an error. */
+export function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): boolean {
   clearBar();
   try {
     writeAll(to, new TextEncoder().encode(`${line}\n`));
+    return true;
   } catch (error) {
     // A failure to print an error cannot be reported.
     if (to === Deno.stdout && !(error instanceof Deno.errors.BrokenPipe)) {
       throw fileError(error, "cannot write to stdout");
     }
+    return false;
   }
 }
 

@@ -1,7 +1,7 @@
 /**
  * Measures the toolkit against the plain way of doing each job, on the same disk in the same run, and prints ratios.
  * A measure whose baseline is missing is skipped, with a line that says so.
- * usage: deno task bench [setup|recorder|backup|recovery|export]...
+ * usage: deno task bench [setup|recorder|backup|recovery|export|report]...
  */
 import { TempFolder } from "../fixtures/mod.ts";
 import { backup } from "./backup.ts";
@@ -9,9 +9,10 @@ import { exports } from "./export.ts";
 import type { Measure, Part } from "./measure.ts";
 import { recorder } from "./recorder.ts";
 import { recovery } from "./recovery.ts";
+import { report } from "./report.ts";
 import { setup } from "./setup.ts";
 
-const PARTS: Record<string, Part> = { setup, recorder, backup, recovery, export: exports };
+const PARTS: Record<string, Part> = { setup, recorder, backup, recovery, export: exports, report };
 
 function row({ what, ours, baseline, ratio, wanted }: Measure): string {
   const [bound, isMet] = "atLeast" in wanted

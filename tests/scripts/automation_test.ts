@@ -26,7 +26,14 @@ testWith(
     const names = commands.map(([, name]) => name);
     assert.deepEqual(
       names,
-      ["backup_database", "backup_telemetry_db", "recover_database", "backup_database", "backup_database"],
+      [
+        "backup_database",
+        "backup_telemetry_db",
+        "recover_database",
+        "report_runs",
+        "backup_database",
+        "backup_database",
+      ],
     );
     for (const [command] of commands) {
       const here = command

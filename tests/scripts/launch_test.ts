@@ -116,6 +116,7 @@ testWith(["unix"], "a task may read the store and write only the folders of its 
     backup_telemetry_db: ["/db", "/backups"],
     recover_database: ["/db", "/reports"],
     export_csv: ["/db", "/exports"],
+    report_runs: [],
   };
   const every = FOLDERS.map((folder) => base + folder);
   for (const name of Object.keys(COMMANDS)) {

@@ -1,0 +1,79 @@
+/** Reads the end of logs: the newest records, and new ones as they are written. @module */
+import { fileError } from "../errors.ts";
+import { statIfExists } from "../fs/locate.ts";
+import type { Found, Scanned } from "./lines.ts";
+import { Lines } from "./lines.ts";
+import { logFiles } from "./read.ts";
+
+/** How far back from the end of a log its last complete line is searched. */
+const SEARCH_BYTES = 1024 * 1024;
+const NEWLINE = 0x0a;
+
+/** The records in the last `bytes` of an uncompressed log, without the line in which these start. */
+export function readTail(path: string, bytes: number): Scanned[] {
+  const { size } = statIfExists(path) ?? { size: 0 };
+  const start = Math.max(0, size - bytes);
+  const content = readRange(path, start, size);
+  const lines = new Lines(path, {});
+  const found = lines.read(content.subarray(start === 0 ? 0 : content.indexOf(NEWLINE) + 1));
+  return [...found, ...lines.end()] as Scanned[];
+}
+
+/**
+ * Yields what is appended to the logs of a folder from now on, until `signal` is aborted. Looks every `intervalMs`: the
+ * notifications of file systems miss what other machines write.
+ */
+export async function* followLogs(raw: string, signal: AbortSignal, intervalMs = 250): AsyncGenerator<Found[], void> {
+  const logs = new Map<string, { lines: Lines; position: number }>();
+  for (const path of plainLogs(raw)) {
+    const { size } = statIfExists(path) ?? { size: 0 };
+    const start = Math.max(0, size - SEARCH_BYTES);
+    const position = start + readRange(path, start, size).lastIndexOf(NEWLINE) + 1;
+    logs.set(path, { lines: new Lines(path, {}), position });
+  }
+  while (!signal.aborted) {
+    for (const path of plainLogs(raw)) {
+      const log = logs.get(path) ?? { lines: new Lines(path, {}), position: 0 };
+      logs.set(path, log);
+      const { size } = statIfExists(path) ?? { size: 0 };
+      // A failed append is cut back: what it left of a line is read again.
+      if (size < log.position) logs.set(path, { lines: new Lines(path, {}), position: size });
+      if (size <= log.position) continue;
+      const bytes = readRange(path, log.position, Math.min(size, log.position + SEARCH_BYTES));
+      log.position += bytes.length;
+      yield log.lines.read(bytes);
+    }
+    await waitFor(intervalMs, signal);
+  }
+}
+
+function plainLogs(raw: string): string[] {
+  return logFiles(raw).filter((path) => !path.endsWith(".gz"));
+}
+
+/** Reads a part of a file. It may be shorter when the file is cut meanwhile. */
+function readRange(path: string, from: number, to: number): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(to - from);
+  let filled = 0;
+  try {
+    using file = Deno.openSync(path);
+    file.seekSync(from, Deno.SeekMode.Start);
+    for (let count; filled < bytes.length && (count = file.readSync(bytes.subarray(filled))) !== null;) filled += count;
+  } catch (error) {
+    throw fileError(error, `cannot read ${path}`);
+  }
+  return bytes.subarray(0, filled);
+}
+
+function waitFor(milliseconds: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      resolve();
+    };
+    const timer = setTimeout(end, milliseconds);
+    signal.addEventListener("abort", end);
+    if (signal.aborted) end();
+  });
+}

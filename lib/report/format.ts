@@ -1,0 +1,113 @@
+/** Values as people read them, and text of unknown origin made safe to print. @module */
+import { localDate } from "./statistics.ts";
+
+/** `850 ms`, `12.3 s`, `4 m 05 s`, `1 h 12 m`, `3 d 4 h`. */
+export function formatDuration(milliseconds: number | null): string {
+  if (milliseconds === null) return "";
+  const seconds = Math.round(milliseconds / 1000);
+  const two = (value: number) => String(value).padStart(2, "0");
+  if (milliseconds < 1000) return `${Math.round(milliseconds)} ms`;
+  if (milliseconds < 59_950) return `${(milliseconds / 1000).toFixed(1)} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} m ${two(seconds % 60)} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 48 * 60) return `${Math.floor(minutes / 60)} h ${two(minutes % 60)} m`;
+  const hours = Math.round(minutes / 60);
+  return `${formatCount(Math.floor(hours / 24))} d ${hours % 24} h`;
+}
+
+/** An age in its largest unit: `30 s`, `12 m`, `5 h`, `3 d`. */
+export function formatAge(milliseconds: number): string {
+  const units: [string, number][] = [["d", 86_400_000], ["h", 3_600_000], ["m", 60_000]];
+  const [unit, size] = units.find(([, size]) => milliseconds >= 2 * size) ?? ["s", 1000];
+  return `${formatCount(Math.max(0, Math.floor(milliseconds / size)))} ${unit}`;
+}
+
+/** `12.3%`; nothing for null. */
+export function formatRate(rate: number | null): string {
+  return rate === null ? "" : `${(rate * 100).toFixed(1)}%`;
+}
+
+/** `1,234,567`. */
+export function formatCount(count: number): string {
+  return count.toLocaleString("en-US");
+}
+
+/** `12 kB`, `3.4 MB`; nothing for null. */
+export function formatBytes(bytes: number | null): string {
+  if (bytes === null) return "";
+  return bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;
+}
+
+/** `1 run`, `2 runs`. */
+export function plural(count: number, noun: string): string {
+  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
+}
+
+/** A time in UTC as local time, to the second. */
+export function formatTime(iso: string | Date): string {
+  const at = new Date(iso);
+  return isNaN(at.getTime()) ? oneLine(String(iso)) : `${localDate(at)} ${at.toTimeString().slice(0, 8)}`;
+}
+
+/** What a terminal may act on: control characters, and those that change the direction of text. */
+// deno-lint-ignore no-control-regex
+const UNSAFE = /[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]/g;
+
+/** Text on one line, with a visible character for each that a terminal may act on. */
+export function oneLine(text: string): string {
+  return text.replace(/\s*[\r\n]+\s*/g, " ⏎ ").replaceAll("\t", " ").replace(UNSAFE, (character) => {
+    const code = character.charCodeAt(0);
+    return code < 0x20 ? String.fromCharCode(0x2400 + code) : code === 0x7f ? "␡" : "�";
+  });
+}
+
+const GRAPHEMES = new Intl.Segmenter("en", { granularity: "grapheme" });
+const WIDE =
+  /^(?:\p{Emoji_Presentation}|.*\ufe0f|[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\ua960-\ua97c\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff01-\uff60\uffe0-\uffe6]|[\u{1f300}-\u{1faff}\u{20000}-\u{3fffd}])/u;
+const NO_WIDTH = /^[\p{Mn}\p{Me}\p{Cf}]+$/u;
+
+function widthOf(grapheme: string): number {
+  return WIDE.test(grapheme) ? 2 : NO_WIDTH.test(grapheme) ? 0 : 1;
+}
+
+/** How many columns of a terminal a text takes. */
+export function displayWidth(text: string): number {
+  if (/^[\x20-\x7e]*$/.test(text)) return text.length;
+  let width = 0;
+  for (const { segment } of GRAPHEMES.segment(text)) width += widthOf(segment);
+  return width;
+}
+
+/** Cuts a text to a width. What is cut ends in an ellipsis. */
+export function fit(text: string, width: number): string {
+  // A column is never wider than this, and the rest of a text of megabytes need not be measured.
+  const start = text.length > 4 * width + 100 ? text.slice(0, 4 * width + 100) : text;
+  if (start === text && displayWidth(text) <= width) return text;
+  let cut = "";
+  let used = 0;
+  for (const { segment } of GRAPHEMES.segment(start)) {
+    used += widthOf(segment);
+    if (used > width - 1) break;
+    cut += segment;
+  }
+  return width < 1 ? "" : `${cut}…`;
+}
+
+/** Cuts a text in its middle. */
+export function fitMiddle(text: string, width: number): string {
+  if (text.length <= 1000 && displayWidth(text) <= width || width < 4) return fit(text, width);
+  const end = Math.floor((width - 1) / 2);
+  let tail = "";
+  for (const { segment } of [...GRAPHEMES.segment(text.slice(-200))].reverse()) {
+    if (displayWidth(segment + tail) > end) break;
+    tail = segment + tail;
+  }
+  // The ellipsis of the start is the one in the middle.
+  return fit(text, width - displayWidth(tail)) + tail;
+}
+
+/** Pads a text to a width, with blanks before it for `right`. */
+export function pad(text: string, width: number, align: "left" | "right"): string {
+  const blanks = " ".repeat(Math.max(0, width - displayWidth(text)));
+  return align === "right" ? blanks + text : text + blanks;
+}

@@ -1,0 +1,85 @@
+/** What a report says of the store beside its runs: sizes, backups, and whether log and database agree. */
+import { sizeOf } from "../fs/locate.ts";
+import type { Layout } from "../layout.ts";
+import { logFiles } from "../log/read.ts";
+import { readTail } from "../log/tail.ts";
+import { listCopies } from "../sqlite/snapshot.ts";
+import { parseTimestamp, timestamp } from "../time.ts";
+import type { RunOrigin, Runs } from "./source.ts";
+
+/** The state of the store beside its runs. */
+export interface StoreState {
+  /** The path of the database. */
+  database: string;
+  /** With the WAL, in bytes; null when there is no database. */
+  database_bytes: number | null;
+  /** How many log files there are. */
+  log_files: number;
+  /** Their size in bytes. */
+  log_bytes: number;
+  /** The newest backup: its path, its time, and its age in milliseconds; null when there is none. */
+  newest_backup: { path: string; time: string; age_ms: number } | null;
+  /** How many backups there are. */
+  backups: number;
+  /** Ended runs that were not posted to the web API. */
+  pending_posts: number;
+  /** Runs that started before the window and are still `running`. */
+  running_before: number;
+  /** How the newest runs of the log compare with the database. Null when there is nothing to compare. */
+  log_check: { checked: number; missing: number; older: number } | null;
+}
+
+/** How much of the newest log is compared with the database. */
+const TAIL_BYTES = 1024 * 1024;
+/** For so long a client may wait for the database after it has written the log. */
+const GRACE_MS = 20_000;
+
+/** The state of a store whose runs are open. */
+export function stateOf(layout: Layout, runs: Runs, { source }: RunOrigin, since: Date, now: Date): StoreState {
+  const { database, backups: folder, raw } = layout;
+  const number = (sql: string, ...values: string[]) => Number(Object.values(runs.db.get(sql, ...values)!)[0]);
+  const backups = listCopies(folder, ["daily_backup", "full_backup"]);
+  const newest = backups.find(({ time }) => time <= now) ?? backups[0];
+  const logs = logFiles(raw);
+  const bytes = sizeOf(database);
+  // Each count is one range of an index.
+  const all = number("SELECT count(*) FROM agent_runs WHERE status<>'running'");
+  const posted = number("SELECT count(*) FROM agent_runs WHERE api_posted=1") -
+    number("SELECT count(*) FROM agent_runs WHERE status='running' AND +api_posted=1");
+  return {
+    database,
+    database_bytes: bytes === undefined ? null : bytes + (sizeOf(`${database}-wal`) ?? 0),
+    log_files: logs.length,
+    log_bytes: logs.reduce((sum, path) => sum + (sizeOf(path) ?? 0), 0),
+    newest_backup: newest
+      ? { path: newest.path, time: timestamp(newest.time), age_ms: now.getTime() - newest.time.getTime() }
+      : null,
+    backups: backups.length,
+    pending_posts: all - posted,
+    running_before: number(
+      "SELECT count(*) FROM agent_runs WHERE status='running' AND start_time<?",
+      timestamp(since),
+    ),
+    log_check: source === "log" ? null : checkTail(runs, logs.findLast((path) => !path.endsWith(".gz")), now),
+  };
+}
+
+/** Looks up the newest runs of the log in the database. */
+function checkTail(runs: Runs, log: string | undefined, now: Date): StoreState["log_check"] {
+  if (log === undefined) return null;
+  const states = new Map<string, string | null>();
+  for (const found of readTail(log, TAIL_BYTES)) {
+    if (!("record" in found) || found.record.record_type !== "run") continue;
+    const { run_id, status, start_time, end_time } = found.record;
+    const written = (parseTimestamp(String(end_time ?? start_time)) ?? 0) / 1000;
+    if (now.getTime() - written > GRACE_MS) states.set(run_id, status);
+  }
+  const find = runs.db.prepare("SELECT status FROM agent_runs WHERE run_id=?");
+  const check = { checked: states.size, missing: 0, older: 0 };
+  for (const [id, status] of states) {
+    const row = find.get(id);
+    if (row === undefined) check.missing++;
+    else if (row["status"] === "running" && status !== "running") check.older++;
+  }
+  return check;
+}
