@@ -22,8 +22,8 @@ export interface ReadOptions extends LineOptions {
 }
 
 /**
- * The paths of all logs in a folder, oldest day first. A gzipped file comes before a plain one of the same day. A missing
- * folder has no logs.
+ * The paths of all logs in a folder, oldest day first. Logs that logrotate has renamed (`.ndjson.2.gz`, `.ndjson-20251211`)
+ * come before the log of the same name, oldest first, and a gzipped file before a plain one. A missing folder has no logs.
  *
  * @param raw the folder
  * @throws {TelemetryError} `permission`, `in_the_way` or `io` when the folder cannot be listed
@@ -36,20 +36,24 @@ export interface ReadOptions extends LineOptions {
  * ```
  */
 export function logFiles(raw: string): string[] {
-  const stems: [stem: string, path: string][] = [];
+  const stems: [stem: string, age: number, path: string][] = [];
   try {
     for (const { name } of Deno.readDirSync(raw)) {
-      const stem = /^(.*)\.ndjson(?:\.gz)?$/s.exec(name)?.[1];
+      const [, stem, count, date] = /^(.*)\.ndjson(?:\.(\d{1,5})|-(\d{8,14}))?(?:\.gz)?$/s.exec(name) ?? [];
       const path = pathIn(raw, name);
-      if (stem !== undefined && mayBeFile(path)) stems.push([stem, path]);
+      if (stem !== undefined && mayBeFile(path)) {
+        stems.push([stem, date ? 1e15 - Number(date) : Number(count ?? 0), path]);
+      }
     }
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return [];
     throw fileError(error, `cannot list ${raw}`);
   }
   // The longer of two paths with the same stem is the gzipped one.
-  stems.sort(([a, path], [b, other]) => a < b ? -1 : a > b ? 1 : other.length - path.length);
-  return stems.map(([, path]) => path);
+  stems.sort(([a, age, path], [b, otherAge, other]) =>
+    a < b ? -1 : a > b ? 1 : otherAge - age || other.length - path.length
+  );
+  return stems.map(([, , path]) => path);
 }
 
 /** Whether a path is a file. A path that cannot be examined counts, so that the read reports it. */

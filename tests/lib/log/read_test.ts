@@ -6,7 +6,7 @@ import fc from "npm:fast-check@4.10.2";
 import { splitBrokenLine } from "../../../lib/log/broken_line.ts";
 import { TelemetryError } from "../../../lib/errors.ts";
 import { MAX_LINE_BYTES, newRun } from "../../../lib/records.ts";
-import { rounds, SAMPLE, testWith } from "../../fixtures/mod.ts";
+import { rounds, SAMPLE, TempFolder, testWith } from "../../fixtures/mod.ts";
 import {
   logFiles,
   parseStartLine,
@@ -955,3 +955,13 @@ Deno.test("property: reading one type agrees with scan on glued, cut and mixed l
       { numRuns: rounds(50, 300) },
     );
   }));
+
+Deno.test("logs that were rotated are found, oldest first", () => {
+  using temp = new TempFolder();
+  const day = "events_20251210.ndjson";
+  const names = [`${day}-20251211.gz`, `${day}-20251212`, `${day}.10.gz`, `${day}.2`, `${day}.1`, day];
+  for (const name of [...names, `${day}.partial`, `${day}.1.zst`].toSorted()) {
+    Deno.writeTextFileSync(`${temp.path}/${name}`, "");
+  }
+  assert.deepEqual(logFiles(temp.path), names.map((name) => `${temp.path}/${name}`));
+});
