@@ -484,13 +484,18 @@ testWith(["python", "terminal"], "on a terminal, n cancels and y restores", asyn
 Deno.test("latest is the newest of both kinds by name, except those dated in the future", async () => {
   using temp = new TempFolder();
   const { base, file, backup } = newStore(temp);
-  const put = (name: string, agent: string) => makeV3(`${base}/backups/${name}`, agent, 3);
+  // A file that was written clearly later than the latest by name would be told of.
+  const written = Math.floor(Date.now() / 1000);
+  const put = (name: string, agent: string) => {
+    makeV3(`${base}/backups/${name}`, agent, 3);
+    Deno.utimeSync(`${base}/backups/${name}`, written, written);
+  };
   put("telemetry.backup.20251202.sqlite", "daily");
   put(`telemetry_backup_${new Date().getFullYear() + 1}0601_000000.sqlite`, "next_year");
   put("telemetry.before_v3_20260101_000000.sqlite", "before_v3");
   put("telemetry_backup_20251301_000000.sqlite", "no_such_month");
   // Copied last, and older by its name.
-  Deno.utimeSync(backup, new Date(), new Date());
+  Deno.utimeSync(backup, written + 1, written + 1);
   const newest = () => valueIn(file, "SELECT min(agent_name) FROM agent_runs");
   await restored(base, "latest");
   assert.equal(newest(), "daily");
