@@ -46,8 +46,9 @@ export const COMMAND: Command = {
       value: "PATH",
       path: "write",
       writes: [],
-      about: "write the report to this file, which is replaced: .html, .json or .md",
+      about: "write the report to this file: .html, .json or .md",
     },
+    overwrite: { about: "with --output: replace the file if it exists" },
     html: { writes: ["reports"], about: "write the report as a page to reports/" },
     "max-failed": { value: "LIMIT", about: "exit with 1 when more failed: a share (5%) or a number of runs (3)" },
     "max-stale": { value: "N", about: "exit with 1 when more runs are stale" },
@@ -139,6 +140,7 @@ function readFormat({ flags }: Terminal): "html" | "json" | "md" | undefined {
   if (mode !== undefined && other !== undefined) throw usage(`--${other} does not go with --${mode}`);
   if (flags["run"] === "") throw usage("--run needs an id");
   const path = flags["output"] as string | undefined;
+  if (flags["overwrite"] && path === undefined) throw usage("--overwrite goes only with --output");
   if (path === undefined) return flags["html"] ? "html" : undefined;
   const ending = /[^/\\]\.(html|json|md)$/.exec(path)?.[1] as "html" | "json" | "md" | undefined;
   if (ending === undefined || flags["html"] && ending !== "html") {
@@ -165,12 +167,18 @@ async function write(terminal: Terminal, layout: Layout, summary: RunSummary, fo
     : `${JSON.stringify(summary, null, 2)}\n`;
   const content = new TextEncoder().encode(text);
   let path = terminal.flags["output"] as string | undefined;
-  if (path !== undefined) writeFileAtomic(layout.base, path, content, { replace: true });
-  else {
+  // The page shows what is in the database: who may not read that may not read this.
+  const rightsOf = layout.database;
+  if (path !== undefined) {
+    const replace = terminal.flags["overwrite"] === true;
+    if (!writeFileAtomic(layout.base, path, content, { replace, rightsOf })) {
+      throw usage(`${path} exists already, and is not replaced`, "name another file, or add --overwrite");
+    }
+  } else {
     ensureFolder(layout.base, layout.reports);
     for (const name of fileNames("runs_report", new Date())) {
       path = pathIn(layout.reports, name);
-      if (writeFileAtomic(layout.base, path, content, { replace: false })) break;
+      if (writeFileAtomic(layout.base, path, content, { replace: false, rightsOf })) break;
     }
   }
   terminal.say(path!);

@@ -4,7 +4,7 @@
  */
 import { type Cell, CsvText } from "./csv.ts";
 import { type Definition, type ExportRequest, type ExportTable, RowFilter, TABLES } from "./request.ts";
-import { ensureFolder, PartialFile, pathExists, removeStalePartials } from "../fs/atomic_file.ts";
+import { ensureFolder, limitRights, PartialFile, pathExists, removeStalePartials } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { type FileKind, fileNames, folderOf, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
 import { isFolder, isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
@@ -228,15 +228,6 @@ function assertUsable(path: string, overwrite: boolean): void {
     });
   }
   if (pathExists(path) && !overwrite) throw isTaken(path);
-}
-
-/** Removes access rights that the source does not give: others may not be allowed to read it. */
-function limitRights(partial: string, source: string | undefined): void {
-  const mode = source === undefined ? null : statIfExists(source)?.mode ?? null;
-  if (mode === null || Deno.build.os === "windows") return;
-  try {
-    Deno.chmodSync(partial, statIfExists(partial)!.mode! & (mode | 0o600) & 0o777);
-  } catch { /* a file system without access rights */ }
 }
 
 function isTaken(path: string): TelemetryError {

@@ -271,12 +271,23 @@ function link(partial: string, path: string): boolean {
   return true;
 }
 
+/** Removes access rights that the source does not give: others may not be allowed to read it. */
+export function limitRights(partial: string, source: string | undefined): void {
+  const mode = source === undefined ? null : statIfExists(source)?.mode ?? null;
+  if (mode === null || Deno.build.os === "windows") return;
+  try {
+    Deno.chmodSync(partial, statIfExists(partial)!.mode! & (mode | 0o600) & 0o777);
+  } catch { /* a file system without access rights */ }
+}
+
 /** Options of {@linkcode writeFileAtomic}. */
 export interface WriteFileOptions {
   /** Whether an existing file is replaced. */
   replace: boolean;
   /** Whether to wait for another process that writes the same file. @default true */
   wait?: boolean;
+  /** A file whose access rights limit those of the new one. @default none */
+  rightsOf?: string;
 }
 
 /**
@@ -289,6 +300,7 @@ export function writeFileAtomic(base: string, path: string, content: Uint8Array,
   if (!options.replace && pathExists(path) && !pathExists(partial)) return false;
   using file = PartialFile.claim(partial, options.wait === undefined ? {} : { wait: options.wait });
   if (!options.replace && pathExists(path)) return false;
+  if (options.rightsOf !== undefined) limitRights(partial, options.rightsOf);
   try {
     writeAll(file.file, content);
     file.sync();

@@ -212,6 +212,7 @@ Deno.test("wrong usage exits with 2", async () => {
     ["--output", "report.txt"],
     ["--output", "-"],
     ["--html", "--output", "report.md"],
+    ["--overwrite"],
   ];
   for (const args of wrong) {
     const { code, stdout, stderr } = await runScript("report_runs", base, args);
@@ -220,17 +221,21 @@ Deno.test("wrong usage exits with 2", async () => {
   }
 });
 
-Deno.test("--html writes a page to reports/, --output a file by its ending, which is replaced", async () => {
+Deno.test("--html writes a page to reports/, and --output a file by its ending, replaced only with --overwrite", async () => {
   using temp = new TempFolder();
   const base = newStore(temp);
+  Deno.chmodSync(`${base}/db/telemetry.sqlite`, 0o600);
   const { code, stdout } = await runScript("report_runs", base, ["--html"]);
   assert.equal(code, 0);
   assert.match(stdout.trim().slice(base.length), /^\/reports\/runs_\d{8}_\d{6}\.html$/);
+  if (Deno.build.os !== "windows") assert.equal(Deno.statSync(stdout.trim()).mode! & 0o777, 0o600);
   assert.match(Deno.readTextFileSync(stdout.trim()), /^<!DOCTYPE html>[^]*<\/html>\n$/);
   for (const [ending, start] of [["html", "<!DOCTYPE html>"], ["json", '{\n  "base": '], ["md", "# Runs in "]]) {
     const path = `${temp.path}/report.${ending}`;
     Deno.writeTextFileSync(path, "of yesterday");
-    const written = await runScript("report_runs", base, ["--output", path, "--json"]);
+    assert.equal((await runScript("report_runs", base, ["--output", path])).code, 2);
+    assert.equal(Deno.readTextFileSync(path), "of yesterday");
+    const written = await runScript("report_runs", base, ["--output", path, "--overwrite", "--json"]);
     assert.deepEqual([written.code, JSON.parse(written.stdout).path], [0, path], written.stderr);
     assert.ok(Deno.readTextFileSync(path).startsWith(start!));
     assert.ok(!isThere(`${path}.partial`));
