@@ -95,11 +95,13 @@ export class Runs {
   /** Yields the runs that a filter selects, in no certain order. Reads as JSON, by which text with NUL stays whole. */
   *rows(filter: RunFilter, condition = "true"): Generator<RunRow, void> {
     const { key, from, to } = this.#range(filter);
+    const text = "CAST(start_time AS TEXT)";
+    const [keyCell, start] = key === "start_time" ? [text, "NULL"] : [key, text];
     const statement = this.db.prepare(
       `SELECT json_group_array(json_array(k, agent, job, status, start, ${blobAsText("duration")}, ${
         blobAsText("items")
-      }, id)) AS rows FROM (SELECT ${key} AS k, CAST(agent_name AS TEXT) AS agent, CAST(job_type AS TEXT) AS job,
-        CAST(status AS TEXT) AS status, CAST(start_time AS TEXT) AS start, duration_ms AS duration,
+      }, id)) AS rows FROM (SELECT ${keyCell} AS k, CAST(agent_name AS TEXT) AS agent, CAST(job_type AS TEXT) AS job,
+        CAST(status AS TEXT) AS status, ${start} AS start, duration_ms AS duration,
         items_succeeded AS items, CASE WHEN status IN ('success', 'partial') THEN NULL ELSE CAST(run_id AS TEXT) END AS id
       FROM agent_runs WHERE ${key}>=?1 AND ${key}<?2 AND ${condition} ORDER BY ${key} LIMIT ${CHUNK_ROWS} OFFSET ?3)`,
     );
@@ -143,10 +145,11 @@ export class Runs {
     };
   }
 
-  #select([, agent, job, status, time, duration, items, id]: JsonRow, filter: RunFilter): RunRow | undefined {
+  #select([key, agent, job, status, time, duration, items, id]: JsonRow, filter: RunFilter): RunRow | undefined {
     const { since = -Infinity, until = Infinity, agents, jobTypes } = filter;
     if (agents && !agents.has(agent) || jobTypes && !jobTypes.has(job)) return undefined;
-    const start = typeof time === "string" ? parseTimestamp(time) : undefined;
+    const text = time ?? key;
+    const start = typeof text === "string" ? parseTimestamp(text) : undefined;
     if (start === undefined) this.untimed++;
     else if (since <= start && start < until) return { agent: agent ?? "", job, status, start, duration, items, id };
     return undefined;
@@ -180,6 +183,7 @@ type JsonRow = [
   agent: string | null,
   job: string | null,
   status: string | null,
+  /** Null when the rows are read by their start, which is then the key. */
   start: string | null,
   duration: unknown,
   items: unknown,

@@ -29,7 +29,7 @@ export interface StoreState {
   log_check: { checked: number; missing: number; older: number } | null;
 }
 
-/** How much of the newest log is compared with the database. */
+/** How much of each of the newest two logs is compared with the database. */
 const TAIL_BYTES = 1024 * 1024;
 /** For so long a client may wait for the database after it has written the log. */
 const GRACE_MS = 20_000;
@@ -42,8 +42,10 @@ export function stateOf(layout: Layout, runs: Runs, { source }: RunOrigin, since
   const newest = backups.find(({ time }) => time <= now) ?? backups[0];
   const logs = logFiles(raw);
   const bytes = sizeOf(database);
-  // Each count is one range of an index.
-  const all = number("SELECT count(*) FROM agent_runs WHERE status<>'running'");
+  // Each count is all of an index, or one range of it.
+  const ended = number("SELECT count(*) FROM agent_runs") -
+    number("SELECT count(*) FROM agent_runs WHERE status='running'") -
+    number("SELECT count(*) FROM agent_runs WHERE status IS NULL");
   const posted = number("SELECT count(*) FROM agent_runs WHERE api_posted=1") -
     number("SELECT count(*) FROM agent_runs WHERE status='running' AND +api_posted=1");
   return {
@@ -55,20 +57,20 @@ export function stateOf(layout: Layout, runs: Runs, { source }: RunOrigin, since
       ? { path: newest.path, time: timestamp(newest.time), age_ms: now.getTime() - newest.time.getTime() }
       : null,
     backups: backups.length,
-    pending_posts: all - posted,
+    pending_posts: ended - posted,
     running_before: number(
       "SELECT count(*) FROM agent_runs WHERE status='running' AND start_time<?",
       timestamp(since),
     ),
-    log_check: source === "log" ? null : checkTail(runs, logs.findLast((path) => !path.endsWith(".gz")), now),
+    log_check: source === "log" ? null : checkTail(runs, logs.filter((path) => !path.endsWith(".gz")).slice(-2), now),
   };
 }
 
-/** Looks up the newest runs of the log in the database. */
-function checkTail(runs: Runs, log: string | undefined, now: Date): StoreState["log_check"] {
-  if (log === undefined) return null;
+/** Looks up the newest runs of some logs in the database. */
+function checkTail(runs: Runs, logs: string[], now: Date): StoreState["log_check"] {
+  if (logs.length === 0) return null;
   const states = new Map<string, string | null>();
-  for (const found of readTail(log, TAIL_BYTES)) {
+  for (const found of logs.flatMap((log) => readTail(log, TAIL_BYTES))) {
     if (!("record" in found) || found.record.record_type !== "run") continue;
     const { run_id, status, start_time, end_time } = found.record;
     const written = (parseTimestamp(String(end_time ?? start_time)) ?? 0) / 1000;

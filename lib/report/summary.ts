@@ -12,9 +12,9 @@ export interface SummaryOptions {
   /** Only runs that started before. @default no limit */
   until?: Date;
   /** Only these agents. @default all */
-  agents?: Iterable<string>;
+  agents?: readonly string[];
   /** Only these job types. @default all */
-  jobTypes?: Iterable<string>;
+  jobTypes?: readonly string[];
   /** A run that is `running` for longer is stale, in milliseconds. @default 86_400_000 (24 hours) */
   staleAfterMs?: number;
   /** From which time ages are counted. @default the current time */

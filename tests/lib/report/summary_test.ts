@@ -3,8 +3,8 @@ import { DatabaseSync } from "node:sqlite";
 import { layoutOf } from "../../../lib/layout.ts";
 import { newRun } from "../../../lib/records.ts";
 import { type RunSummary, summarizeRuns } from "../../../lib/report/summary.ts";
-import { makeOldDatabase, type OldKind, ROOT, run, SAMPLE, TempFolder, testWith, treeOf } from "../../fixtures/mod.ts";
-import { seededRandom, storeWith, type TestRun } from "../../fixtures/report.ts";
+import { makeOldDatabase, type OldKind, ROOT, run, TempFolder, testWith, treeOf } from "../../fixtures/mod.ts";
+import { fieldStore, seededRandom, storeWith, type TestRun } from "../../fixtures/report.ts";
 
 const NOW = new Date("2025-12-14T12:00:00Z");
 const iso = (at: number) => new Date(at).toISOString().replace("Z", "000+00:00");
@@ -56,7 +56,7 @@ function assertSame(summary: RunSummary, duck: Awaited<ReturnType<typeof byDuckD
 Deno.test("counts, rates and percentiles of the field store equal those of DuckDB", async () => {
   using temp = new TempFolder();
   const [since, until] = ["2025-12-08T12:00:00Z", "2025-12-12T12:00:00Z"];
-  const layout = layoutOf(`${SAMPLE}/base`);
+  const layout = layoutOf(fieldStore(temp.path));
   const summary = await summarizeRuns(layout, { since: new Date(since), until: new Date(until), now: NOW });
   assertSame(summary, await byDuckDb(layout.database, temp.path, since, until));
   assert.equal(summary.source, "database");
