@@ -141,6 +141,8 @@ export async function recoverChecked(
     const warning = await installDatabase(partial, layout, current, { onLocked });
     if (warning !== undefined) warnings.push(warning);
   } catch (error) {
+    // On a full disk, the copy can be compared only with the space of the new database.
+    partial[Symbol.dispose]();
     if (kept !== null && !isPreserved) discardCopy(kept, database, current);
     throw error;
   }
