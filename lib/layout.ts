@@ -212,6 +212,11 @@ export function* fileNames(kind: FileKind, at: Date): Generator<string, never> {
   }
 }
 
+/** The paths in a folder to try for a file that is new now, in the order of {@linkcode fileNames}. */
+export function* newPaths(folder: string, kind: FileKind): Generator<string, void> {
+  for (const name of fileNames(kind, new Date())) yield pathIn(folder, name);
+}
+
 /** `YYYYMMDD_HHMMSS` in local time. */
 function localStamp(at: Date): string {
   const two = (value: number) => String(value).padStart(2, "0");

@@ -9,7 +9,7 @@ import { backupAndPrune, listBackupsAsTable } from "../lib/cli/backup_output.ts"
 import { TelemetryError } from "../lib/errors.ts";
 import type { Layout } from "../lib/layout.ts";
 import { type Command, type Result, runCommand, type Terminal, wholeNumber } from "../lib/cli/command.ts";
-import { plural } from "../lib/cli/output.ts";
+import { plural } from "../lib/format.ts";
 
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {

@@ -7,7 +7,8 @@ import { type Exported, exportTo, exportToFile } from "../lib/export/export.ts";
 import { readRequest } from "../lib/export/request.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import { type Command, runCommand, type Terminal } from "../lib/cli/command.ts";
-import { formatBytes, plural, stdoutSink } from "../lib/cli/output.ts";
+import { stdoutSink } from "../lib/cli/output.ts";
+import { formatBytes, plural } from "../lib/format.ts";
 
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {

@@ -11,7 +11,7 @@ import { SCHEMA_VERSION } from "../lib/records.ts";
 import { recoverChecked, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
 import type { Current } from "../lib/store/replace_database.ts";
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
-import { formatBytes, plural } from "../lib/cli/output.ts";
+import { formatBytes, plural } from "../lib/format.ts";
 
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {

@@ -7,7 +7,7 @@ import { type Command, type Result, runCommand, type Terminal } from "../lib/cli
 import { print } from "../lib/cli/output.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import { ensureFolder, writeFileAtomic } from "../lib/fs/atomic_file.ts";
-import { fileNames, type Layout, pathIn } from "../lib/layout.ts";
+import { type Layout, newPaths } from "../lib/layout.ts";
 import { followLogs } from "../lib/log/tail.ts";
 import { oneLine } from "../lib/report/format.ts";
 import { summaryPage } from "../lib/report/html.ts";
@@ -176,8 +176,7 @@ async function write(terminal: Terminal, layout: Layout, summary: RunSummary, fo
     }
   } else {
     ensureFolder(layout.base, layout.reports);
-    for (const name of fileNames("runs_report", new Date())) {
-      path = pathIn(layout.reports, name);
+    for (path of newPaths(layout.reports, "runs_report")) {
       if (writeFileAtomic(layout.base, path, content, { replace: false, rightsOf })) break;
     }
   }

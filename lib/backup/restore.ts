@@ -91,7 +91,7 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
       const warning = await installDatabase(partial, layout, current, { onProgress: options.onProgress, onLocked });
       if (warning !== undefined) prepared.warnings.push(warning);
     } catch (error) {
-      if (kept !== null && discardCopy(kept, database, current)) throw mentioning(error, kept);
+      if (kept !== null && discardCopy(kept, partial, database, current)) throw mentioning(error, kept);
       throw error;
     }
   } finally {

@@ -15,7 +15,7 @@ import { errorMessage, TelemetryError } from "../errors.ts";
 import type { Layout } from "../layout.ts";
 import type { DatabaseCopy } from "../sqlite/snapshot.ts";
 import type { Result, Terminal } from "./command.ts";
-import { formatBytes, plural } from "./output.ts";
+import { formatBytes, plural } from "../format.ts";
 
 /** SQLite's usual page size, for the rate of the progress bar. */
 const PAGE_BYTES = 4096;

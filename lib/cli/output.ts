@@ -1,8 +1,9 @@
 /**
- * What scripts print: lines, progress bars, sizes.
+ * What scripts print: lines and progress bars.
  * @module
  */
 import { fileError } from "../errors.ts";
+import { formatBytes } from "../format.ts";
 import { writeAll } from "../fs/atomic_file.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
 
@@ -85,16 +86,6 @@ export function progressBar(label: string, unitBytes: number): OnProgress {
     const rate = formatBytes(perSecond * unitBytes);
     printRaw(`\r${label} [${bar}] ${Math.floor(done / total * 100)}% ${rate}/s, ${left} s left\x1b[K`);
   };
-}
-
-/** `12 kB`, `3.4 MB`. */
-export function formatBytes(bytes: number): string {
-  return bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;
-}
-
-/** `1 run`, `2 runs`. */
-export function plural(count: number, noun: string): string {
-  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 /** Breaks text into lines of at most `width` characters, where it has blanks. */

@@ -6,7 +6,7 @@ import { type Cell, CsvText } from "./csv.ts";
 import { type Definition, type ExportRequest, type ExportTable, RowFilter, TABLES } from "./request.ts";
 import { ensureFolder, limitRights, PartialFile, pathExists, removeStalePartials } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
-import { type FileKind, fileNames, folderOf, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
+import { type FileKind, folderOf, type Layout, newPaths, parseFileName, partialOf } from "../layout.ts";
 import { isFolder, isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
 import { sourceOf } from "../log/json_source.ts";
 import { logFiles, readLogs } from "../log/read.ts";
@@ -214,7 +214,7 @@ export async function exportToFile(
     partial.replace(layout.base, path);
     return { ...exported, path };
   }
-  const published = partial.publish(layout.base, path === undefined ? pathsIn(layout.exports, kind) : [path]);
+  const published = partial.publish(layout.base, path === undefined ? newPaths(layout.exports, kind) : [path]);
   if (published === undefined) throw isTaken(path!);
   return { ...exported, path: published };
 }
@@ -239,7 +239,7 @@ function isTaken(path: string): TelemetryError {
 function claimInExports({ base, exports }: Layout, kind: FileKind): PartialFile {
   ensureFolder(base, exports);
   removeStalePartials(exports, (name) => parseFileName(name)?.kind === kind);
-  for (const path of pathsIn(exports, kind)) {
+  for (const path of newPaths(exports, kind)) {
     try {
       return PartialFile.claim(partialOf(path), { wait: false });
     } catch (error) {
@@ -248,8 +248,4 @@ function claimInExports({ base, exports }: Layout, kind: FileKind): PartialFile 
     }
   }
   throw new TelemetryError("io", `no name is left for an export in ${exports}`);
-}
-
-function* pathsIn(folder: string, kind: FileKind): Generator<string, void> {
-  for (const name of fileNames(kind, new Date())) yield pathIn(folder, name);
 }

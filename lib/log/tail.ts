@@ -1,8 +1,8 @@
 /** Reads the end of logs: the newest records, and new ones as they are written. @module */
 import { fileError } from "../errors.ts";
+import { readFull } from "../fs/atomic_file.ts";
 import { statIfExists } from "../fs/locate.ts";
-import type { Found, Scanned } from "./lines.ts";
-import { Lines } from "./lines.ts";
+import { type Found, Lines, type Scanned } from "./lines.ts";
 import { logFiles } from "./read.ts";
 
 /** How far back from the end of a log its last complete line is searched. */
@@ -54,15 +54,13 @@ function plainLogs(raw: string): string[] {
 /** Reads a part of a file. It may be shorter when the file is cut meanwhile. */
 function readRange(path: string, from: number, to: number): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(to - from);
-  let filled = 0;
   try {
     using file = Deno.openSync(path);
     file.seekSync(from, Deno.SeekMode.Start);
-    for (let count; filled < bytes.length && (count = file.readSync(bytes.subarray(filled))) !== null;) filled += count;
+    return bytes.subarray(0, readFull(file, bytes));
   } catch (error) {
     throw fileError(error, `cannot read ${path}`);
   }
-  return bytes.subarray(0, filled);
 }
 
 function waitFor(milliseconds: number, signal: AbortSignal): Promise<void> {

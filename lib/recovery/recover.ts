@@ -81,7 +81,8 @@ const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGM
 
 /**
  * Rebuilds the database beside the current one and replaces it, while agents go on. The replaced database is preserved as
- * `db/telemetry.corrupted.….sqlite`, or as `db/telemetry.before_rebuild_….sqlite` when it is intact. Killed at any moment, the database is unchanged or finished.
+ * `db/telemetry.corrupted.….sqlite`, or as `db/telemetry.before_rebuild_….sqlite` when it is intact. Killed at any
+ * moment, the database is unchanged or finished.
  *
  * The log determines the fields of a run, except that an ended status and an `api_posted` marker of another source are not
  * taken back (contract, "NDJSON records": the last line of a run is its state).
@@ -141,9 +142,7 @@ export async function recoverChecked(
     const warning = await installDatabase(partial, layout, current, { onLocked });
     if (warning !== undefined) warnings.push(warning);
   } catch (error) {
-    // On a full disk, the copy can be compared only with the space of the new database.
-    partial[Symbol.dispose]();
-    if (kept !== null && !isPreserved) discardCopy(kept, database, current);
+    if (kept !== null && !isPreserved) discardCopy(kept, partial, database, current);
     throw error;
   }
   live?.close();

@@ -1,4 +1,5 @@
 /** Values as people read them, and text of unknown origin made safe to print. @module */
+import { plural as ungrouped } from "../format.ts";
 import { localDate } from "./statistics.ts";
 
 /** `850 ms`, `12.3 s`, `4 m 05 s`, `1 h 12 m`, `3 d 4 h`. */
@@ -32,15 +33,9 @@ export function formatCount(count: number): string {
   return count.toLocaleString("en-US");
 }
 
-/** `12 kB`, `3.4 MB`; nothing for null. */
-export function formatBytes(bytes: number | null): string {
-  if (bytes === null) return "";
-  return bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;
-}
-
-/** `1 run`, `2 runs`. */
+/** `1 run`, `1,234 runs`. */
 export function plural(count: number, noun: string): string {
-  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
+  return ungrouped(count, noun, formatCount(count));
 }
 
 /** A time in UTC as local time, to the second. */

@@ -61,6 +61,14 @@ export async function readRuns<T>({ database, raw }: Layout, work: (runs: Runs, 
     if (!hasCode(error, ...UNREADABLE)) throw error;
     problem = errorMessage(error);
   }
+  return await readLoggedRuns(raw, problem, work);
+}
+
+async function readLoggedRuns<T>(
+  raw: string,
+  problem: string | null,
+  work: (runs: Runs, origin: RunOrigin) => T,
+): Promise<T> {
   using db = Connection.open(":memory:");
   const rejected_parts = await fillFromLog(db, logFiles(raw));
   return work(new Runs(db), { source: "log", problem, schema_version: null, rejected_parts });
@@ -207,10 +215,7 @@ export async function findRun(layout: Layout, end: string): Promise<RunDetails |
   let found = await readRuns(layout, read);
   if (found.ids?.length === 0 && found.origin.source === "database") {
     // A table with a stricter constraint has refused some runs: they are in the log only.
-    const { raw } = layout;
-    using db = Connection.open(":memory:");
-    const rejected_parts = await fillFromLog(db, logFiles(raw));
-    found = read(new Runs(db), { source: "log", problem: null, schema_version: null, rejected_parts });
+    found = await readLoggedRuns(layout.raw, null, read);
   }
   if (found.run === undefined) return { ids: found.ids };
   const { run, origin } = found;

@@ -2,7 +2,7 @@
 import type { Layout } from "../layout.ts";
 import { type Instant, timestamp } from "../time.ts";
 import { LocalDays, percentile, Sample } from "./statistics.ts";
-import { readRuns, type RecordedRun, type RunOrigin, type RunRow, type Runs } from "./source.ts";
+import { readRuns, type RecordedRun, type RunFilter, type RunOrigin, type RunRow, type Runs } from "./source.ts";
 import { stateOf, type StoreState } from "./store_state.ts";
 
 /** Options of {@linkcode summarizeRuns}. */
@@ -178,17 +178,11 @@ export async function summarizeRuns(layout: Layout, options: SummaryOptions = {}
 }
 
 function summarize(layout: Layout, runs: Runs, origin: RunOrigin, options: SummaryOptions): RunSummary {
-  const { now = new Date(), until, agents, jobTypes, staleAfterMs = DAY_MS } = options;
-  const { since = new Date(now.getTime() - 7 * DAY_MS) } = options;
+  const { now = new Date(), until, staleAfterMs = DAY_MS } = options;
+  const since = sinceOf(options, now);
   const length = Math.max(0, (until ?? now).getTime() - since.getTime()) * 1000;
   const tally = new Tally(since.getTime() * 1000);
-  const rows = runs.rows({
-    since: since.getTime() * 1000 - length,
-    until: until && until.getTime() * 1000,
-    agents: agents && new Set(agents),
-    jobTypes: jobTypes && new Set(jobTypes),
-  });
-  for (const row of rows) tally.add(row);
+  for (const row of runs.rows(filterOf(options, since.getTime() * 1000 - length))) tally.add(row);
   const groups = tally.groupsWorstFirst();
   return {
     base: layout.base,
@@ -203,10 +197,7 @@ function summarize(layout: Layout, runs: Runs, origin: RunOrigin, options: Summa
     failure_rate_before: failureRate(tally.before),
     untimed: runs.untimed,
     groups: groups.map((group) => group.summary()),
-    failures: tally.newestFailures().flatMap((row) => {
-      const fields = runs.fieldsOf(row.id!);
-      return fields ? [{ ...listed(row), error_summary: textOf(fields["error_summary"]), fields }] : [];
-    }),
+    failures: tally.newestFailures().flatMap((row) => failedRun(runs, row) ?? []),
     stale: tally.running.flatMap((row) => {
       const age = now.getTime() - row.start / 1000;
       const p95 = tally.groupOf(row).p95() ?? Infinity;
@@ -225,23 +216,35 @@ export async function listRuns(
   options: SummaryOptions & { status: Status },
   print: (run: FailedRun) => void,
 ): Promise<RunOrigin> {
-  const { now = new Date(), until, agents, jobTypes, status } = options;
-  const since = options.since?.getTime() ?? now.getTime() - 7 * DAY_MS;
+  const { now = new Date(), status } = options;
   return await readRuns(layout, (runs, origin) => {
-    const filter = {
-      since: since * 1000,
-      until: until && until.getTime() * 1000,
-      agents: agents && new Set(agents),
-      jobTypes: jobTypes && new Set(jobTypes),
-    };
+    const filter = filterOf(options, sinceOf(options, now).getTime() * 1000);
     const found = [...runs.rows(filter, "+status NOT IN ('success', 'partial')")]
       .filter((row) => statusOf(row.status) === status && row.id !== null);
     for (const row of found.sort(newestFirst)) {
-      const fields = runs.fieldsOf(row.id!);
-      if (fields) print({ ...listed(row), error_summary: textOf(fields["error_summary"]), fields });
+      const run = failedRun(runs, row);
+      if (run) print(run);
     }
     return origin;
   });
+}
+
+function sinceOf({ since }: SummaryOptions, now: Date): Date {
+  return since ?? new Date(now.getTime() - 7 * DAY_MS);
+}
+
+function filterOf({ until, agents, jobTypes }: SummaryOptions, since: Instant): RunFilter {
+  return {
+    since,
+    until: until && until.getTime() * 1000,
+    agents: agents && new Set(agents),
+    jobTypes: jobTypes && new Set(jobTypes),
+  };
+}
+
+function failedRun(runs: Runs, row: RunRow): FailedRun | undefined {
+  const fields = runs.fieldsOf(row.id!);
+  return fields && { ...listed(row), error_summary: textOf(fields["error_summary"]), fields };
 }
 
 function listed({ id, agent, job, status, start }: RunRow): ListedRun {

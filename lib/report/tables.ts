@@ -1,5 +1,6 @@
 /** The tables of a report: what a terminal, Markdown and a page show alike. @module */
-import { formatAge, formatBytes, formatCount, formatDuration, formatRate, formatTime, plural } from "./format.ts";
+import { formatBytes } from "../format.ts";
+import { formatAge, formatCount, formatDuration, formatRate, formatTime, plural } from "./format.ts";
 import { type FailedRun, type RunSummary, type StaleRun, type Status, statusOf } from "./summary.ts";
 
 /** A column of a table. */

@@ -8,8 +8,8 @@ import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
 import {
   type FileKind,
   fileName,
-  fileNames,
   type Layout,
+  newPaths,
   parseFileName,
   partialOf,
   pathIn,
@@ -57,11 +57,7 @@ export async function takeSnapshot(
   } catch (error) {
     throw fileError(error, `cannot sync ${partialPath}`);
   }
-  return partial.publish(base, pathsIn(folder, kind))!;
-}
-
-function* pathsIn(folder: string, kind: FileKind): Generator<string> {
-  for (const name of fileNames(kind, new Date())) yield pathIn(folder, name);
+  return partial.publish(base, newPaths(folder, kind))!;
 }
 
 /** A damaged database is copied without an error. The copy has the same pages, so its check stands for both. */

@@ -15,7 +15,7 @@ import {
   removeStalePartials,
 } from "../fs/atomic_file.ts";
 import { sizeOf, statIfExists } from "../fs/locate.ts";
-import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn, sidecarsOf } from "../layout.ts";
+import { type FileKind, type Layout, newPaths, parseFileName, partialOf, pathIn, sidecarsOf } from "../layout.ts";
 import { Connection, type OnProgress, retryWhileLocked } from "../sqlite/connection.ts";
 import { inspect } from "../sqlite/migrate.ts";
 import { takeSnapshot } from "../sqlite/snapshot.ts";
@@ -85,8 +85,7 @@ export async function preserveCurrent(
   if (current.state === "none") return null;
   if (current.state === "intact") return await takeSnapshot(layout, layout.db, kind, { check: "none" });
   removeStaleCopies(layout.db, kind);
-  for (const name of fileNames(kind, new Date())) {
-    const copy = pathIn(layout.db, name);
+  for (const copy of newPaths(layout.db, kind)) {
     if ([copy, ...Object.values(sidecarsOf(copy))].some(pathExists)) continue;
     copyFiles(layout, copy);
     return copy;
@@ -129,9 +128,11 @@ function copyFiles({ base, database }: Layout, copy: string): void {
 
 /**
  * Removes a copy whose replacement failed, if the database still has all that the copy has. Otherwise it is the only copy,
- * and stays. Returns whether it stays.
+ * and stays. Returns whether it stays. Disposes the partial of the new content.
  */
-export function discardCopy(copy: string, database: string, current: Current): boolean {
+export function discardCopy(copy: string, partial: PartialFile, database: string, current: Current): boolean {
+  // On a full disk, the two can be compared only with the space of the new content.
+  partial[Symbol.dispose]();
   try {
     if (current.state === "intact" ? !hasAsManyRuns(database, copy) : !hasSameFiles(database, copy)) return true;
     removeDatabase(copy);

@@ -1,8 +1,7 @@
 /** The report on a million runs, against the sqlite3 program with the same aggregates, as whole processes. */
-import { DatabaseSync } from "node:sqlite";
 import { lacks, scriptArgs } from "../fixtures/mod.ts";
 import { memoryMeasure, type Part, peakOf, succeed, timeMeasure, timeOf } from "./measure.ts";
-import { makeStore } from "./stores.ts";
+import { insertGenerated, makeStore } from "./stores.ts";
 
 const ROUNDS = 5;
 const RUNS = 1_000_000;
@@ -75,12 +74,5 @@ function insertRecentRuns(database: string): void {
     git_repo: "'org/repo'",
     host: "'host-1'",
   };
-  using db = new DatabaseSync(database);
-  db.exec("PRAGMA synchronous=OFF");
-  db.prepare(
-    `INSERT INTO agent_runs (${Object.keys(run)})
-    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ${RUNS})
-    SELECT ${Object.values(run)} FROM n`,
-  ).run();
-  db.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+  insertGenerated(database, RUNS, run);
 }

@@ -86,6 +86,11 @@ export function insertRuns(database: string, count: number): void {
     git_branch: "'main'",
     host: "'host-1'",
   };
+  insertGenerated(database, count, run);
+}
+
+/** Inserts runs, each cell of which is an SQL expression of its number `i`. */
+export function insertGenerated(database: string, count: number, run: Record<string, string>): void {
   using db = new DatabaseSync(database);
   db.exec("PRAGMA synchronous=OFF");
   db.prepare(
