@@ -212,7 +212,7 @@ function unserializable(value: unknown, path: string, parents: Set<object>): str
 }
 
 /** The fields that a record must have, as text (contract, "NDJSON records"). */
-export const REQUIRED_FIELDS: Readonly<Record<LogRecord["record_type"], readonly string[]>> = {
+const REQUIRED_FIELDS: Readonly<Record<LogRecord["record_type"], readonly string[]>> = {
   run: ["run_id", "agent_name", "start_time"],
   event: ["run_id", "event_type", "timestamp"],
 };
