@@ -13,6 +13,7 @@ import { copyOf, type EndFields, errorSummary, jsonOf, type RunFields, toColumns
 import type { ClientOptions, ClientStats, PostPendingOptions, PostPendingResult, TrackedRun } from "./options.ts";
 import { PostQueue } from "./post_queue.ts";
 import { toText, Warnings } from "./warnings.ts";
+import { inTurns } from "./write_queue.ts";
 
 export { CLIENT_COLUMNS, type EndFields, type RunFields } from "./fields.ts";
 export type * from "./options.ts";
@@ -261,7 +262,7 @@ export class TelemetryClient implements AsyncDisposable {
   /** Counts the runs in the database, and the failures in this client. Works after `close()`, too. */
   async getStats(): Promise<ClientStats> {
     const none: RunStats = { total_runs: 0, status_counts: {}, pending_api_posts: 0 };
-    const stats = await this.#store.read((writer) => writer.getRunStats()) ?? none;
+    const stats = await this.#store.read((writer) => inTurns(writer.statsInSteps())) ?? none;
     return { ...stats, failures: this.#warnings.counts() };
   }
 

@@ -73,7 +73,7 @@ export class ClientStore {
   }
 
   /** Reads from the database. Resolves to undefined when that fails. */
-  async read<T>(read: (writer: DatabaseWriter) => T): Promise<T | undefined> {
+  async read<T>(read: (writer: DatabaseWriter) => T | Promise<T>): Promise<T | undefined> {
     const writer = this.#open?.writer;
     const result = writer && await this.#queue.read(() => read(writer));
     if (writer && this.#queue.state === "stopped") closeIfUnused(writer);

@@ -9,7 +9,7 @@ import { type Layout } from "../layout.ts";
 import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
 import { Connection, retryWhileLocked, type Row, type SqlValue, type Statement } from "../sqlite/connection.ts";
 import { inspect, newerSchema } from "../sqlite/migrate.ts";
-import { blobAsText } from "../sqlite/rows.ts";
+import { blobAsText, rowidOf } from "../sqlite/rows.ts";
 import { createDatabase } from "../store/database.ts";
 
 /** The result of {@linkcode DatabaseWriter.getRunStats}. */
@@ -36,6 +36,8 @@ interface OpenDatabase {
   db: Connection;
   /** By SQL text. */
   statements: Map<string, Statement>;
+  /** The column that numbers the rows: `run_id` in a table WITHOUT ROWID. */
+  rowid: string;
   /** Which file is open. */
   dev: number;
   ino: number | null;
@@ -54,8 +56,14 @@ const UPSERT = `${INSERT} ON CONFLICT(run_id) DO UPDATE SET ` +
   `${UPDATED.map((column) => `${column}=excluded.${column}`)}, updated_at=datetime('now')`;
 /** As JSON, because the binding cuts text at a NUL. */
 const WHOLE_RUN = `SELECT json_array(${RUN_COLUMNS.map(blobAsText)}) AS run FROM agent_runs`;
-/** Ended runs that the API has not accepted. A run whose id is not text could never be marked. */
-const PENDING = "coalesce(api_posted, 0)=0 AND status<>'running' AND typeof(run_id)='text'";
+/** Ended runs. A run whose id is not text could never be marked as posted. */
+const POSTABLE = "status<>'running' AND typeof(run_id)='text'";
+/** All values of the column `status` through its index; null comes last, also when no row has it. */
+const STATUSES = `WITH RECURSIVE found(status) AS (SELECT min(status) FROM agent_runs UNION ALL
+  SELECT (SELECT min(status) FROM agent_runs WHERE status>found.status) FROM found WHERE status IS NOT NULL)
+  SELECT status FROM found`;
+/** How many rows are looked at in one step. Even on a slow machine this takes less than 50 ms. */
+const STEP_ROWS = 5000;
 
 /**
  * Writes runs to the database of a store, synchronously. It opens the database at the first use, creates it when there
@@ -127,21 +135,76 @@ export class DatabaseWriter implements Disposable {
    * @param since only runs that started at or after this time, ISO 8601; the default is all runs
    */
   getPendingApiPosts(limit = 100, since?: string): RunRecord[] {
-    const started = since === undefined ? "" : "AND julianday(start_time)>=julianday(?)";
-    const values = since === undefined ? [limit] : [since, limit];
-    return this.#runs(
-      `${WHOLE_RUN} WHERE ${PENDING} ${started} ORDER BY coalesce(api_retry_count, 0), start_time DESC LIMIT ?`,
-      ...values,
-    );
+    return finish(this.pendingInSteps(limit, since));
   }
 
   /** Counts all runs. */
   getRunStats(): RunStats {
-    const counts = this.#read("SELECT status, count(*) AS runs FROM agent_runs GROUP BY status");
-    const status_counts = Object.fromEntries(counts.map((row) => [String(row["status"]), Number(row["runs"])]));
-    const total_runs = Object.values(status_counts).reduce((sum, runs) => sum + runs, 0);
-    const pending = this.#read(`SELECT count(*) AS runs FROM agent_runs WHERE ${PENDING}`);
-    return { total_runs, status_counts, pending_api_posts: Number(pending[0]!["runs"]) };
+    return finish(this.statsInSteps());
+  }
+
+  /** As {@linkcode getPendingApiPosts}, in short steps, for a thread that must not be blocked. */
+  *pendingInSteps(limit: number, since?: string): Generator<void, RunRecord[]> {
+    const { rowid } = this.#connected();
+    const sql = `SELECT CAST(${rowid} AS TEXT) AS at, coalesce(api_retry_count, 0) AS tries, start_time FROM agent_runs
+      WHERE api_posted IS ? AND ${rowid}>=? AND ${rowid}<? AND ${POSTABLE}
+        AND (?4 IS NULL OR julianday(start_time)>=julianday(?4)) AND (tries<?5 OR tries=?5 AND start_time>?6)
+      ORDER BY tries, start_time DESC LIMIT ?7`;
+    let found: Row[] = [];
+    for (const posted of [0, null]) {
+      for (const { first, before } of this.#ranges("api_posted", posted)) {
+        // Only those that come before the last one that is found already.
+        const { tries = 2 ** 60, start_time = "" } = found[limit - 1] ?? {};
+        found.push(...this.#read(sql, posted, first, before, since ?? null, tries, start_time, limit));
+        found = found.sort(fewestTriesFirst).slice(0, limit);
+        yield;
+      }
+    }
+    const runs: RunRecord[] = [];
+    for (const [i, { at }] of found.entries()) {
+      runs.push(...this.#runs(`${WHOLE_RUN} WHERE ${rowid}=?`, at!));
+      if (i % 100 === 99) yield;
+    }
+    return runs;
+  }
+
+  /** As {@linkcode getRunStats}, in short steps. A run that is written meanwhile may be counted in either state, or not. */
+  *statsInSteps(): Generator<void, RunStats> {
+    const stats: RunStats = { total_runs: 0, status_counts: {}, pending_api_posts: 0 };
+    for (const { status } of this.#read(STATUSES)) {
+      for (const { rows } of this.#ranges("status", status!)) {
+        stats.total_runs += rows;
+        stats.status_counts[String(status)] = (stats.status_counts[String(status)] ?? 0) + rows;
+        yield;
+      }
+    }
+    const { rowid } = this.#connected();
+    const sql = "SELECT count(*) AS runs FROM agent_runs " +
+      `WHERE api_posted IS ? AND ${rowid}>=? AND ${rowid}<? AND ${POSTABLE}`;
+    for (const posted of [0, null]) {
+      for (const { first, before } of this.#ranges("api_posted", posted)) {
+        stats.pending_api_posts += Number(this.#read(sql, posted, first, before)[0]!["runs"]);
+        yield;
+      }
+    }
+    return stats;
+  }
+
+  /** Finds the rows with a value through the index of its column: ranges of row numbers, last first. */
+  *#ranges(
+    column: "status" | "api_posted",
+    value: SqlValue,
+  ): Generator<{ first: string; before: string; rows: number }> {
+    const { rowid } = this.#connected();
+    const sql = `SELECT count(*) AS rows, CAST(min(at) AS TEXT) AS first FROM (SELECT ${rowid} AS at FROM agent_runs
+      WHERE ${column} IS ? AND ${rowid}<? ORDER BY ${rowid} DESC LIMIT ${STEP_ROWS})`;
+    // As text, because row numbers can be larger than the integers of JavaScript.
+    for (let before = rowid === "run_id" ? "\u{10ffff}" : "1e19";;) {
+      const { rows, first } = this.#read(sql, value, before)[0] as { rows: number; first: string | null };
+      if (first === null) return;
+      yield { first, before, rows };
+      before = first;
+    }
   }
 
   /**
@@ -203,12 +266,25 @@ export class DatabaseWriter implements Disposable {
     const db = Connection.open(database, { busyTimeoutMs: this.#wait ? 5000 : 0 });
     try {
       assertSchemaV3(db);
+      const rowid = rowidOf(db, "agent_runs") ?? "run_id";
+      return this.#open = { db, statements: new Map(), rowid, dev: stat?.dev ?? 0, ino: stat?.ino ?? null };
     } catch (error) {
       db.close();
       throw error;
     }
-    return this.#open = { db, statements: new Map(), dev: stat?.dev ?? 0, ino: stat?.ino ?? null };
   }
+}
+
+/** The result of steps that nothing needs to come between. */
+function finish<T>(steps: Generator<void, T>): T {
+  for (;;) {
+    const step = steps.next();
+    if (step.done) return step.value;
+  }
+}
+
+function fewestTriesFirst(a: Row, b: Row): number {
+  return Number(a["tries"]) - Number(b["tries"]) || (String(a["start_time"]) > String(b["start_time"]) ? -1 : 1);
 }
 
 /** Refuses a database whose table does not have all columns of a run. */

@@ -4,6 +4,7 @@ import { timestamp } from "../time.ts";
 import type { ApiClient } from "./api_client.ts";
 import type { ClientStore } from "./client_store.ts";
 import type { Warnings } from "./warnings.ts";
+import { inTurns } from "./write_queue.ts";
 
 /** How long runs are not posted after the API could not be reached, in milliseconds. */
 const DOWN_MS = 60_000;
@@ -45,14 +46,13 @@ export class PostQueue {
   addPending(limit: number, since: string | undefined): Promise<{ posted: number; failed: number }> {
     return this.#inTurn(async () => {
       const result = { posted: 0, failed: 0 };
-      // Filtered in the moment of the query: a post that ends between the two would be repeated.
-      const pending = await this.#store.read((writer) =>
-        writer.getPendingApiPosts(limit, since).filter(({ run_id }) =>
-          !this.#waiting.has(run_id) && !this.#store.isSaving(`posted ${run_id}`)
-        )
-      );
-      for (const run of pending ?? []) {
+      const pending = await this.#store.read((writer) => inTurns(writer.pendingInSteps(limit, since))) ?? [];
+      for (const { run_id } of pending) {
         if (this.#stop.signal.aborted) break;
+        if (this.#waiting.has(run_id) || this.#store.isSaving(`posted ${run_id}`)) continue;
+        // Another process may have posted it since the query, which takes its time.
+        const run = await this.#store.read((writer) => writer.getRun(run_id));
+        if (run === undefined || run.api_posted === 1) continue;
         const isPosted = await this.#post(run);
         result[isPosted ? "posted" : "failed"] += 1;
         // No other run would be accepted.

@@ -106,11 +106,11 @@ export class WriteQueue {
   }
 
   /** Reads, and waits while the database is locked. Resolves to undefined when that fails. */
-  async read<T>(read: () => T): Promise<T | undefined> {
+  async read<T>(read: () => T | Promise<T>): Promise<T | undefined> {
     const deadline = performance.now() + this.#options.lockedForMs;
     for (;;) {
       try {
-        return read();
+        return await read();
       } catch (error) {
         if (!hasCode(error, "locked") || this.#state === "stopped" || performance.now() > deadline) {
           this.#options.onFailure(error);
@@ -167,4 +167,13 @@ export class WriteQueue {
 /** Resolves after a pause, with at least one turn of the event loop. */
 export function pause(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** Takes steps, with a turn of the event loop between two of them. */
+export async function inTurns<T>(steps: Generator<void, T>): Promise<T> {
+  for (;;) {
+    const step = steps.next();
+    if (step.done) return step.value;
+    await pause(0);
+  }
 }

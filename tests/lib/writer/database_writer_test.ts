@@ -246,3 +246,48 @@ Deno.test("checkIntegrity finds damage", () => {
   assert.notDeepEqual(writer.checkIntegrity(), []);
   writer.close();
 });
+
+/** Takes all steps, and counts them. */
+function take<T>(steps: Generator<void, T>): { steps: number; result: T } {
+  for (let taken = 1;; taken++) {
+    const { done, value } = steps.next();
+    if (done) return { steps: taken, result: value };
+  }
+}
+
+Deno.test("counting and finding pending runs go through the indexes in steps of 5,000 rows, whatever the rows are", () => {
+  for (const [name, key] of [["rowid", ""], ["no rowid", " WITHOUT ROWID"]]) {
+    using folder = new TempFolder();
+    const layout = freshBase(folder);
+    using db = new DatabaseSync(layout.database);
+    const row = (sql: string) => String(db.prepare(sql).get()!["sql"]);
+    const schema = row("SELECT sql FROM sqlite_schema WHERE name='agent_runs'");
+    const indexes = db.prepare(
+      "SELECT sql FROM sqlite_schema WHERE type='index' AND tbl_name='agent_runs' AND sql<>''",
+    );
+    const again = indexes.all().map(({ sql }) => String(sql));
+    db.exec(`PRAGMA foreign_keys=OFF; DROP TABLE agent_runs; ${schema}${key}; ${again.join(";")}`);
+    db.exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<12000)
+      INSERT INTO agent_runs (run_id, agent_name, start_time, status, api_posted, api_retry_count)
+      SELECT printf('%06d', i), 'a', strftime('%Y-%m-%dT%H:%M:%SZ', 1764547200+i, 'unixepoch'),
+        CASE WHEN i%3=0 THEN 'failed' WHEN i%5=0 THEN 'running' WHEN i=7 THEN NULL ELSE 'success' END,
+        CASE WHEN i<=6000 THEN 0 WHEN i%2 THEN 1 END, i%4 FROM n`);
+    if (key === "") db.exec("UPDATE agent_runs SET rowid=9223372036854775807 WHERE run_id='000006'");
+    const all = "FROM agent_runs WHERE coalesce(api_posted, 0)=0 AND status<>'running'";
+    using writer = new DatabaseWriter(layout);
+    const stats = take(writer.statsInSteps());
+    const pending = Number(db.prepare(`SELECT count(*) AS n ${all}`).get()!["n"]);
+    const status_counts = { failed: 4000, running: 1600, success: 6399, null: 1 };
+    assert.deepEqual(stats.result, { total_runs: 12_000, status_counts, pending_api_posts: pending }, name);
+    assert.equal(stats.steps, 1 + 1 + 1 + 2 + 1 + 2 + 1);
+    const runs = take(writer.pendingInSteps(50));
+    const wanted = db.prepare(`SELECT run_id ${all} ORDER BY api_retry_count, start_time DESC LIMIT 50`).all();
+    assert.deepEqual(runs.result.map(({ run_id }) => run_id), wanted.map(({ run_id }) => run_id), name);
+    assert.equal(runs.steps, 2 + 1 + 1);
+    assert.deepEqual(writer.getRunStats(), stats.result);
+    assert.equal(writer.getPendingApiPosts(10_000).length, pending);
+    const looks = db.prepare(`EXPLAIN QUERY PLAN SELECT rowid FROM agent_runs
+      WHERE api_posted IS 0 AND rowid<9 ORDER BY rowid DESC LIMIT 9`.replaceAll("rowid", key ? "run_id" : "rowid"));
+    assert.match(String(looks.all()[0]!["detail"]), /USING COVERING INDEX idx_runs_api_posted/);
+  }
+});
