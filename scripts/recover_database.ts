@@ -4,14 +4,15 @@
  * @module
  */
 import { inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
-import { hasCode } from "../lib/errors.ts";
 import { checkCurrent, checkHealth, type Health } from "../lib/recovery/health.ts";
 import type { Layout } from "../lib/layout.ts";
 import { SCHEMA_VERSION } from "../lib/records.ts";
 import { recoverChecked, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
 import type { Current } from "../lib/store/replace_database.ts";
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
+import { hasCode, TelemetryError } from "../lib/errors.ts";
 import { formatBytes, plural } from "../lib/format.ts";
+import { parseTimeFlag } from "../lib/time.ts";
 
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {
@@ -24,6 +25,11 @@ export const COMMAND: Command = {
       excludes: ["force", "no-salvage", "with-backup"],
     },
     force: { about: "also rebuild a healthy database, which adds the runs that are only in the log" },
+    since: {
+      value: "TIME",
+      about: "with --force: leave out the runs that started before, a UTC day, a time or an age (90d); " +
+        "with --check-only: look only at the runs that started since",
+    },
     "no-salvage": { about: "use only the log: runs and `api_posted` markers that are not in it are lost" },
     "with-backup": {
       value: "PATH",
@@ -39,21 +45,33 @@ if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { flags } = terminal;
     const checkOnly = flags["check-only"] === true;
+    const since = readSince(terminal);
     const layout = terminal.locate();
     if (checkOnly) {
-      const health = await checkHealth(layout, { compare: true });
+      const health = await checkHealth(layout, { compare: true, since });
       printHealth(terminal, layout, health);
       terminal.exitCode = health.healthy ? 0 : 1;
       return { ...health };
     }
     const { health, current } = await check(terminal, layout);
     printHealth(terminal, layout, health);
-    if (!health.healthy || flags["force"]) return await recover(terminal, layout, current);
+    if (!health.healthy || flags["force"]) return await recover(terminal, layout, current, since);
     const isComplete = !health.runs?.only_in_log && !health.runs?.older_in_database;
     terminal.say(`nothing ${isComplete ? "to do" : "is damaged"}; --force rebuilds the database all the same`);
     removeStaleRecovery(layout);
     return { recovered: false, ...health };
   });
+}
+
+function readSince({ flags }: Terminal): Date | undefined {
+  const since = flags["since"] as string | undefined;
+  if (since === undefined) return undefined;
+  if (!flags["force"] && !flags["check-only"]) {
+    throw new TelemetryError("usage", "--since needs --force or --check-only", {
+      hint: "a recovery of a damaged database restores all runs",
+    });
+  }
+  return new Date(parseTimeFlag("since", since, new Date()) / 1000);
 }
 
 /** Checks the database, and compares it with the log where the log can be read. */
@@ -94,7 +112,7 @@ function printHealth(terminal: Terminal, { database }: Layout, health: Health): 
   }
 }
 
-async function recover(terminal: Terminal, layout: Layout, current: Current): Promise<Result> {
+async function recover(terminal: Terminal, layout: Layout, current: Current, since: Date | undefined): Promise<Result> {
   const { flags } = terminal;
   const named = flags["with-backup"];
   const backup = named === undefined ? undefined : resolveBackup(layout, String(named));
@@ -104,6 +122,7 @@ async function recover(terminal: Terminal, layout: Layout, current: Current): Pr
     onlyIfDamaged: !flags["force"],
     salvage: !flags["no-salvage"],
     backup: backup?.path,
+    since,
     onProgress: terminal.progress("recover", 1),
   }, current);
   if (recovery === null) {
@@ -136,6 +155,10 @@ function printRecovery(terminal: Terminal, recovery: Recovery): void {
     `  runs only from the log ${from.log}, from both ${from.log_and_salvaged}, from no log ${from.salvaged}; ` +
       `events stay in the log`,
   );
+  const { log, salvaged } = recovery.left_behind;
+  if (log + salvaged > 0) {
+    terminal.say(`  left behind: ${plural(log, "run")} of the log, ${plural(salvaged, "run")} of the old database`);
+  }
   for (const { path, sound } of recovery.sources) terminal.say(`  read ${path}${sound ? "" : " (damaged)"}`);
   for (const what of recovery.not_brought) terminal.warn(`not restored: ${what}`);
   for (const [reason, count] of Object.entries(recovery.rejected)) terminal.say(`  rejected ${count}: ${reason}`);

@@ -29,6 +29,8 @@ export interface Health {
 export interface HealthOptions {
   /** Whether to read the log, too, and compare. @default false */
   compare?: boolean;
+  /** Compare only runs that started then or later. @default all */
+  since?: Date | undefined;
   /**
    * Whether an unfinished transaction may be rolled back, as every program does that opens the database. Without it no byte
    * of database, WAL or log changes. @default false
@@ -87,7 +89,7 @@ export async function checkCurrent(
   let runs: RunComparison | null = null;
   if (options.compare) {
     using db = Connection.openToRead(database);
-    runs = await compareRuns(db, logFiles(layout.raw));
+    runs = await compareRuns(db, logFiles(layout.raw), options.since);
   }
   const problems = missingTables.map((table) => `the table ${table} is missing`);
   const healthy = problems.length === 0;

@@ -8,7 +8,7 @@ import { logFiles, type ReadProgress, type Rejection } from "../log/read.ts";
 import type { Connection, OnProgress, SqlValue } from "../sqlite/connection.ts";
 import { rowidOf } from "../sqlite/rows.ts";
 import { WriterThread } from "../sqlite/writer_thread.ts";
-import { LOG_COLUMNS, MARK_POSTED_SQL, readRunStates, upsertSql } from "../store/merge.ts";
+import { leaveBehindSql, LOG_COLUMNS, MARK_POSTED_SQL, readRunStates, upsertSql } from "../store/merge.ts";
 
 /** How many states are handed to the thread at a time. */
 const BATCH_STATES = 400;
@@ -24,6 +24,8 @@ export interface LoadedLog extends ReadProgress {
   sizes: Map<string, number>;
   /** How many runs that the database had before are in the log, too. */
   inBoth: number;
+  /** How many runs started before `since`. */
+  leftBehind: number;
 }
 
 /**
@@ -34,7 +36,7 @@ export async function loadLog(
   db: Connection,
   { raw }: Layout,
   onRejected: (rejection: Rejection) => void,
-  onProgress?: OnProgress,
+  { since, onProgress }: { since?: Date | undefined; onProgress?: OnProgress | undefined },
 ): Promise<LoadedLog> {
   const progress: ReadProgress = { files: 0, lines: 0, bytes: 0 };
   const sizes = new Map(logFiles(raw).map((file) => [file, sizeOf(file) ?? 0]));
@@ -43,6 +45,7 @@ export async function loadLog(
   await writer.exec(PRAGMAS);
   const hadRuns = db.get("SELECT 1 FROM agent_runs") !== undefined;
   if (hadRuns) await writer.exec(noteUpdatedRunsSql(rowidOf(db, "agent_runs")));
+  if (since) await writer.exec(leaveBehindSql(since));
   await writer.exec("BEGIN");
   const upsert = upsertSql(LOG_COLUMNS);
   let [states, posted]: [SqlValue[][], SqlValue[][]] = [[], []];
@@ -63,8 +66,9 @@ export async function loadLog(
   await write();
   await writer.exec("COMMIT");
   onProgress?.(total, total);
-  const updated = hadRuns ? await writer.get("SELECT count(*) AS runs FROM updated_runs") : undefined;
-  return { ...progress, sizes, inBoth: Number(updated?.["runs"] ?? 0) };
+  const countIn = async (table: string) => Number((await writer.get(`SELECT count(*) AS runs FROM ${table}`))!["runs"]);
+  const inBoth = hadRuns ? await countIn("updated_runs") : 0;
+  return { ...progress, sizes, inBoth, leftBehind: since ? await countIn("left_behind") : 0 };
 }
 
 /** Notes which of the existing runs are in the log, also where the log changes nothing. */

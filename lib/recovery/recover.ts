@@ -13,7 +13,7 @@ import { Connection, folderAtDatabasePath, type OnProgress } from "../sqlite/con
 import { applySchema, dropSlowIndexes, newerSchema } from "../sqlite/migrate.ts";
 import { quotedName } from "../sqlite/rows.ts";
 import { assertIntact, listCopies, OpenableBackup } from "../sqlite/snapshot.ts";
-import { catchUp, mergeRuns } from "../store/merge.ts";
+import { catchUp, leaveBehindSql, mergeRuns } from "../store/merge.ts";
 import {
   type Current,
   discardCopy,
@@ -36,6 +36,8 @@ export interface RecoveryOptions {
   salvage?: boolean;
   /** The path of an intact backup, for runs that are neither in the log nor in the database. */
   backup?: string | undefined;
+  /** Leave out runs that started before. They stay in the log and in the copy of the replaced database. @default none */
+  since?: Date | undefined;
   /** Called with the number of bytes of the log that are read, and of all bytes. */
   onProgress?: OnProgress | undefined;
 }
@@ -56,6 +58,8 @@ export interface Recovery {
   runs: number;
   /** Where these runs come from; `salvaged` ones are in no log. */
   runs_from: { log: number; log_and_salvaged: number; salvaged: number };
+  /** How many runs are left out because they started before `since`: of the log, and of the databases. Some are in both. */
+  left_behind: { log: number; salvaged: number };
   /** How many rows `commits` has. */
   commits: number;
   /** How many rows `run_events` has. */
@@ -138,7 +142,7 @@ export async function recoverChecked(
     // 4. Build the new database and check it.
     built = await build(layout, report, { ...options, current, kept, previous });
     // 5. Install it, with what was written to the old one in the meantime.
-    const onLocked = () => live?.mergeInto(recovering, (db, old) => mergeDatabase(db, old, database));
+    const onLocked = () => live?.mergeInto(recovering, (db, old) => mergeDatabase(db, old, database, options.since));
     const warning = await installDatabase(partial, layout, current, { onLocked });
     if (warning !== undefined) warnings.push(warning);
   } catch (error) {
@@ -150,7 +154,7 @@ export async function recoverChecked(
   Connection.open(database).close();
   // 6. Add what agents have written to the log in the meantime, and write the report.
   const grown = () => logFiles(layout.raw).filter((file) => sizeOf(file) !== built.sizes.get(file));
-  warnings.push(...await catchUp(database, grown));
+  warnings.push(...await catchUp(database, grown, options.since));
   const { sizes: _, ...summary } = built;
   const duration_ms = Math.round(performance.now() - start);
   return report.finish({ database, kept, ...summary, warnings, duration_ms });
@@ -199,6 +203,7 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   dropSlowIndexes(db);
   db.exec("DELETE FROM schema_migrations");
   // 2. Copy from other databases, the least trusted first.
+  if (from.since) db.exec(leaveBehindSql(from.since));
   const salvage = new Salvage(db, database, (row) => report.rejectRow(row));
   const isWanted = from.salvage ?? true;
   const sources: Recovery["sources"] = [];
@@ -215,7 +220,8 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, { isIntact: from.current.state === "intact" });
   const salvaged = countRows(db, "agent_runs");
   // 3. Load the log.
-  const { inBoth, sizes, ...progress } = await loadLog(db, layout, (line) => report.rejectLine(line), from.onProgress);
+  const loaded = await loadLog(db, layout, (line) => report.rejectLine(line), from);
+  const { inBoth, leftBehind, sizes, ...progress } = loaded;
   // 4. Upgrade it to v3, and create user-defined indexes, triggers and views.
   if (countRows(db, "schema_migrations") === 0) {
     db.exec("INSERT INTO schema_migrations (version, description) VALUES (2, 'Schema v2, filled by recover_database')");
@@ -231,6 +237,7 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
     sizes,
     runs,
     runs_from: { log: runs - salvaged, log_and_salvaged: inBoth, salvaged: salvaged - inBoth },
+    left_behind: { log: leftBehind, salvaged: from.since ? countRows(db, "left_behind") : 0 },
     commits: countRows(db, "commits"),
     run_events: countRows(db, "run_events"),
     sources,
@@ -243,7 +250,8 @@ function countRows(db: Connection, table: string): number {
 }
 
 /** Merges what other programs have written to the current database, with all user-defined tables. */
-function mergeDatabase(db: Connection, current: Connection, database: string): void {
+function mergeDatabase(db: Connection, current: Connection, database: string, since: Date | undefined): void {
+  if (since) db.exec(leaveBehindSql(since));
   withoutTriggers(db, () => {
     mergeRuns(db, current);
     // SQLite accepts NULL for a key. Such rows would be added again.

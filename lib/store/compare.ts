@@ -4,7 +4,8 @@
  */
 import type { Connection, SqlValue } from "../sqlite/connection.ts";
 import { rowidOf } from "../sqlite/rows.ts";
-import { readRunStates, STATUS } from "./merge.ts";
+import { parseTimestamp } from "../time.ts";
+import { readRunStates, START, startedBeforeSql, STATUS } from "./merge.ts";
 
 /** How log and database compare. */
 export interface RunComparison {
@@ -24,9 +25,9 @@ export interface RunComparison {
 
 /**
  * Compares log and database in one consistent state of the database. Agents write to the log first, so what differs is
- * looked up once more at the end.
+ * looked up once more at the end. With `since`, looks only at runs that started then or later.
  */
-export async function compareRuns(db: Connection, files: Iterable<string>): Promise<RunComparison> {
+export async function compareRuns(db: Connection, files: Iterable<string>, since?: Date): Promise<RunComparison> {
   const find = db.prepare(`SELECT ${rowKeySql(db)} AS row, status FROM agent_runs WHERE run_id=?`);
   const inLog = new Set<SqlValue>();
   const onlyInLog = new Set<string>();
@@ -35,10 +36,12 @@ export async function compareRuns(db: Connection, files: Iterable<string>): Prom
   let inDatabase: number;
   db.run("BEGIN");
   try {
-    inDatabase = Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
+    const isOld = since ? startedBeforeSql(since) : "false";
+    inDatabase = Number(db.get(`SELECT count(*) AS runs FROM agent_runs WHERE (${isOld}) IS NOT TRUE`)!["runs"]);
     for await (const { rows, rejections } of readRunStates(files)) {
       for (const { rejected, file } of rejections) if (rejected === "cannot be read") unreadable.add(file);
       for (const row of rows) {
+        if (since && (parseTimestamp(String(row[START])) ?? Infinity) < since.getTime() * 1000) continue;
         const found = find.get(row[0]!);
         if (found === undefined) onlyInLog.add(String(row[0]));
         else {

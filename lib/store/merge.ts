@@ -113,7 +113,8 @@ class HeldStarts {
 const INTEGERS = new Set(LOG_COLUMNS.filter((column) => isInteger("agent_runs", column)));
 /** The position of the status in a row of {@linkcode RunStates}. */
 export const STATUS: number = LOG_COLUMNS.indexOf("status");
-const START = LOG_COLUMNS.indexOf("start_time");
+/** The position of the start time. */
+export const START: number = LOG_COLUMNS.indexOf("start_time");
 const METRICS = LOG_COLUMNS.indexOf("metrics_json");
 const POSTED = LOG_COLUMNS.indexOf("api_posted");
 const CREATED = LOG_COLUMNS.indexOf("created_at");
@@ -181,6 +182,21 @@ export function upsertSql(columns: readonly string[]): string {
 /** Marks a run as posted, unless it is. Parameters: `api_posted_at`, `run_id`. */
 export const MARK_POSTED_SQL = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
   "WHERE run_id=? AND coalesce(api_posted, 0)=0";
+
+/** Whether a run started before a time, in SQL. NULL where its start is not a time. */
+export function startedBeforeSql(since: Date, table = "agent_runs"): string {
+  return `unixepoch(${table}.start_time, 'subsec') < ${since.getTime() / 1000}`;
+}
+
+/** Makes a connection insert no run that started before a time, and note its id in `left_behind`. */
+export function leaveBehindSql(since: Date): string {
+  return `
+    CREATE TEMP TABLE left_behind (run_id PRIMARY KEY) WITHOUT ROWID;
+    CREATE TEMP TRIGGER leave_behind BEFORE INSERT ON agent_runs WHEN ${startedBeforeSql(since, "new")} BEGIN
+      INSERT OR IGNORE INTO left_behind VALUES (new.run_id);
+      SELECT RAISE(IGNORE);
+    END;`;
+}
 
 /** What {@linkcode replayLog} did. */
 export interface Replayed {
@@ -269,13 +285,14 @@ function writeAll(db: Connection, writes: (() => void)[], end: "commit" | "stay 
 
 /**
  * Adds what agents have written to the log while the database was replaced. The database is complete otherwise, and the log
- * has these runs, so a failure is only a warning.
+ * has these runs, so a failure is only a warning. Leaves out runs that started before `since`.
  */
-export async function catchUp(database: string, files: () => string[]): Promise<string[]> {
+export async function catchUp(database: string, files: () => string[], since?: Date): Promise<string[]> {
   try {
     const grown = files();
     if (grown.length === 0) return [];
     using db = Connection.open(database);
+    if (since) db.exec(leaveBehindSql(since));
     await replayLog(db, grown);
     return [];
   } catch (error) {

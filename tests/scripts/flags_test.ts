@@ -34,7 +34,7 @@ const SCRIPTS: [name: string, flags: string[]][] = [
     "backup_telemetry_db",
     ["--keep-days N", "--dry-run", "--list", "--restore PATH", "--replay", "--yes", ...SHARED],
   ],
-  ["recover_database", ["--check-only", "--force", "--no-salvage", "--with-backup PATH", ...SHARED]],
+  ["recover_database", ["--check-only", "--force", "--since TIME", "--no-salvage", "--with-backup PATH", ...SHARED]],
   [
     "export_csv",
     [
