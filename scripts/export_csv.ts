@@ -70,9 +70,10 @@ if (import.meta.main) {
 
 /** Warns of what the exported file does not show. */
 function warnOf({ warn }: Terminal, exported: Exported, program?: string): void {
-  const { cut_cells, nul_cells, untimed_rows, rejected_lines } = exported;
+  const { cut_cells, nul_cells, untimed_rows, rejected_lines, unreadable_logs } = exported;
   if (cut_cells > 0) warn(`cut ${plural(cut_cells, "cell")}: ${program} accepts no longer ones`);
   if (nul_cells > 0) warn(`replaced NUL by U+2400 (␀) in ${plural(nul_cells, "cell")}: PostgreSQL cannot store it`);
   if (untimed_rows > 0) warn(`left out ${plural(untimed_rows, "row")} whose time cannot be parsed`);
   if (rejected_lines > 0) warn(`left out ${plural(rejected_lines, "invalid part")} of the log`);
+  for (const log of unreadable_logs) warn(`${log} cannot be read: its events are left out`);
 }

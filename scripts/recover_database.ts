@@ -5,7 +5,8 @@
  */
 import { inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
 import { checkCurrent, checkHealth, type Health } from "../lib/recovery/health.ts";
-import type { Layout } from "../lib/layout.ts";
+import { fileNameOf, type Layout, parseFileName } from "../lib/layout.ts";
+import { logFiles } from "../lib/log/read.ts";
 import { SCHEMA_VERSION } from "../lib/records.ts";
 import { recoverChecked, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
 import type { Current } from "../lib/store/replace_database.ts";
@@ -130,6 +131,9 @@ async function recover(terminal: Terminal, layout: Layout, current: Current, sin
     return { recovered: false };
   }
   printRecovery(terminal, recovery);
+  const renamed = logFiles(layout.raw).map(fileNameOf).filter((name) => parseFileName(name) === null);
+  const more = renamed.length > 5 ? ` and ${renamed.length - 5} more` : "";
+  if (renamed.length > 0) terminal.say(`  renamed logs: ${renamed.slice(0, 5).join(", ")}${more}`);
   if (recovery.files === 0 && recovery.sources.length === 0 && recovery.kept === null) {
     terminal.warn(
       `there is no log in ${layout.raw} and no database, so nothing was recovered: is this the right store?`,

@@ -6,7 +6,7 @@ import { errorMessage, hasCode, TelemetryError, withHint } from "../errors.ts";
 import { PartialFile } from "../fs/atomic_file.ts";
 import { sizeOf, statIfExists } from "../fs/locate.ts";
 import { type Layout, partialOf } from "../layout.ts";
-import { logFiles } from "../log/read.ts";
+import { logFiles, unreadableLogs } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { Connection, type OnProgress } from "../sqlite/connection.ts";
 import { applySchema, inspect, newerSchema } from "../sqlite/migrate.ts";
@@ -172,7 +172,9 @@ async function copyBackup(layout: Layout, path: string, target: string): Promise
 async function addRuns(db: Connection, layout: Layout, prepared: Prepared, replay: boolean): Promise<void> {
   let done: Replayed = { newer: 0, refused: 0 };
   try {
-    done = await replayLog(db, logFiles(layout.raw), { dryRun: !replay });
+    const logs = logFiles(layout.raw);
+    for (const log of unreadableLogs(logs)) prepared.warnings.push(`${log} cannot be read: its runs are left out`);
+    done = await replayLog(db, logs, { dryRun: !replay });
   } catch (error) {
     // Only counting may fail.
     if (replay) throw error;

@@ -32,6 +32,8 @@ export interface Exported {
   untimed_rows: number;
   /** How many parts of the log are not records. */
   rejected_lines: number;
+  /** The logs that cannot be read, or not to their end. Their events are missing. */
+  unreadable_logs: string[];
 }
 
 /** A destination: an open file, or `Deno.stdout`. */
@@ -78,7 +80,15 @@ export async function exportTo(
   onProgress?: OnProgress,
 ): Promise<Exported> {
   const { table, columns } = request;
-  const none = { rows: 0, bytes: 0, cut_cells: 0, nul_cells: 0, untimed_rows: 0, rejected_lines: 0 };
+  const none = {
+    rows: 0,
+    bytes: 0,
+    cut_cells: 0,
+    nul_cells: 0,
+    untimed_rows: 0,
+    rejected_lines: 0,
+    unreadable_logs: [],
+  };
   const exported: Exported = { table, columns, ...none };
   const filter = new RowFilter(request, exported);
   const csv = new CsvText(columns, request.program);
@@ -138,26 +148,19 @@ async function* logRows({ raw }: Layout, columns: string[], exported: Exported):
       hint: "run setup_storage, which creates it",
     });
   }
-  const files = logFiles(raw).map((path) => ({ path, size: sizeOf(path) ?? 0 }));
-  const total = files.reduce((sum, { size }) => sum + size, 0);
-  let before = 0;
-  for (const { path, size } of files) {
-    for await (const batch of readLogs([path], { only: "event" })) {
-      const rows: Cell[][] = [];
-      for (const found of batch) {
-        if ("record" in found) {
-          const record = found.record as unknown as Record<string, unknown>;
-          if (record["record_type"] === "event") rows.push(columns.map((column) => cellOf(record, column)));
-        } else {
-          // Then more than a line is missing.
-          if (found.rejected === "cannot be read") throw fileError(new Error(found.text), `cannot read ${path}`);
-          exported.rejected_lines++;
-        }
-      }
-      // The offsets in a gzipped log are those of the uncompressed text.
-      yield { rows, count: rows.length, done: before + Math.min(batch.at(-1)!.offset, size), total };
+  const files = logFiles(raw);
+  const total = files.reduce((sum, path) => sum + (sizeOf(path) ?? 0), 0);
+  const progress = { files: 0, lines: 0, bytes: 0 };
+  for await (const batch of readLogs(files, { only: "event", progress })) {
+    const rows: Cell[][] = [];
+    for (const found of batch) {
+      if ("record" in found) {
+        const record = found.record as unknown as Record<string, unknown>;
+        if (record["record_type"] === "event") rows.push(columns.map((column) => cellOf(record, column)));
+      } else if (found.rejected === "cannot be read") exported.unreadable_logs.push(found.file);
+      else exported.rejected_lines++;
     }
-    before += size;
+    yield { rows, count: rows.length, done: Math.min(progress.bytes, total), total };
   }
 }
 

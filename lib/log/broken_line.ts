@@ -2,6 +2,7 @@
  * Finds the complete records on a line that is not one JSON value.
  * @module
  */
+import { Buffer } from "node:buffer";
 import { parseWithSources } from "./json_source.ts";
 import { type InvalidRecordReason, type LogRecord, validateRecord } from "../records.ts";
 
@@ -33,6 +34,11 @@ export function decodeUtf8(bytes: Uint8Array): string | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** Bytes as text of one character each: a place in it is a place in the bytes, and it is searched faster. */
+export function latin1({ buffer, byteOffset, byteLength }: Uint8Array): string {
+  return Buffer.from(buffer, byteOffset, byteLength).toString("latin1");
 }
 
 /** The value of a JSON text; undefined when it is not JSON. */

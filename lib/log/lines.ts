@@ -2,7 +2,8 @@
  * Splits a log into lines, and finds the records in them.
  * @module
  */
-import { decodeUtf8, LENIENT, NEWLINE, NUL, parseJson, splitBrokenLine, trim } from "./broken_line.ts";
+import { Buffer, isUtf8 } from "node:buffer";
+import { decodeUtf8, latin1, LENIENT, NEWLINE, NUL, parseJson, splitBrokenLine, trim } from "./broken_line.ts";
 import { errorMessage } from "../errors.ts";
 import { type InvalidRecordReason, type LogRecord, MAX_LINE_BYTES, validateRecord } from "../records.ts";
 
@@ -56,13 +57,11 @@ export interface Rejection {
 export type Scanned = ScannedRecord | Rejection;
 
 /** The start of a run, not parsed. Most starts are replaced by the end of their run, and never need to be parsed. */
-export interface StartLine {
+export interface StartLine extends Omit<ScannedRecord, "record"> {
   /** The id of the run. */
   start: string;
+  /** The line, as {@linkcode latin1} returns it. */
   text: string;
-  file: string;
-  line: number;
-  offset: number;
 }
 
 /** What {@linkcode Lines} finds. */
@@ -113,15 +112,16 @@ export class Lines {
   /** Parses the lines that end in this chunk. */
   read(chunk: Uint8Array): Found[] {
     this.#progress.bytes += chunk.length;
-    const first = chunk.indexOf(NEWLINE);
     let start = 0;
-    if (first >= 0 && this.#hasHalfLine) {
-      this.#hold(chunk.subarray(0, first));
+    if (this.#hasHalfLine) {
+      const end = chunk.indexOf(NEWLINE);
+      this.#hold(end < 0 ? chunk : chunk.subarray(0, end));
+      if (end < 0) return this.#take();
       this.#parseHeld();
-      this.#nextLine();
-      start = first + 1;
+      this.#endLine();
+      start = end + 1;
     }
-    const end = first < 0 ? 0 : chunk.lastIndexOf(NEWLINE) + 1;
+    const end = chunk.lastIndexOf(NEWLINE) + 1;
     if (start < end) this.#parseLines(chunk.subarray(start, end));
     this.#hold(chunk.subarray(Math.max(start, end)));
     return this.#take();
@@ -140,21 +140,21 @@ export class Lines {
     const found = this.end();
     const half = found.at(-1);
     if (half && "rejected" in half) half.rejected = rejected;
-    else found.push(this.#rejection(rejected, new Uint8Array(0), this.#position));
+    else found.push(this.#rejection(rejected, NOTHING, this.#position));
     return found;
   }
 
   /** As `end`, where the file could not be opened or not be read any further. */
   endUnreadable(error: unknown): Found[] {
     const found = this.end();
-    const rejection = this.#rejection("cannot be read", new Uint8Array(0), this.#position);
+    const rejection = this.#rejection("cannot be read", NOTHING, this.#position);
     found.push({ ...rejection, line: this.#position > 0 ? this.#line : 0, text: errorMessage(error) });
     return found;
   }
 
   /** Parses a single line. */
   parse(text: string): Scanned[] {
-    this.#parse(text, new TextEncoder().encode(text));
+    this.#parse(Buffer.from(text, "latin1"));
     return this.#found as Scanned[];
   }
 
@@ -168,7 +168,8 @@ export class Lines {
     return found;
   }
 
-  #nextLine(): void {
+  /** Counts a newline. */
+  #endLine(): void {
     this.#progress.lines++;
     this.#line++;
     this.#lineStart = ++this.#position;
@@ -210,28 +211,20 @@ export class Lines {
       this.#found.push(this.#tooLong);
       this.#tooLong = undefined;
     }
-    const bytes = this.#held.subarray(0, this.#heldBytes);
-    this.#parse(decodeUtf8(bytes), bytes);
-    this.#position += bytes.length;
+    this.#parse(this.#held.subarray(0, this.#heldBytes));
+    this.#position += this.#heldBytes;
     this.#heldBytes = 0;
   }
 
-  /** Parses complete lines, the last newline included. Decoding them together takes half the time. */
+  /** Parses complete lines, the last newline included. */
   #parseLines(bytes: Uint8Array): void {
-    const text = decodeUtf8(bytes);
-    const isAscii = text?.length === bytes.length;
-    let textAt = 0;
-    for (let at = 0; at < bytes.length;) {
-      const textEnd = text === undefined ? 0 : text.indexOf("\n", textAt);
-      const end = isAscii ? textEnd : bytes.indexOf(NEWLINE, at);
-      if (text === undefined) this.#parse(decodeUtf8(bytes.subarray(at, end)), bytes.subarray(at, end));
-      else if (this.#only === undefined || !this.#isLeftOut(text, textAt, textEnd)) {
-        this.#parse(text.slice(textAt, textEnd), bytes.subarray(at, end));
-      }
-      this.#position += end - at;
-      this.#nextLine();
-      at = end + 1;
-      textAt = textEnd + 1;
+    const text = latin1(bytes);
+    const mayLeaveOut = this.#only !== undefined && isUtf8(bytes);
+    for (let start = 0, end; start < bytes.length; start = end + 1) {
+      end = text.indexOf("\n", start);
+      if (!mayLeaveOut || !this.#isLeftOut(text, start, end)) this.#parse(bytes.subarray(start, end));
+      this.#position += end - start;
+      this.#endLine();
     }
   }
 
@@ -248,9 +241,9 @@ export class Lines {
     return true;
   }
 
-  /** Parses one line. `text` is undefined when the bytes are not UTF-8. */
-  #parse(text: string | undefined, bytes: Uint8Array): void {
+  #parse(bytes: Uint8Array): void {
     if (bytes.length === 0) return;
+    const text = decodeUtf8(bytes);
     const value = text === undefined ? undefined : parseJson(text);
     if (value === undefined) return this.#parseBroken(bytes);
     const reason = validateRecord(value);
@@ -280,6 +273,7 @@ export class Lines {
   }
 }
 
+const NOTHING = new Uint8Array(0);
 const CARRIAGE_RETURN = 0x0d, SPACE = 0x20, QUOTE = 0x22;
 
 /** Whether a line ends as both clients end a record of this type. Python puts a blank after each colon. */

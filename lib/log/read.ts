@@ -5,13 +5,23 @@
  */
 import { fileError } from "../errors.ts";
 import { gunzip, readWithRetry } from "./gzip.ts";
-import { pathIn } from "../layout.ts";
+import { fileNameOf, pathIn } from "../layout.ts";
 import { type Found, type LineOptions, Lines, type Scanned, type StartLine } from "./lines.ts";
 
 /** How much of a file is read at a time. Each read waits for another thread. */
 const READ_BYTES = 1024 * 1024;
-/** How much is decoded at a time. Longer strings would cost a page fault for each page, and outlive their use. */
+/** How much is parsed at a time. Longer strings would cost a page fault for each page, and outlive their use. */
 const CHUNK_BYTES = 64 * 1024;
+/** How compressed files begin, in hexadecimal. Of these, only gzip is read: the zstd of Deno ends silently after one frame. */
+const FORMATS: readonly [bytes: string, name: string][] = [
+  ["1f8b", "gzip"],
+  ["28b52ffd", "zstd"],
+  ["fd377a58", "xz"],
+  ["425a68", "bzip2"],
+  ["504b0304", "zip"],
+  ["377abcaf", "7z"],
+  ["04224d18", "lz4"],
+];
 
 export type { ReadProgress, Rejection, RejectionReason, Scanned, ScannedRecord, StartLine } from "./lines.ts";
 
@@ -22,8 +32,23 @@ export interface ReadOptions extends LineOptions {
 }
 
 /**
- * The paths of all logs in a folder, oldest day first. Logs that logrotate has renamed (`.ndjson.2.gz`, `.ndjson-20251211`)
- * come before the log of the same name, oldest first, and a gzipped file before a plain one. A missing folder has no logs.
+ * `NAME.ndjson`, and what logrotate, archivers and people make of it: `.ndjson.2.gz`, `.ndjson-20251211`, `.1.ndjson`,
+ * `.ndjson.zst`, `.ndjson.bak`, `NAME (1).ndjson`. Whoever renames a log must not lose its runs.
+ */
+const LOG_NAME = /^(.*?)(?:\.(\d{1,5})|-(\d[\d-]{7,20}))?\.ndjson(?![a-z\d])(?:\.(\d{1,5})|-(\d[\d-]{7,20}))?/is;
+/** The part of a name that is the same in all files of one log. */
+const DAY = /events_\d{8}/;
+
+/** Which log a file belongs to: that of a day, or of a name. */
+function logOf(path: string): string {
+  const name = fileNameOf(path);
+  return DAY.exec(name)?.[0] ?? LOG_NAME.exec(name)?.[1] ?? name;
+}
+
+/**
+ * The paths of all logs in a folder, oldest day first. Of one day, files that were rotated come first, oldest first, then
+ * copies and gzipped files, then the file that agents write to. Files that the scan cannot read are listed, too, so that
+ * it reports them. A missing folder has no logs.
  *
  * @param raw the folder
  * @throws {TelemetryError} `permission`, `in_the_way` or `io` when the folder cannot be listed
@@ -36,24 +61,31 @@ export interface ReadOptions extends LineOptions {
  * ```
  */
 export function logFiles(raw: string): string[] {
-  const stems: [stem: string, age: number, path: string][] = [];
+  const logs: { path: string; order: (string | number)[] }[] = [];
   try {
     for (const { name } of Deno.readDirSync(raw)) {
-      const [, stem, count, date] = /^(.*)\.ndjson(?:\.(\d{1,5})|-(\d{8,14}))?(?:\.gz)?$/s.exec(name) ?? [];
+      const found = LOG_NAME.exec(name);
       const path = pathIn(raw, name);
-      if (stem !== undefined && mayBeFile(path)) {
-        stems.push([stem, date ? 1e15 - Number(date) : Number(count ?? 0), path]);
-      }
+      if (found === null || name.endsWith(".partial") || !mayBeFile(path)) continue;
+      const [, , count = found[4] ?? 0, date = found[5] ?? "~"] = found;
+      // Copies and gzipped files have longer names.
+      logs.push({ path, order: [logOf(path), date, -Number(count), -name.length, name] });
     }
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return [];
     throw fileError(error, `cannot list ${raw}`);
   }
-  // The longer of two paths with the same stem is the gzipped one.
-  stems.sort(([a, age, path], [b, otherAge, other]) =>
-    a < b ? -1 : a > b ? 1 : otherAge - age || other.length - path.length
-  );
-  return stems.map(([, , path]) => path);
+  return logs.sort((a, b) => compare(a.order, b.order)).map(({ path }) => path);
+}
+
+function compare(a: (string | number)[], b: (string | number)[]): number {
+  const i = a.findIndex((part, i) => part !== b[i]);
+  return i < 0 ? 0 : a[i]! < b[i]! ? -1 : 1;
+}
+
+/** Whether agents may append to a log. The others are rotated, compressed or copied. */
+export function isLive(path: string): boolean {
+  return path.endsWith(".ndjson");
 }
 
 /** Whether a path is a file. A path that cannot be examined counts, so that the read reports it. */
@@ -67,9 +99,10 @@ function mayBeFile(path: string): boolean {
 
 /**
  * Yields the content of logs in order: every complete record, and everything else as rejections. Blank lines, runs of NUL
- * bytes and BOMs are neither. Python's `NaN` and `Infinity` become null.
+ * bytes and BOMs are neither. Python's `NaN` and `Infinity` become null. An event that is in several files of one log, as
+ * in a plain and a gzipped copy, comes once.
  *
- * @param files paths of logs; those that end in `.gz` are inflated
+ * @param files paths of logs; those that are gzipped are inflated
  *
  * @example
  * ```ts
@@ -92,27 +125,96 @@ export function readLogs(
 ): AsyncGenerator<Scanned[], void>;
 export function readLogs(files: Iterable<string>, options: ReadOptions): AsyncGenerator<Found[], void>;
 export async function* readLogs(files: Iterable<string>, options: ReadOptions = {}): AsyncGenerator<Found[], void> {
-  for (const path of files) {
-    const lines = new Lines(path, options);
-    let chunks: AsyncGenerator<Uint8Array, boolean> | undefined;
-    try {
-      // Opening a pipe would wait for its other end.
-      if (!(await Deno.stat(path)).isFile) throw new Error("not a file");
-      using file = await Deno.open(path);
-      chunks = path.endsWith(".gz") ? gunzip(file) : chunksOf(file, options.readBytes ?? READ_BYTES);
-      let next = await chunks.next();
-      for (; !next.done; next = await chunks.next()) {
-        const found = lines.read(next.value);
-        if (found.length > 0) yield found;
-      }
-      const found = next.value ? lines.end() : lines.endDamaged();
+  const paths = [...files];
+  const logs = paths.map(logOf);
+  let copies = new Copies();
+  for (const [i, path] of paths.entries()) {
+    if (logs[i] !== logs[i - 1]) copies = new Copies();
+    const hasCopies = logs[i] === logs[i - 1] || logs[i] === logs[i + 1];
+    for await (const batch of readLog(path, options)) {
+      const found = hasCopies ? batch.filter((item) => copies.isNew(item)) : batch;
       if (found.length > 0) yield found;
-    } catch (error) {
-      yield lines.endUnreadable(error);
-    } finally {
-      await chunks?.return(true);
     }
+    copies.endFile();
   }
+}
+
+async function* readLog(path: string, options: ReadOptions): AsyncGenerator<Found[], void> {
+  const lines = new Lines(path, options);
+  let chunks: AsyncGenerator<Uint8Array, boolean> | undefined;
+  try {
+    // Opening a pipe would wait for its other end.
+    if (!(await Deno.stat(path)).isFile) throw new Error("not a file");
+    using file = await Deno.open(path);
+    const isNamedGzip = /\.gz$/i.test(path);
+    chunks = isNamedGzip ? gunzip(file) : chunksOf(file, options.readBytes ?? READ_BYTES);
+    let next = await chunks.next();
+    if (!next.done && !isNamedGzip && isGzip(next.value)) next = await (chunks = gunzip(file)).next();
+    for (; !next.done; next = await chunks.next()) yield lines.read(next.value);
+    yield next.value ? lines.end() : lines.endDamaged();
+  } catch (error) {
+    yield lines.endUnreadable(error);
+  } finally {
+    await chunks?.return(true);
+  }
+}
+
+/**
+ * Recognizes what was in another file of the same log. Two equal events in one file are two: what counts is how often each
+ * file has it. Holds a hash of each event, where a log has several files.
+ */
+class Copies {
+  #before = new Map<number, number>();
+  #now = new Map<number, number>();
+
+  isNew(found: Found): boolean {
+    if (!("record" in found) || found.record.record_type === "run") return true;
+    const hash = hashOf(JSON.stringify(found.record));
+    const count = (this.#now.get(hash) ?? 0) + 1;
+    this.#now.set(hash, count);
+    return count > (this.#before.get(hash) ?? 0);
+  }
+
+  endFile(): void {
+    for (const [hash, count] of this.#now) this.#before.set(hash, Math.max(count, this.#before.get(hash) ?? 0));
+    this.#now.clear();
+  }
+}
+
+/** A hash of 53 bits: two that are multiplied and mixed as in MurmurHash3. */
+function hashOf(text: string): number {
+  let [a, b] = [0xdeadbeef, 0x41c6ce57];
+  for (let i = 0; i < text.length; i++) {
+    const unit = text.charCodeAt(i);
+    a = Math.imul(a ^ unit, 2654435761);
+    b = Math.imul(b ^ unit, 1597334677);
+  }
+  a = Math.imul(a ^ a >>> 16, 2246822507) ^ Math.imul(b ^ b >>> 13, 3266489909);
+  b = Math.imul(b ^ b >>> 16, 2246822507) ^ Math.imul(a ^ a >>> 13, 3266489909);
+  return (b & 0x1fffff) * 2 ** 32 + (a >>> 0);
+}
+
+/** Whether the content of a file is gzip. Throws for other compression. */
+function isGzip(content: Uint8Array): boolean {
+  const start = content.subarray(0, 4).toHex();
+  const format = FORMATS.find(([bytes]) => start.startsWith(bytes))?.[1];
+  if (format === undefined || format === "gzip") return format !== undefined;
+  throw new Error(`it is compressed with ${format}: decompress it`);
+}
+
+/** Those of some files that cannot be read, because of a missing permission or their compression. */
+export function unreadableLogs(files: Iterable<string>): string[] {
+  return [...files].filter((path) => {
+    try {
+      using file = Deno.openSync(path);
+      const start = new Uint8Array(4);
+      file.readSync(start);
+      isGzip(start);
+      return false;
+    } catch {
+      return true;
+    }
+  });
 }
 
 /** Parses a start that was not parsed when it was read. */

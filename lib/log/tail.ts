@@ -1,15 +1,16 @@
 /** Reads the end of logs: the newest records, and new ones as they are written. @module */
+import { setTimeout as pause } from "node:timers/promises";
 import { fileError } from "../errors.ts";
 import { readFull } from "../fs/atomic_file.ts";
 import { statIfExists } from "../fs/locate.ts";
 import { type Found, Lines, type Scanned } from "./lines.ts";
-import { logFiles } from "./read.ts";
+import { isLive, logFiles } from "./read.ts";
 
 /** How far back from the end of a log its last complete line is searched. */
 const SEARCH_BYTES = 1024 * 1024;
 const NEWLINE = 0x0a;
 
-/** The records in the last `bytes` of an uncompressed log, without the line in which these start. */
+/** The records in the last `bytes` of a log that agents write, without the line in which these start. */
 export function readTail(path: string, bytes: number): Scanned[] {
   const { size } = statIfExists(path) ?? { size: 0 };
   const start = Math.max(0, size - bytes);
@@ -25,14 +26,14 @@ export function readTail(path: string, bytes: number): Scanned[] {
  */
 export async function* followLogs(raw: string, signal: AbortSignal, intervalMs = 250): AsyncGenerator<Found[], void> {
   const logs = new Map<string, { lines: Lines; position: number }>();
-  for (const path of plainLogs(raw)) {
+  for (const path of logFiles(raw).filter(isLive)) {
     const { size } = statIfExists(path) ?? { size: 0 };
     const start = Math.max(0, size - SEARCH_BYTES);
     const position = start + readRange(path, start, size).lastIndexOf(NEWLINE) + 1;
     logs.set(path, { lines: new Lines(path, {}), position });
   }
   while (!signal.aborted) {
-    for (const path of plainLogs(raw)) {
+    for (const path of logFiles(raw).filter(isLive)) {
       const log = logs.get(path) ?? { lines: new Lines(path, {}), position: 0 };
       logs.set(path, log);
       const { size } = statIfExists(path) ?? { size: 0 };
@@ -43,12 +44,8 @@ export async function* followLogs(raw: string, signal: AbortSignal, intervalMs =
       log.position += bytes.length;
       yield log.lines.read(bytes);
     }
-    await waitFor(intervalMs, signal);
+    await pause(intervalMs, undefined, { signal }).catch(() => {});
   }
-}
-
-function plainLogs(raw: string): string[] {
-  return logFiles(raw).filter((path) => !path.endsWith(".gz"));
 }
 
 /** Reads a part of a file. It may be shorter when the file is cut meanwhile. */
@@ -61,17 +58,4 @@ function readRange(path: string, from: number, to: number): Uint8Array<ArrayBuff
   } catch (error) {
     throw fileError(error, `cannot read ${path}`);
   }
-}
-
-function waitFor(milliseconds: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const end = () => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", end);
-      resolve();
-    };
-    const timer = setTimeout(end, milliseconds);
-    signal.addEventListener("abort", end);
-    if (signal.aborted) end();
-  });
 }

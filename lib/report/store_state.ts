@@ -1,7 +1,7 @@
 /** What a report says of the store beside its runs: sizes, backups, and whether log and database agree. */
 import { sizeOf } from "../fs/locate.ts";
 import type { Layout } from "../layout.ts";
-import { logFiles } from "../log/read.ts";
+import { isLive, logFiles, unreadableLogs } from "../log/read.ts";
 import { readTail } from "../log/tail.ts";
 import { listCopies } from "../sqlite/snapshot.ts";
 import { parseTimestamp, timestamp } from "../time.ts";
@@ -17,6 +17,8 @@ export interface StoreState {
   log_files: number;
   /** Their size in bytes. */
   log_bytes: number;
+  /** The logs that cannot be read, because of a missing permission or their compression. */
+  unreadable_logs: string[];
   /** The newest backup: its path, its time, and its age in milliseconds; null when there is none. */
   newest_backup: { path: string; time: string; age_ms: number } | null;
   /** How many backups there are. */
@@ -53,6 +55,7 @@ export function stateOf(layout: Layout, runs: Runs, { source }: RunOrigin, since
     database_bytes: bytes === undefined ? null : bytes + (sizeOf(`${database}-wal`) ?? 0),
     log_files: logs.length,
     log_bytes: logs.reduce((sum, path) => sum + (sizeOf(path) ?? 0), 0),
+    unreadable_logs: unreadableLogs(logs),
     newest_backup: newest
       ? { path: newest.path, time: timestamp(newest.time), age_ms: now.getTime() - newest.time.getTime() }
       : null,
@@ -62,7 +65,7 @@ export function stateOf(layout: Layout, runs: Runs, { source }: RunOrigin, since
       "SELECT count(*) FROM agent_runs WHERE status='running' AND start_time<?",
       timestamp(since),
     ),
-    log_check: source === "log" ? null : checkTail(runs, logs.filter((path) => !path.endsWith(".gz")).slice(-2), now),
+    log_check: source === "log" ? null : checkTail(runs, logs.filter(isLive).slice(-2), now),
   };
 }
 

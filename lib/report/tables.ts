@@ -141,6 +141,7 @@ export function storeFacts({ store, schema_version, source, rejected_parts, unti
       }`,
   ]);
   facts.push(["log", `${plural(store.log_files, "file")}, ${formatBytes(store.log_bytes)}`]);
+  if (store.unreadable_logs.length > 0) facts.push(["not read", store.unreadable_logs.join(", ")]);
   if (check !== null && check.missing + check.older === 0) {
     facts.push(["compared", `the newest ${plural(check.checked, "run")} of the log agree with the database`]);
   } else if (check !== null) {

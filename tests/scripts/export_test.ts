@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
+import { gzipSync } from "node:zlib";
 import { schemaSql } from "../../lib/schema.ts";
 import { RUN_COLUMNS } from "../../lib/records.ts";
 import {
@@ -121,6 +122,20 @@ Deno.test("the flags reach the export; warnings say what the table does not show
   const commits = await exportJson(base, ["--table", "commits"]);
   assert.match(commits.path, /commits_\d{8}_\d{6}\.csv$/);
   assert.equal(commits.rows, 0);
+});
+
+Deno.test("events: a log in two copies counts once, and a log that cannot be read is named", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  const log = '{"run_id":"r","event_type":"e","timestamp":"2025-12-10","record_type":"event"}\n';
+  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, log.repeat(2));
+  Deno.writeFileSync(`${base}/raw/events_20251210.ndjson.gz`, gzipSync(log.repeat(2)));
+  Deno.writeTextFileSync(`${base}/raw/events_20251209.ndjson.1`, log.replace("2025-12-10", "2025-12-09"));
+  const unread = `${base}/raw/events_20251208.ndjson.zst`;
+  Deno.writeFileSync(unread, Uint8Array.fromHex("28b52ffd04"));
+  const events = await exportJson(base, ["--table", "events"]);
+  assert.deepEqual([events.code, events.rows, events.rejected_lines, events.unreadable_logs], [0, 3, 0, [unread]]);
+  assert.equal(events.stderr, `warning: ${unread} cannot be read: its events are left out\n`);
 });
 
 Deno.test("--output PATH: what is there stays, and nothing is left beside it", async () => {

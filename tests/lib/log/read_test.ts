@@ -956,12 +956,77 @@ Deno.test("property: reading one type agrees with scan on glued, cut and mixed l
     );
   }));
 
-Deno.test("logs that were rotated are found, oldest first", () => {
+Deno.test("logs that were rotated, renamed or copied are found, oldest first, the live one last", () => {
   using temp = new TempFolder();
   const day = "events_20251210.ndjson";
-  const names = [`${day}-20251211.gz`, `${day}-20251212`, `${day}.10.gz`, `${day}.2`, `${day}.1`, day];
-  for (const name of [...names, `${day}.partial`, `${day}.1.zst`].toSorted()) {
+  const names = [
+    `${day}-2025-12-11`,
+    `${day}-20251211.gz`,
+    `${day}-20251211-1765411200.gz`,
+    `${day}-20251212`,
+    "events_20251210-20251213.ndjson",
+    `${day}.10.gz`,
+    `${day}.2`,
+    `${day}.1.zst`,
+    "events_20251210.1.ndjson",
+    `${day}.1`,
+    "events_20251210 - Copy.ndjson",
+    `${day}.bak`,
+    `${day}.bz2`,
+    `${day}.GZ`,
+    `${day}~`,
+    day,
+    "events_20251211.NDJSON",
+  ];
+  for (const name of [...names, `${day}.partial`, `${day}.gz.partial`, "a.ndjsonl", "a.json"].toSorted()) {
     Deno.writeTextFileSync(`${temp.path}/${name}`, "");
   }
   assert.deepEqual(logFiles(temp.path), names.map((name) => `${temp.path}/${name}`));
 });
+
+Deno.test("the content of a file decides whether it is gzip; other compression is named", async () => {
+  await expectLog([gzipSync(`${RUN}\n`)], ["r1"]);
+  const compressed = { zstd: "28b52ffd00", xz: "fd377a585a", bzip2: "425a6839", zip: "504b030414", "7z": "377abcaf27" };
+  for (const [format, start] of Object.entries(compressed)) {
+    await inFolder(async (folder) => {
+      const path = join(folder, "events_20251210.ndjson.1");
+      await Deno.writeFile(path, bytesOf(Uint8Array.fromHex(start), RUN));
+      assert.deepEqual(brief(await scanned([path])), [
+        ["cannot be read", `it is compressed with ${format}: decompress it`],
+      ]);
+    });
+  }
+});
+
+Deno.test("an event that is in several files of one log comes once, and as often as it is in one file", () =>
+  inFolder(async (folder) => {
+    const event = (id: string) => `${EVENT.replace('"r2"', `"${id}"`)}\n`;
+    const write = (name: string, content: Content) => Deno.writeFile(join(folder, name), bytesOf(content));
+    const ids = async () =>
+      (await scanned(logFiles(folder))).map((item) => "record" in item ? item.record.run_id : item.rejected);
+    const log = [event("a"), event("b"), event("b"), event("c")].join("");
+    await write("events_20251210.ndjson", log);
+    const once = ["a", "b", "b", "c"];
+    for (
+      const [name, copy, more] of [
+        ["events_20251210.ndjson.gz", gzipSync(log), []],
+        ["events_20251210.ndjson.gz", gzipSync(event("a") + event("b")), []],
+        ["events_20251210.ndjson.gz", gzipSync(log).subarray(0, -30), [CUT_GZIP]],
+        ["events_20251210 (1).ndjson", log.replaceAll("\n", "\r\n"), []],
+        ["events_20251210.ndjson.bak", `\ufeff${log}${event("d")}`, ["d"]],
+        ["events_20251210.ndjson.1", event("a").repeat(2) + event("e"), ["a", "e"]],
+        ["events_20251211.ndjson", log, once],
+      ] as [string, Content, string[]][]
+    ) {
+      await write(name, copy);
+      assert.deepEqual((await ids()).toSorted(), [...once, ...more].toSorted(), name);
+      await Deno.remove(join(folder, name));
+    }
+    await write("events_20251210.ndjson.gz", gzipSync(log));
+    await write("events_20251210.ndjson.1", log);
+    assert.deepEqual(await ids(), once);
+    // A run may come more than once: its states do not add up.
+    await write("events_20251210.ndjson", `${RUN}\n`);
+    await write("events_20251210.ndjson.1", `${RUN}\n`);
+    assert.equal((await ids()).filter((id) => id === "r1").length, 2);
+  }));
