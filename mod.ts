@@ -22,6 +22,7 @@ export {
   type ClientOptions,
   type ClientStats,
   type EndFields,
+  type EndStaleOptions,
   type PostPendingOptions,
   type PostPendingResult,
   type RunFields,

@@ -7,13 +7,15 @@ import { inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup
 import { checkCurrent, checkHealth, type Health } from "../lib/recovery/health.ts";
 import { fileNameOf, type Layout, parseFileName } from "../lib/layout.ts";
 import { logFiles } from "../lib/log/read.ts";
-import { SCHEMA_VERSION } from "../lib/records.ts";
+import { type RunRecord, SCHEMA_VERSION } from "../lib/records.ts";
+import { oneLine } from "../lib/report/format.ts";
 import { recoverChecked, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
 import type { Current } from "../lib/store/replace_database.ts";
+import { endStaleRuns } from "../lib/store/stale_runs.ts";
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
 import { hasCode, TelemetryError } from "../lib/errors.ts";
 import { formatBytes, plural } from "../lib/format.ts";
-import { parseTimeFlag } from "../lib/time.ts";
+import { parseDurationFlag, parseTimeFlag } from "../lib/time.ts";
 
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {
@@ -24,6 +26,16 @@ export const COMMAND: Command = {
       writes: ["db"],
       about: "only check whether the database is healthy; exit with 1 when it is not",
       excludes: ["force", "no-salvage", "with-backup"],
+    },
+    "dry-run": {
+      writes: ["db"],
+      about: "with --end-stale: only list the runs that would be ended",
+      excludes: ["check-only", "force", "no-salvage", "with-backup"],
+    },
+    "end-stale": {
+      value: "AGE",
+      writes: ["db", "reports", "raw"],
+      about: "also end runs as failed that are running and have logged nothing for so long (24h, 7d)",
     },
     force: { about: "also rebuild a healthy database, which adds the runs that are only in the log" },
     since: {
@@ -45,23 +57,52 @@ export const COMMAND: Command = {
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { flags } = terminal;
-    const checkOnly = flags["check-only"] === true;
+    if (flags["end-stale"] !== undefined) parseDurationFlag("end-stale", String(flags["end-stale"]));
+    else if (flags["dry-run"]) {
+      throw new TelemetryError("usage", "--dry-run needs --end-stale", { hint: "see recover_database --help" });
+    }
     const since = readSince(terminal);
     const layout = terminal.locate();
-    if (checkOnly) {
+    if (flags["check-only"] || flags["dry-run"]) {
       const health = await checkHealth(layout, { compare: true, since });
       printHealth(terminal, layout, health);
       terminal.exitCode = health.healthy ? 0 : 1;
-      return { ...health };
+      return { ...health, stale_runs: health.healthy ? await endStale(terminal, layout) : null };
     }
     const { health, current } = await check(terminal, layout);
     printHealth(terminal, layout, health);
-    if (!health.healthy || flags["force"]) return await recover(terminal, layout, current, since);
-    const isComplete = !health.runs?.only_in_log && !health.runs?.older_in_database;
-    terminal.say(`nothing ${isComplete ? "to do" : "is damaged"}; --force rebuilds the database all the same`);
-    removeStaleRecovery(layout);
-    return { recovered: false, ...health };
+    const result = health.healthy && !flags["force"]
+      ? keep(terminal, layout, health)
+      : await recover(terminal, layout, current, since);
+    return flags["end-stale"] ? { ...result, stale_runs: await endStale(terminal, layout) } : result;
   });
+}
+
+function keep(terminal: Terminal, layout: Layout, health: Health): Result {
+  const isComplete = !health.runs?.only_in_log && !health.runs?.older_in_database;
+  terminal.say(`nothing ${isComplete ? "to do" : "is damaged"}; --force rebuilds the database all the same`);
+  removeStaleRecovery(layout);
+  return { recovered: false, ...health };
+}
+
+/** Ends the stale runs, or lists them where nothing may change. */
+async function endStale(terminal: Terminal, layout: Layout): Promise<Result[]> {
+  const { "end-stale": age = "24h", "check-only": isCheck, "dry-run": isDryRun } = terminal.flags;
+  let runs: RunRecord[];
+  try {
+    const olderThanMs = parseDurationFlag("end-stale", String(age));
+    runs = await endStaleRuns(layout, { olderThanMs, dryRun: Boolean(isCheck || isDryRun) });
+  } catch (error) {
+    if (!isCheck || !(error instanceof TelemetryError)) throw error;
+    terminal.warn(error.message);
+    return [];
+  }
+  const outcome = isCheck ? "can be ended (--end-stale)" : isDryRun ? "would end as failed" : "ended as failed";
+  if (runs.length > 0 || !isCheck) terminal.say(`${plural(runs.length, "stale run")} ${outcome}: no record for ${age}`);
+  const shown = isCheck ? runs.slice(0, 5) : runs;
+  for (const { run_id, end_time } of shown) terminal.say(`  ${oneLine(run_id)}, last record ${end_time}`);
+  if (shown.length < runs.length) terminal.say(`  and ${runs.length - shown.length} more`);
+  return runs.map(({ run_id, agent_name, job_type, end_time }) => ({ run_id, agent_name, job_type, end_time }));
 }
 
 function readSince({ flags }: Terminal): Date | undefined {

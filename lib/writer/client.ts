@@ -2,18 +2,34 @@
  * The client that agents record their runs with: first in the log, then in the database, then at the web API.
  * @module
  */
-import { isGranted, readEnv } from "../fs/locate.ts";
+import { readEnv } from "../fs/locate.ts";
 import { newRun, runId, type RunRecord } from "../records.ts";
-import { parseTimestamp, timestamp } from "../time.ts";
+import { parseDurationFlag, parseTimestamp, timestamp } from "../time.ts";
 import { apiFromEnvironment, postingProblem } from "./api_client.ts";
 import { ClientStore } from "./client_store.ts";
 import type { RunStats } from "./database_writer.ts";
 import { callAtExit, cancelAtExit } from "./exit.ts";
-import { copyOf, type EndFields, errorSummary, jsonOf, type RunFields, toColumns, toEndStatus } from "./fields.ts";
-import type { ClientOptions, ClientStats, PostPendingOptions, PostPendingResult, TrackedRun } from "./options.ts";
+import {
+  copyOf,
+  type EndFields,
+  errorSummary,
+  hostName,
+  jsonOf,
+  type RunFields,
+  toColumns,
+  toEndStatus,
+} from "./fields.ts";
+import type {
+  ClientOptions,
+  ClientStats,
+  EndStaleOptions,
+  PostPendingOptions,
+  PostPendingResult,
+  TrackedRun,
+} from "./options.ts";
 import { PostQueue } from "./post_queue.ts";
 import { toText, Warnings } from "./warnings.ts";
-import { inTurns } from "./write_queue.ts";
+import { inTurns, within } from "./write_queue.ts";
 
 export { CLIENT_COLUMNS, type EndFields, type RunFields } from "./fields.ts";
 export type * from "./options.ts";
@@ -259,6 +275,42 @@ export class TelemetryClient implements AsyncDisposable {
     return result;
   }
 
+  /**
+   * Ends runs as `failed` that are `running` and have logged nothing for a time, because their agents died: at the time
+   * of their last record, in the log and in the database. A run that lives after all overrides this when it ends.
+   * Open runs of this client are left out.
+   *
+   * @param options which runs
+   * @returns the runs that were ended
+   *
+   * @example
+   * ```ts
+   * import { TelemetryClient } from "./client.ts";
+   *
+   * await using telemetry = new TelemetryClient({ base: "/tmp/telemetry" });
+   * for (const { run_id, end_time } of await telemetry.endStale({ olderThan: "24h" })) console.log(run_id, end_time);
+   * ```
+   */
+  async endStale(options: EndStaleOptions): Promise<RunRecord[]> {
+    const ended: RunRecord[] = [];
+    await this.#enter("stale", async () => {
+      const { olderThan, agent } = options;
+      const olderThanMs = parseDurationFlag("olderThan", toText(olderThan));
+      const running = await this.#store.read((writer) => writer.getRunning(agent)) ?? [];
+      const others = running.filter(({ run_id }) => !this.#runs.has(run_id));
+      for (const run of await this.#store.findStale(others, olderThanMs)) {
+        // Reading the log takes its time.
+        const now = await this.#store.read((writer) => writer.getRun(run.run_id));
+        if (now?.status !== "running") continue;
+        await this.#store.append({ ...run, record_type: "run" });
+        this.#store.save(`stale ${run.run_id}`, (writer) => void writer.endStaleRun(run));
+        this.#posts?.add(run);
+        ended.push(run);
+      }
+    });
+    return ended;
+  }
+
   /** Counts the runs in the database, and the failures in this client. Works after `close()`, too. */
   async getStats(): Promise<ClientStats> {
     const none: RunStats = { total_runs: 0, status_counts: {}, pending_api_posts: 0 };
@@ -345,17 +397,4 @@ export class TelemetryClient implements AsyncDisposable {
   #save(run: RunRecord): void {
     this.#store.save(`run ${run.run_id}`, (writer) => writer.updateRun(run));
   }
-}
-
-/** Waits for work, but no longer than `ms`. */
-async function within(ms: number, work: Promise<void>): Promise<void> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  await Promise.race([work, new Promise((resolve) => timer = setTimeout(resolve, ms))]);
-  clearTimeout(timer);
-}
-
-/** The name of this machine, if it can be read without a prompt. */
-function hostName(): string | null {
-  if (isGranted({ name: "sys", kind: "hostname" })) return Deno.hostname();
-  return readEnv("HOSTNAME") || readEnv("COMPUTERNAME") || null;
 }

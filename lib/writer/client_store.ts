@@ -4,8 +4,9 @@ import { assertGranted, isFolder, isGranted, locate, readEnv } from "../fs/locat
 import { HOME, HOME_STORE, shellFlags } from "../fs/permissions.ts";
 import { candidateFolders, homeFolderOf, type Layout, layoutOf, STORE_VARIABLES } from "../layout.ts";
 import { EventLog } from "../log/append.ts";
-import type { LogRecord } from "../records.ts";
+import type { LogRecord, RunRecord } from "../records.ts";
 import { createStorage } from "../store/folders.ts";
+import { findStaleRuns } from "../store/stale_runs.ts";
 import { DatabaseWriter } from "./database_writer.ts";
 import type { Warnings } from "./warnings.ts";
 import { pause, WriteQueue } from "./write_queue.ts";
@@ -78,6 +79,11 @@ export class ClientStore {
     const result = writer && await this.#queue.read(() => read(writer));
     if (writer && this.#queue.state === "stopped") closeIfUnused(writer);
     return result;
+  }
+
+  /** As {@linkcode findStaleRuns}. */
+  async findStale(running: RunRecord[], olderThanMs: number): Promise<RunRecord[]> {
+    return this.#found === undefined ? [] : await findStaleRuns(running, this.#found.raw, olderThanMs);
   }
 
   /** Resolves when the log has nothing more to write. */

@@ -1,5 +1,6 @@
 /** Converts what an agent passes into the columns of a run. No other module converts values. @module */
 import { errorMessage, TelemetryError } from "../errors.ts";
+import { isGranted, readEnv } from "../fs/locate.ts";
 import {
   RUN_COLUMNS,
   RUN_STATUSES,
@@ -258,4 +259,10 @@ export function errorSummary(thrown: unknown): string {
   } catch {
     return "Error: unknown";
   }
+}
+
+/** The name of this machine, if it can be read without a prompt. */
+export function hostName(): string | null {
+  if (isGranted({ name: "sys", kind: "hostname" })) return Deno.hostname();
+  return readEnv("HOSTNAME") || readEnv("COMPUTERNAME") || null;
 }

@@ -46,6 +46,14 @@ export interface PostPendingResult {
   failed: number;
 }
 
+/** Which runs `TelemetryClient.endStale` ends. */
+export interface EndStaleOptions {
+  /** How long ago the last record of a run was written at least, such as `24h` or `7d`. */
+  olderThan: string;
+  /** Only runs of this agent. @default all agents */
+  agent?: string;
+}
+
 /** The result of `TelemetryClient.getStats`. */
 export interface ClientStats extends RunStats {
   /** How often each cause of a failure occurred in this client, by `area:code`. */

@@ -177,3 +177,10 @@ export async function inTurns<T>(steps: Generator<void, T>): Promise<T> {
     await pause(0);
   }
 }
+
+/** Waits for work, but no longer than `ms`. */
+export async function within(ms: number, work: Promise<void>): Promise<void> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  await Promise.race([work, new Promise((resolve) => timer = setTimeout(resolve, ms))]);
+  clearTimeout(timer);
+}

@@ -34,7 +34,21 @@ const SCRIPTS: [name: string, flags: string[]][] = [
     "backup_telemetry_db",
     ["--keep-days N", "--dry-run", "--list", "--restore PATH", "--replay", "--yes", ...SHARED],
   ],
-  ["recover_database", ["--check-only", "--force", "--since TIME", "--no-salvage", "--with-backup PATH", ...SHARED]],
+  [
+    "recover_database",
+    [
+      ...[
+        "--check-only",
+        "--force",
+        "--since TIME",
+        "--no-salvage",
+        "--with-backup PATH",
+        "--dry-run",
+        "--end-stale AGE",
+      ],
+      ...SHARED,
+    ],
+  ],
   [
     "export_csv",
     [
@@ -327,6 +341,8 @@ testWith(["unix"], "a flag that writes fewer folders needs fewer permissions", a
   const output = `${temp.path}/runs.csv`;
   const runs: [name: string, read: string[], write: string[], args: string[]][] = [
     ["recover_database", [], [], ["--check-only"]],
+    ["recover_database", [], [], ["--end-stale", "24h", "--dry-run"]],
+    ["recover_database", [], [`${base}/raw`, `${base}/reports`], ["--end-stale", "24h"]],
     ["export_csv", [], [], ["--output", "-"]],
     ["export_csv", [temp.path], [output, `${output}.partial`], ["--output", output]],
   ];

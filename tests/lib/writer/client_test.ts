@@ -1068,3 +1068,48 @@ Deno.test("two concurrent calls of postPending post each run once", async () => 
   assert.equal(seen.length, 5);
   await server.shutdown();
 });
+
+Deno.test("endStale ends the run of a killed agent, and a run that goes on overrides its end", async () => {
+  await using stage = new Stage();
+  const { client, layout } = stage;
+  const code = `import { TelemetryClient } from "file://${ROOT}mod.ts";
+    const telemetry = new TelemetryClient({ base: ${JSON.stringify(layout.base)} });
+    await telemetry.logEvent(await telemetry.startRun("dies", "job"), "last");
+    console.log("held"); setInterval(() => {}, 1000);`;
+  await using killed = await Holder.start(Deno.execPath(), ["eval", code]);
+  await killed.kill();
+  await using other = new TelemetryClient({ base: layout.base });
+  const alive = await other.startRun("lives", "job");
+  const own = await client.startRun("own", "job");
+  assert.deepEqual(await client.endStale({ olderThan: "1h" }), []);
+  assert.deepEqual((await client.endStale({ olderThan: "0m", agent: "dies" })).map(({ agent_name }) => agent_name), [
+    "dies",
+  ]);
+  const statuses = () => Object.fromEntries(stage.rows().map(({ agent_name, status }) => [agent_name, status]));
+  assert.deepEqual(statuses(), { dies: "failed", lives: "running", own: "running" });
+  const [row] = stage.rows();
+  assert.equal(row!["end_time"], stage.lines()[1]!["timestamp"]);
+  assert.deepEqual((await client.endStale({ olderThan: "0m" })).map(({ run_id }) => run_id), [alive]);
+  assert.deepEqual(statuses(), { dies: "failed", lives: "failed", own: "running" });
+  await other.endRun(alive, { status: "partial" });
+  await client.endRun(own);
+  assert.deepEqual(statuses(), { dies: "failed", lives: "partial", own: "success" });
+  assert.deepEqual(
+    stage.lines().map(({ event_type, agent_name, status }) => event_type ?? `${agent_name} ${status}`),
+    [
+      "dies running",
+      "last",
+      "lives running",
+      "own running",
+      "dies failed",
+      "lives failed",
+      "lives partial",
+      "own success",
+    ],
+  );
+  assert.equal(stage.rows().find(({ status }) => status === "partial")!["error_summary"], null);
+  assert.deepEqual(stage.warnings, []);
+  assert.deepEqual(await client.endStale({ olderThan: "soon" }), []);
+  assert.deepEqual(await client.endStale(undefined as never), []);
+  assert.match(stage.warnings.join(), /takes a length of time, not "soon"/);
+});

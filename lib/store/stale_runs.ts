@@ -1,0 +1,134 @@
+/** Ends runs whose agent died without ending them. @module */
+import { basename } from "node:path";
+import { TelemetryError } from "../errors.ts";
+import { type Layout, parseFileName } from "../layout.ts";
+import { EventLog } from "../log/append.ts";
+import { logFiles, readLogs } from "../log/read.ts";
+import { newRun, RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
+import { Connection, retryWhileLocked } from "../sqlite/connection.ts";
+import { columnNames, inspect, newerSchema } from "../sqlite/migrate.ts";
+import { blobAsText } from "../sqlite/rows.ts";
+import { type Instant, parseTimestamp, timestamp } from "../time.ts";
+
+const DAY_US = 86_400_000_000;
+
+/** The runs that are `running` in a database of schema v1 to v3, by default those of all agents. */
+export function runningRuns(db: Connection, agent?: string): RunRecord[] {
+  const existing = columnNames(db, "agent_runs");
+  const columns = RUN_COLUMNS.filter((column) => existing.has(column));
+  const rows = db.all(
+    `SELECT json_array(${columns.map(blobAsText)}) AS run FROM agent_runs
+    WHERE status='running' AND typeof(run_id)='text' AND (?1 IS NULL OR agent_name=?1)`,
+    agent ?? null,
+  );
+  return rows.map(({ run }) => {
+    const cells = JSON.parse(run as string) as unknown[];
+    // The log has no times of rows.
+    const known = {
+      ...Object.fromEntries(columns.map((column, i) => [column, cells[i]])),
+      created_at: null,
+      updated_at: null,
+    };
+    return newRun(known as unknown as RunRecord);
+  });
+}
+
+/**
+ * Finds the runs whose last record in the log is older than `olderThanMs`; where no log has a record, the start of the run
+ * counts. Returns each as it ends: `failed`, at the time of that record. Runs whose end is in the log are left out.
+ *
+ * @throws {TelemetryError} `permission`, `io` … when a log cannot be read: the run may have a record there
+ */
+export async function findStaleRuns(
+  running: Iterable<RunRecord>,
+  raw: string,
+  olderThanMs: number,
+): Promise<RunRecord[]> {
+  const limit = (Date.now() - olderThanMs) * 1000;
+  // 1. Runs that started before.
+  const silent = new Map<string, { run: RunRecord; start: Instant; last: Instant }>();
+  for (const run of running) {
+    const start = parseTimestamp(run.start_time);
+    if (start !== undefined && start < limit) silent.set(run.run_id, { run, start, last: start });
+  }
+  if (silent.size === 0) return [];
+  // 2. Their last records. Logs of earlier days have none.
+  const first = Math.min(...silent.values().map(({ start }) => start)) - 2 * DAY_US;
+  const files = logFiles(raw).filter((path) =>
+    (parseFileName(basename(path))?.time.getTime() ?? Infinity) * 1000 >= first
+  );
+  for await (const batch of readLogs(files)) {
+    for (const found of batch) {
+      if ("rejected" in found) {
+        if (found.rejected === "cannot be read") throw unreadableLog(found.file, found.text);
+        continue;
+      }
+      const { record } = found;
+      const known = silent.get(record.run_id);
+      if (known === undefined) continue;
+      if (record.record_type === "run" && record.status && record.status !== "running") silent.delete(record.run_id);
+      const at = parseTimestamp(record.record_type === "event" ? record.timestamp : record.start_time);
+      known.last = Math.max(known.last, at ?? known.last);
+    }
+  }
+  // 3. Those without a newer one.
+  return silent.values().filter(({ last }) => last < limit).map(({ run, start, last }) => endedAt(run, start, last))
+    .toArray();
+}
+
+function endedAt(run: RunRecord, start: Instant, last: Instant): RunRecord {
+  const end_time = timestamp(new Date(last / 1000));
+  const duration_ms = Math.round((last - start) / 1000);
+  const error_summary = run.error_summary ?? `stale: nothing in the log after ${end_time}`;
+  return { ...run, status: "failed", end_time, duration_ms, error_summary };
+}
+
+function unreadableLog(file: string, reason: string): TelemetryError {
+  return new TelemetryError("io", `${file} cannot be read, so no run was ended: ${reason}`, {
+    hint: "make the log readable, or move it out of the folder",
+  });
+}
+
+/** Ends a run in a database, unless it has ended. Returns whether it was running. */
+export function endStaleRun(db: Connection, { run_id, end_time, duration_ms, error_summary }: RunRecord): boolean {
+  return db.run(
+    `UPDATE agent_runs SET status='failed', end_time=?, duration_ms=?, error_summary=?, updated_at=datetime('now')
+    WHERE run_id=? AND status='running'`,
+    ...[end_time, duration_ms, error_summary, run_id],
+  ) > 0;
+}
+
+/** Which runs {@linkcode endStaleRuns} ends. */
+export interface StaleOptions {
+  /** How old the last record of a run is at least, in milliseconds. */
+  olderThanMs: number;
+  /** Whether to find them only, without a change. @default false */
+  dryRun?: boolean;
+}
+
+/**
+ * Ends the stale runs of a store, in the log and in the database. A run that lives after all overrides this by its own end.
+ *
+ * @returns the runs, as they ended
+ * @throws {TelemetryError} `newer_schema`, `locked`, `permission`, `disk_full` …
+ */
+export async function endStaleRuns(
+  layout: Layout,
+  { olderThanMs, dryRun = false }: StaleOptions,
+): Promise<RunRecord[]> {
+  using db = dryRun ? Connection.openToRead(layout.database) : Connection.open(layout.database);
+  const { version } = inspect(db);
+  if (version > SCHEMA_VERSION) throw newerSchema(layout.database, version);
+  const found = await findStaleRuns(retryWhileLocked(() => runningRuns(db)), layout.raw, olderThanMs);
+  if (dryRun) return found;
+  const log = new EventLog(layout);
+  const ended: RunRecord[] = [];
+  for (const run of found) {
+    // Reading the log takes its time. An agent that ends the run in this very moment is still overridden in the log.
+    if (db.get("SELECT status FROM agent_runs WHERE run_id=?", run.run_id)?.["status"] !== "running") continue;
+    await log.append({ ...run, record_type: "run" });
+    retryWhileLocked(() => endStaleRun(db, run));
+    ended.push(run);
+  }
+  return ended;
+}
