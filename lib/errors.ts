@@ -12,7 +12,7 @@
  * - `newer_schema`: a later product wrote the database (schema v4 or later).
  * - `older_schema`: `setup_database` must upgrade the database before runs can be written.
  * - `damaged`: SQLite reports that the file is malformed.
- * - `locked`: another process held a lock for longer than the timeout.
+ * - `locked`: another process held a lock for longer than the timeout, or has the file open (Windows).
  * - `disk_full`: no space is left, or a quota is reached.
  * - `io`: any other error of the operating system.
  * - `invalid_record`: the log or the database cannot store this record.
@@ -94,8 +94,14 @@ export function errorMessage(thrown: unknown): string {
 export function fileError(thrown: unknown, doing: string): TelemetryError {
   if (thrown instanceof TelemetryError) return thrown;
   const { name = "", code: systemCode = "" } = (thrown ?? {}) as { name?: string; code?: string };
-  const code = SYSTEM_CODES[systemCode] ?? DENO_ERRORS[name] ?? "io";
-  return new TelemetryError(code, `${doing}: ${errorMessage(thrown)}`, { cause: thrown, hint: HINTS[code] });
+  const code = isInUse(thrown) ? "locked" : SYSTEM_CODES[systemCode] ?? DENO_ERRORS[name] ?? "io";
+  const what = code === "locked" ? `it is in use by another program (${errorMessage(thrown)})` : errorMessage(thrown);
+  return new TelemetryError(code, `${doing}: ${what}`, { cause: thrown, hint: HINTS[code] });
+}
+
+/** Whether Windows denied access because another program has the file open (32) or a part of it locked (33). */
+export function isInUse(thrown: unknown): boolean {
+  return (thrown as { code?: unknown } | null)?.code === "EBUSY" && /\(os error 3[23]\)/.test(errorMessage(thrown));
 }
 
 const SYSTEM_CODES: Record<string, ErrorCode> = { ENOSPC: "disk_full", EDQUOT: "disk_full" };
@@ -114,4 +120,5 @@ const HINTS: Partial<Record<ErrorCode, string>> = {
   permission: "run this as the owner of that folder, or change the owner of the folder",
   no_storage: "check the path, and where it leads if it is a link",
   io: "check the disk, then run this again",
+  locked: "stop the agents, or the program that uses the file, then run this again",
 };

@@ -96,11 +96,20 @@ export function homeFolderOf(env: Surroundings["env"], platform: Platform): stri
   return env(platform === "windows" ? "USERPROFILE" : "HOME") || undefined;
 }
 
+/** A path as an absolute one. On Windows `C:store` starts at the current folder if that is on C:, otherwise at `C:\`. */
+export function absolutePath(path: string, cwd: string, platform: Platform): string {
+  const { isAbsolute, join } = pathModule(platform);
+  if (isAbsolute(path)) return path;
+  const drive = platform === "windows" && /^[a-z]:/i.exec(path)?.[0] || "";
+  const start = cwd.toLowerCase().startsWith(drive.toLowerCase()) ? cwd : `${drive}\\`;
+  return join(start, path.slice(drive.length));
+}
+
 /** Resolves `{base}` from the environment (contract, "Where `{base}` is"). */
 export function resolveBase(surroundings: Surroundings): BaseChoice {
   const { env, platform, exists, cwd } = surroundings;
   const paths = pathModule(platform);
-  const absolute = (path: string) => paths.isAbsolute(path) ? path : paths.join(cwd, path);
+  const absolute = (path: string) => absolutePath(path, cwd, platform);
   const raw = env("TELEMETRY_NDJSON_DIR");
 
   const named: BaseChoice[] = [];
@@ -290,4 +299,9 @@ export function isInFolder(path: string, folder: string): boolean {
 /** Where a file is written before it is published: `NAME.partial`. */
 export function partialOf(path: string): string {
   return `${path}.partial`;
+}
+
+/** The file whose lock protects a partial that SQLite writes. */
+export function lockOf(partial: string): string {
+  return `${partial}.lock`;
 }

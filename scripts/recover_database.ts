@@ -188,6 +188,7 @@ async function recover(terminal: Terminal, layout: Layout, current: Current, sin
     terminal.warn(`no run was recovered, but ${latest.path} exists: run this again with --force --with-backup latest`);
   }
   for (const warning of recovery.warnings) terminal.warn(warning);
+  if (recovery.rejected["cannot be read"]) terminal.exitCode = 1;
   return { recovered: true, ...recovery };
 }
 

@@ -168,16 +168,16 @@ async function write(terminal: Terminal, layout: Layout, summary: RunSummary, fo
   const content = new TextEncoder().encode(text);
   let path = terminal.flags["output"] as string | undefined;
   // The page shows what is in the database: who may not read that may not read this.
-  const rightsOf = layout.database;
+  const like = layout.database;
   if (path !== undefined) {
     const replace = terminal.flags["overwrite"] === true;
-    if (!writeFileAtomic(layout.base, path, content, { replace, rightsOf })) {
+    if (!writeFileAtomic(layout.base, path, content, { replace, like })) {
       throw usage(`${path} exists already, and is not replaced`, "name another file, or add --overwrite");
     }
   } else {
     ensureFolder(layout.base, layout.reports);
     for (path of newPaths(layout.reports, "runs_report")) {
-      if (writeFileAtomic(layout.base, path, content, { replace: false, rightsOf })) break;
+      if (writeFileAtomic(layout.base, path, content, { replace: false, like })) break;
     }
   }
   terminal.say(path!);
@@ -216,7 +216,7 @@ async function showRun(terminal: Terminal, layout: Layout, id: string): Promise<
 /** Prints records as they are appended, of the chosen agents and jobs. */
 async function follow(terminal: Terminal, layout: Layout, { agents, jobTypes }: SummaryOptions): Promise<Result> {
   const stop = new AbortController();
-  Deno.addSignalListener("SIGINT", () => stop.abort());
+  terminal.onInterrupt = () => stop.abort();
   const wanted = new Map<string, boolean>();
   const [names, jobs] = [agents && new Set(agents), jobTypes && new Set(jobTypes)];
   let records = 0;

@@ -4,7 +4,7 @@
  */
 import { hasCode, TelemetryError, withHint } from "../errors.ts";
 import { removeIfExists } from "../fs/atomic_file.ts";
-import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
+import { isGranted, sizeOf } from "../fs/locate.ts";
 import { folderOf, type Layout, pathIn, sidecarsOf } from "../layout.ts";
 import { Connection, noDatabase, type OnProgress, retryWhileLocked } from "../sqlite/connection.ts";
 import { emptyDatabase, inspect } from "../sqlite/migrate.ts";
@@ -67,7 +67,8 @@ export async function takeBackup(layout: Layout, kind: BackupKind, onProgress?: 
     onProgress,
     examine: (copy) => content = contentOf(copy),
   });
-  return { ...content!, path, size: sizeOf(path) ?? 0, runs_before: runsInNewest(previous) };
+  const counts = previous.values().map((backup) => countRuns(backup.path)).filter((runs) => typeof runs === "number");
+  return { ...content!, path, size: sizeOf(path) ?? 0, runs_before: counts.next().value ?? null };
 }
 
 /**
@@ -97,14 +98,6 @@ export function contentOf(db: Connection): BackupContent {
   return { schema_version: version, runs: Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]) };
 }
 
-function runsInNewest(backups: DatabaseCopy[]): number | null {
-  for (const backup of backups) {
-    const runs = countRuns(backup.path);
-    if (typeof runs === "number") return runs;
-  }
-  return null;
-}
-
 /** How many runs a backup has; `none` when it is not a database or no longer exists, `unread` when it cannot be read now. */
 export function countRuns(path: string): number | "none" | "unread" {
   let runs: number | "none" | "unread";
@@ -116,7 +109,7 @@ export function countRuns(path: string): number | "none" | "unread" {
     runs = hasCode(error, ...NO_DATABASE) ? "none" : "unread";
   }
   // A read-only connection leaves sidecars behind.
-  const isRemoved = statIfExists(path) === undefined;
+  const isRemoved = sizeOf(path) === undefined;
   const { wal, shm } = sidecarsOf(path);
   if (isRemoved || sizeOf(wal) === 0) [wal, shm].forEach(removeIfExists);
   return isRemoved ? "none" : runs;
@@ -135,10 +128,14 @@ export function inspectBackup(layout: Layout, path: string): BackupContent {
     assertIntact(db, path, "full");
     return contentOf(db);
   } catch (error) {
-    throw hasCode(error, ...NO_DATABASE)
-      ? withHint(error, "choose another backup: --list shows which ones are intact")
-      : error;
+    throw badBackup(error);
   }
+}
+
+/** The error of a bad backup. SQLite's hints are those for the database. */
+export function badBackup(error: unknown): unknown {
+  if (!hasCode(error, ...NO_DATABASE)) return error;
+  return withHint(error, "choose another backup: --list shows which ones are intact");
 }
 
 /** The backups of both kinds, newest first. */
@@ -195,8 +192,7 @@ function chooseLatest(layout: Layout): ChosenBackup {
     });
   }
   // Names have local times: those of a job in another time zone can be in the wrong order.
-  const writtenAt = (path: string) => Deno.statSync(path).mtime?.getTime() ?? 0;
-  const later = all.find(({ path }) => path !== latest.path && writtenAt(path) > writtenAt(latest.path) + 1000);
+  const later = all.find(({ written }) => written.getTime() > latest.written.getTime() + 1000);
   if (later === undefined) return { path: latest.path };
   const warning = `using ${latest.name}, the latest by name, but ${later.name} was written later: ` +
     `to use that one, name it`;

@@ -2,9 +2,9 @@
  * Replaces the database by a backup.
  * @module
  */
-import { errorMessage, hasCode, TelemetryError, withHint } from "../errors.ts";
+import { errorMessage, hasCode, TelemetryError } from "../errors.ts";
 import { PartialFile } from "../fs/atomic_file.ts";
-import { sizeOf, statIfExists } from "../fs/locate.ts";
+import { isSameFile, sizeOf, statIfExists } from "../fs/locate.ts";
 import { type Layout, partialOf } from "../layout.ts";
 import { logFiles, unreadableLogs } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
@@ -22,7 +22,7 @@ import {
   preserveCurrent,
   readSettings,
 } from "../store/replace_database.ts";
-import { assertNotEmpty, type BackupContent, contentOf } from "./backup.ts";
+import { assertNotEmpty, type BackupContent, badBackup, contentOf } from "./backup.ts";
 
 /** Options of {@linkcode restoreBackup}. */
 export interface RestoreOptions {
@@ -72,7 +72,10 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   // 1. Refuse a path that is not a backup.
   assertNotLive(database, path);
   // 2. Copy the backup beside the database, and check the copy.
-  using partial = PartialFile.claim(partialOf(database), { like: sizeOf(database) === undefined ? path : database });
+  using partial = PartialFile.claim(partialOf(database), {
+    forSqlite: true,
+    like: sizeOf(database) === undefined ? path : database,
+  });
   const version = await copyBackup(layout, path, partial.path);
   // 3. Check what is there.
   const current = inspectCurrent(database);
@@ -112,7 +115,7 @@ export function assertNotLive(database: string, path: string): void {
   const hint = "--list shows the backups";
   if (backup?.isDirectory) throw new TelemetryError("in_the_way", `${path} is a folder, not a backup`, { hint });
   if (path.endsWith(".partial")) throw new TelemetryError("usage", `${path} is incomplete, and not a backup`, { hint });
-  if (live && backup && live.dev === backup.dev && live.ino === backup.ino && backup.ino !== null) {
+  if (live && backup && isSameFile(live, backup)) {
     throw new TelemetryError("usage", `${path} is the live database`, { hint });
   }
 }
@@ -162,9 +165,7 @@ async function copyBackup(layout: Layout, path: string, target: string): Promise
     assertIntact(db, path, "full");
     return version;
   } catch (error) {
-    if (!hasCode(error, ...NO_DATABASE)) throw error;
-    // The hints of these errors are those for the database.
-    throw withHint(error, "choose another backup: --list shows which ones are intact");
+    throw badBackup(error);
   }
 }
 

@@ -4,7 +4,7 @@
  */
 import { type Cell, CsvText } from "./csv.ts";
 import { type Definition, type ExportRequest, type ExportTable, RowFilter, TABLES } from "./request.ts";
-import { ensureFolder, limitRights, PartialFile, pathExists, removeStalePartials } from "../fs/atomic_file.ts";
+import { ensureFolder, PartialFile, pathExists, removeStalePartials } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { type FileKind, folderOf, type Layout, newPaths, parseFileName, partialOf } from "../layout.ts";
 import { isFolder, isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
@@ -209,8 +209,10 @@ export async function exportToFile(
   const { path, overwrite = false, onProgress } = options;
   const { kind } = TABLES[request.table];
   if (path !== undefined) assertUsable(path, overwrite);
-  using partial = path === undefined ? claimInExports(layout, kind) : PartialFile.claim(partialOf(path));
-  limitRights(partial.path, request.table === "events" ? logFiles(layout.raw).at(-1) : layout.database);
+  const like = request.table === "events" ? logFiles(layout.raw).at(-1) : layout.database;
+  using partial = path === undefined
+    ? claimInExports(layout, kind, like)
+    : PartialFile.claim(partialOf(path), { like });
   const exported = await exportTo(layout, request, partial.file, partial.path, onProgress);
   partial.sync();
   if (path !== undefined && overwrite) {
@@ -239,12 +241,12 @@ function isTaken(path: string): TelemetryError {
   });
 }
 
-function claimInExports({ base, exports }: Layout, kind: FileKind): PartialFile {
+function claimInExports({ base, exports }: Layout, kind: FileKind, like: string | undefined): PartialFile {
   ensureFolder(base, exports);
   removeStalePartials(exports, (name) => parseFileName(name)?.kind === kind);
   for (const path of newPaths(exports, kind)) {
     try {
-      return PartialFile.claim(partialOf(path), { wait: false });
+      return PartialFile.claim(partialOf(path), { wait: false, like });
     } catch (error) {
       // Another export began in the same second.
       if (!hasCode(error, "locked")) throw error;

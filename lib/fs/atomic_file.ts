@@ -2,9 +2,9 @@
  * Files that are complete or absent: written under another name, synced, then published.
  * @module
  */
-import { fileError, TelemetryError } from "../errors.ts";
-import { folderOf, partialOf, pathIn, sidecarsOf } from "../layout.ts";
-import { isGranted, statIfExists } from "./locate.ts";
+import { fileError, isInUse, TelemetryError } from "../errors.ts";
+import { folderOf, lockOf, partialOf, pathIn, sidecarsOf } from "../layout.ts";
+import { isGranted, isSameFile, statIfExists } from "./locate.ts";
 
 /** System errors of file systems that lack an operation, which is then skipped (CIFS, WSL, some NFS and FUSE). */
 const UNSUPPORTED = ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"];
@@ -71,11 +71,27 @@ export function writeAll(to: { writeSync(bytes: Uint8Array): number }, bytes: Ui
   for (let written = 0; written < bytes.length;) written += to.writeSync(bytes.subarray(written));
 }
 
+/** How long a read is tried again while another process has locked the file (Windows), in milliseconds. */
+const READ_TIMEOUT_MS = 10_000;
+
 /** Reads until the buffer is full or the file ends. Returns the number of bytes. */
 export function readFull(file: Deno.FsFile, bytes: Uint8Array): number {
-  let filled = 0;
-  for (let count; filled < bytes.length && (count = file.readSync(bytes.subarray(filled))) !== null;) filled += count;
-  return filled;
+  const deadline = performance.now() + READ_TIMEOUT_MS;
+  for (let filled = 0;;) {
+    try {
+      const count = filled < bytes.length ? file.readSync(bytes.subarray(filled)) : null;
+      if (count === null) return filled;
+      filled += count;
+    } catch (error) {
+      if (!isInUse(error) || performance.now() > deadline) throw error;
+      pause();
+    }
+  }
+}
+
+/** Blocks this thread for a moment. */
+function pause(): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
 }
 
 /** How much is copied or compared at a time. */
@@ -104,7 +120,10 @@ export function removeDatabase(path: string): void {
 export function statIfSameFile(file: Deno.FsFile, path: string): Deno.FileInfo | undefined {
   const open = file.statSync();
   const found = statIfExists(path);
-  return found?.ino === open.ino && found?.dev === open.dev ? open : undefined;
+  if (!found || !isSameFile(found, open)) return undefined;
+  // Windows gives a new file the birthtime of one of the same name that was just removed.
+  const isExact = Number.isSafeInteger(open.ino);
+  return isExact || found.mtime?.getTime() === open.mtime?.getTime() ? open : undefined;
 }
 
 /** How long to wait for another process that writes the same partial, in milliseconds. */
@@ -115,33 +134,44 @@ export interface ClaimOptions {
   /** Whether to wait for another process that writes the same file, blocking this thread. @default true */
   wait?: boolean;
   /**
-   * For a partial that SQLite writes: the file whose access rights it gets, no more. Others may not be allowed to read its
-   * content.
+   * Whether SQLite writes it. Then the lock is on a file beside it: on Windows locks are mandatory, and elsewhere closing a
+   * descriptor of a file drops the locks of SQLite. @default false
    */
-  like?: string;
+  forSqlite?: boolean;
+  /** The file whose access rights it gets: who may read the one may read the other. @default those of any new file */
+  like?: string | undefined;
+}
+
+/** The partials that this process writes. */
+const claimed = new Set<PartialFile>();
+
+/** The partials that stay when this process ends now. */
+export function unfinishedFiles(): string[] {
+  return [...claimed].map(({ path }) => path).filter(pathExists);
 }
 
 /**
- * A file that is being written, under a temporary name. Its exclusive lock excludes other processes and ends with this
- * one, so a partial without a lock was left by a process that was killed, and is used again.
+ * A file that is being written, under a temporary name. An exclusive lock excludes other processes and ends with this one,
+ * so a partial without a lock was left by a process that was killed, and is used again.
  *
- * Disposing it removes the partial unless it was published. SQLite must have closed the file before: closing any
- * descriptor of a file drops this process's POSIX locks on it.
+ * Disposing it removes the partial unless it was published. SQLite must have closed the file before.
  */
 export class PartialFile implements Disposable {
   readonly path: string;
   readonly file: Deno.FsFile;
   /** Whether the claim had to wait for another process. */
   readonly hasWaited: boolean;
-  readonly #isForSqlite: boolean;
+  /** The lock of a partial that SQLite writes. Otherwise, `file` is locked itself. */
+  readonly #lock: Deno.FsFile | undefined;
   /** Whether the path may be another process's from now on. */
   #isReleased = false;
 
-  private constructor(path: string, file: Deno.FsFile, hasWaited: boolean, isForSqlite: boolean) {
+  private constructor(path: string, file: Deno.FsFile, lock: Deno.FsFile | undefined, hasWaited: boolean) {
     this.path = path;
     this.file = file;
     this.hasWaited = hasWaited;
-    this.#isForSqlite = isForSqlite;
+    this.#lock = lock;
+    claimed.add(this);
   }
 
   /**
@@ -149,34 +179,29 @@ export class PartialFile implements Disposable {
    *
    * @throws {TelemetryError} `locked` when another process writes it for too long; `permission`, `disk_full`, `io`
    */
-  static claim(path: string, options: ClaimOptions = {}): PartialFile {
-    const deadline = performance.now() + (options.wait ?? true ? CLAIM_TIMEOUT_MS : 0);
+  static claim(path: string, { wait = true, forSqlite = false, like }: ClaimOptions = {}): PartialFile {
+    const deadline = performance.now() + (wait ? CLAIM_TIMEOUT_MS : 0);
     for (let hasWaited = false;; hasWaited = true) {
-      const file = tryClaim(path);
-      if (file) {
-        const partial = new PartialFile(path, file, hasWaited, options.like !== undefined);
-        partial.#prepareFor(options.like);
-        return partial;
+      const lock = forSqlite ? tryLock(lockOf(path)) : undefined;
+      let file: Deno.FsFile | undefined;
+      try {
+        if (lock || !forSqlite) file = tryLock(path, like);
+      } finally {
+        if (lock && !file) removeLock(path, lock);
       }
+      if (file && lock) {
+        // SQLite would apply the hot journal of a killed process to the new content.
+        Object.values(sidecarsOf(path)).forEach(removeIfExists);
+        file.unlockSync();
+      }
+      if (file) return new PartialFile(path, file, lock, hasWaited);
       if (performance.now() >= deadline) {
         throw new TelemetryError("locked", `another process is writing ${path}`, {
           hint: "wait until it ends, or stop it, then run this again",
         });
       }
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
+      pause();
     }
-  }
-
-  #prepareFor(like: string | undefined): void {
-    if (like === undefined) return;
-    // SQLite would apply the hot journal of a killed process to the new content.
-    Object.values(sidecarsOf(this.path)).forEach(removeIfExists);
-    // On Windows locks are mandatory: SQLite could not write to a locked file.
-    if (Deno.build.os === "windows") return this.file.unlockSync();
-    try {
-      // This process must be able to write it, also when the other file is read-only.
-      Deno.chmodSync(this.path, Deno.statSync(like).mode! & 0o777 | 0o600);
-    } catch { /* a file system without access rights */ }
   }
 
   /** Makes the content durable. */
@@ -206,30 +231,32 @@ export class PartialFile implements Disposable {
   /** Replaces a file by the synced partial, which gets the owner of `{base}`. */
   replace(base: string, path: string): void {
     chownToOwnerOf(base, this.path);
-    // On Windows an open file cannot be renamed. Elsewhere the lock stays until the file has its name: otherwise a process
-    // that waits for the claim would truncate it.
-    if (Deno.build.os === "windows") this.file.close();
     Deno.renameSync(this.path, path);
     this.#isReleased = true;
     syncFolder(folderOf(path));
   }
 
+  /** Removes it unless it was published, and releases the lock. Disposing it twice does nothing. */
   [Symbol.dispose](): void {
+    if (!claimed.delete(this)) return;
     // Other files have no sidecars, and Deno would ask for the permission to remove them.
-    if (!this.#isReleased) (this.#isForSqlite ? removeDatabase : removeIfExists)(this.path);
-    this.#isReleased = true;
-    try {
-      this.file.close();
-    } catch { /* it is closed */ }
+    if (!this.#isReleased) (this.#lock ? removeDatabase : removeIfExists)(this.path);
+    this.file.close();
+    if (this.#lock) removeLock(this.path, this.#lock);
   }
 }
 
-/** Opens and locks a partial. Returns undefined when another process has it. */
-function tryClaim(path: string): Deno.FsFile | undefined {
+/**
+ * Opens a file, locks it and empties it. Returns undefined when another process has it.
+ *
+ * @param like the file whose access rights it gets
+ */
+function tryLock(path: string, like?: string): Deno.FsFile | undefined {
   const isNew = !pathExists(path);
+  const rights = rightsOf(like);
   let file: Deno.FsFile;
   try {
-    file = Deno.openSync(path, { read: true, write: true, create: true });
+    file = Deno.openSync(path, { read: true, write: true, create: true, ...rights });
   } catch (error) {
     throw fileError(error, `cannot write ${path}`);
   }
@@ -238,9 +265,11 @@ function tryClaim(path: string): Deno.FsFile | undefined {
     const stat = file.tryLockSync(true) ? statIfSameFile(file, path) : undefined;
     if (stat && (stat.nlink ?? 1) === 1) {
       file.truncateSync(0);
+      setRights(path, rights);
       return file;
     }
-    // Its owner was killed between link and unlink: this is a second name of a finished file, which must not be truncated.
+    // Its owner was killed between link and unlink, or could not unlink it: this is a second name of a finished file, which
+    // must not be truncated.
     if (stat) removeIfExists(path);
   } catch (error) {
     if (isNew) removeIfExists(path);
@@ -249,6 +278,24 @@ function tryClaim(path: string): Deno.FsFile | undefined {
   }
   file.close();
   return undefined;
+}
+
+/** The rights of a file. This process must be able to write its copy, also when the file is read-only. */
+function rightsOf(path: string | undefined): { mode?: number } {
+  const mode = path === undefined ? null : statIfExists(path)?.mode ?? null;
+  return mode === null ? {} : { mode: mode & 0o777 | 0o600 };
+}
+
+function setRights(path: string, { mode }: { mode?: number }): void {
+  try {
+    if (mode !== undefined) Deno.chmodSync(path, mode);
+  } catch { /* a file system without access rights */ }
+}
+
+/** Only the owner of a lock may remove its file, before it releases the lock: others look whether theirs is still there. */
+function removeLock(partial: string, lock: Deno.FsFile): void {
+  removeIfExists(lockOf(partial));
+  lock.close();
 }
 
 /**
@@ -271,23 +318,10 @@ function link(partial: string, path: string): boolean {
   return true;
 }
 
-/** Removes access rights that the source does not give: others may not be allowed to read it. */
-export function limitRights(partial: string, source: string | undefined): void {
-  const mode = source === undefined ? null : statIfExists(source)?.mode ?? null;
-  if (mode === null || Deno.build.os === "windows") return;
-  try {
-    Deno.chmodSync(partial, statIfExists(partial)!.mode! & (mode | 0o600) & 0o777);
-  } catch { /* a file system without access rights */ }
-}
-
 /** Options of {@linkcode writeFileAtomic}. */
-export interface WriteFileOptions {
+export interface WriteFileOptions extends ClaimOptions {
   /** Whether an existing file is replaced. */
   replace: boolean;
-  /** Whether to wait for another process that writes the same file. @default true */
-  wait?: boolean;
-  /** A file whose access rights limit those of the new one. @default none */
-  rightsOf?: string;
 }
 
 /**
@@ -298,9 +332,8 @@ export function writeFileAtomic(base: string, path: string, content: Uint8Array,
   const partial = partialOf(path);
   // Without write access this must succeed, too, when there is nothing to do.
   if (!options.replace && pathExists(path) && !pathExists(partial)) return false;
-  using file = PartialFile.claim(partial, options.wait === undefined ? {} : { wait: options.wait });
+  using file = PartialFile.claim(partial, options);
   if (!options.replace && pathExists(path)) return false;
-  if (options.rightsOf !== undefined) limitRights(partial, options.rightsOf);
   try {
     writeAll(file.file, content);
     file.sync();
@@ -314,12 +347,11 @@ export function writeFileAtomic(base: string, path: string, content: Uint8Array,
 
 /** Removes the partials that killed processes have left in a folder. `isOurs` gets a name without `.partial`. */
 export function removeStalePartials(folder: string, isOurs: (name: string) => boolean): void {
-  for (const { name } of Deno.readDirSync(folder)) {
-    if (!name.endsWith(".partial") || !isOurs(name.slice(0, -".partial".length))) continue;
-    const path = pathIn(folder, name);
+  for (const { name } of [...Deno.readDirSync(folder)]) {
+    const [, stem] = /^(.*)\.partial(?:\.lock)?$/s.exec(name) ?? [];
+    if (stem === undefined || !isOurs(stem)) continue;
     try {
-      using file = Deno.openSync(path, { read: true, write: true });
-      if (file.tryLockSync(true) && statIfSameFile(file, path)) removeDatabase(path);
-    } catch { /* another user's, or just published */ }
+      PartialFile.claim(partialOf(pathIn(folder, stem)), { wait: false, forSqlite: true })[Symbol.dispose]();
+    } catch { /* another process writes it, or it is another user's */ }
   }
 }

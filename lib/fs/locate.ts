@@ -2,10 +2,10 @@
  * Finds the store of this process: environment variables, folders on disk, and Deno's permissions.
  * @module
  */
-import { basename, dirname, isAbsolute, join, normalize } from "node:path";
+import { basename, dirname, join, normalize } from "node:path";
 import { fileError, TelemetryError } from "../errors.ts";
 import { outermost, shellFlags } from "./permissions.ts";
-import { type Layout, layoutOf, parseFileName, resolveBase, type Surroundings } from "../layout.ts";
+import { absolutePath, type Layout, layoutOf, parseFileName, resolveBase, type Surroundings } from "../layout.ts";
 
 /**
  * Finds the store. Never triggers a permission prompt, which would stop an agent: variables and folders that this process
@@ -25,8 +25,9 @@ export function locate(
   base?: string,
   look: Pick<Surroundings, "env" | "exists"> = { env: readEnv, exists: isFolder },
 ): Layout {
-  if (base) return resolveLink(layoutOf(isAbsolute(base) ? normalize(base) : join(Deno.cwd(), base)));
-  return resolveLink(layoutOf(resolveBase({ ...look, platform: Deno.build.os, cwd: Deno.cwd() })));
+  const [platform, cwd] = [Deno.build.os, Deno.cwd()];
+  if (base) return resolveLink(layoutOf(normalize(absolutePath(base, cwd, platform))));
+  return resolveLink(layoutOf(resolveBase({ ...look, platform, cwd })));
 }
 
 /** Resolves a database that is a link: SQLite keeps the sidecars beside the real file. */
@@ -117,7 +118,20 @@ export function statIfExists(path: string): Deno.FileInfo | undefined {
   }
 }
 
-/** The size of a file in bytes; undefined when there is none. */
+/**
+ * The size of a file in bytes; undefined when there is none.
+ *
+ * @throws {TelemetryError} `in_the_way` for a folder, whose size says nothing
+ */
 export function sizeOf(path: string): number | undefined {
-  return statIfExists(path)?.size;
+  const stat = statIfExists(path);
+  if (!stat?.isDirectory) return stat?.size;
+  throw new TelemetryError("in_the_way", `${path} is a folder, but a file belongs there`, {
+    hint: "move that folder away, then run this again",
+  });
+}
+
+/** Whether two stats are of the same file. On Windows the number of a file may be too large for a `number` to be exact. */
+export function isSameFile(a: Deno.FileInfo, b: Deno.FileInfo): boolean {
+  return a.ino === b.ino && a.dev === b.dev && a.birthtime?.getTime() === b.birthtime?.getTime();
 }

@@ -2,12 +2,14 @@
  * Reads gzip files of several members, with padding, cut short.
  * @module
  */
+import { isInUse } from "../errors.ts";
 
 /** How much gzip is inflated at a time. NULs shrink a thousandfold, so this may become 16 MB. */
 const GZIP_BYTES = 16 * 1024;
 const TRAILER_BYTES = 8;
-/** How long to wait before a failed read is tried again. */
-const READ_PAUSES_MS = [20, 50, 100];
+/** How long a read is tried again while another process has locked the log, and how long the pauses are. */
+const LOCK_TIMEOUT_MS = 10_000;
+const LOCK_PAUSE_MS = 5;
 
 /**
  * Yields the content of a gzip file. Returns whether it was complete: false where a member is cut short or damaged, or
@@ -83,14 +85,14 @@ async function readAt(file: Deno.FsFile, buffer: Uint8Array, at: number): Promis
   return buffer.subarray(0, filled);
 }
 
-/** Tries again, because on Windows nobody can read what an appender has locked while it writes. */
+/** On Windows nobody can read what an appender has locked, which is most of the time where an agent awaits each event. */
 export async function readWithRetry(file: Deno.FsFile, buffer: Uint8Array): Promise<number | null> {
-  for (const pause of READ_PAUSES_MS) {
+  for (const deadline = performance.now() + LOCK_TIMEOUT_MS;;) {
     try {
       return await file.read(buffer);
-    } catch {
-      await new Promise((done) => setTimeout(done, pause));
+    } catch (error) {
+      if (!isInUse(error) || performance.now() > deadline) throw error;
+      await new Promise((done) => setTimeout(done, LOCK_PAUSE_MS));
     }
   }
-  return await file.read(buffer);
 }

@@ -122,7 +122,7 @@ export async function recoverChecked(
   ensureFolder(base, folder);
   // 1. Exclude other recoveries. A file that exists was left by one that was killed, maybe while it replaced the database.
   const wasInterrupted = pathExists(recovering);
-  using partial = PartialFile.claim(recovering, { like: sizeOf(database) === undefined ? recovering : database });
+  using partial = PartialFile.claim(recovering, { forSqlite: true, like: database });
   // 2. Check what is there.
   const current = partial.hasWaited || found === undefined ? inspectCurrent(database) : found;
   if (current.state === "intact" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
@@ -166,7 +166,7 @@ export async function recoverChecked(
  */
 export function removeStaleRecovery({ recovering, db, reports }: Layout): void {
   try {
-    if (pathExists(recovering)) PartialFile.claim(recovering, { wait: false, like: recovering })[Symbol.dispose]();
+    PartialFile.claim(recovering, { wait: false, forSqlite: true })[Symbol.dispose]();
     removeStaleCopies(db, "corrupted");
     removeStaleReports(reports);
   } catch (error) {

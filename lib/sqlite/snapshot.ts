@@ -42,7 +42,7 @@ export async function takeSnapshot(
   ensureFolder(base, folder);
   removeStalePartials(folder, (name) => parseFileName(name)?.kind === kind);
   const partialPath = partialOf(pathIn(folder, fileName(kind, new Date())));
-  using partial = PartialFile.claim(partialPath, { like: database });
+  using partial = PartialFile.claim(partialPath, { forSqlite: true, like: database });
   {
     using source = Connection.openToRead(database);
     await source.copyTo(partialPath, options.onProgress);
@@ -96,27 +96,35 @@ export interface DatabaseCopy {
   path: string;
   /** When it was created. */
   time: Date;
+  /** When the file was last written, which decides between copies of the same second. */
+  written: Date;
   /** Its size in bytes. */
   size: number;
 }
 
-/** The copies of these kinds in a folder, newest first. */
+/** The copies of these kinds in a folder, newest first. A file with several names is listed once, by the newest one. */
 export function listCopies(folder: string, kinds: FileKind[]): DatabaseCopy[] {
-  const found: DatabaseCopy[] = [];
+  const found: (DatabaseCopy & { file: string })[] = [];
   try {
     for (const { name } of Deno.readDirSync(folder)) {
       const parsed = parseFileName(name);
       if (parsed === null || !kinds.includes(parsed.kind)) continue;
       const path = pathIn(folder, name);
       const stat = statIfExists(path);
-      if (stat?.isFile) {
-        found.push({ kind: parsed.kind, name, path, time: timeOf(name, parsed.time, stat), size: stat.size });
-      }
+      if (!stat?.isFile) continue;
+      const { size, mtime, nlink, dev, ino } = stat;
+      const written = mtime ?? parsed.time;
+      const file = (nlink ?? 1) > 1 ? [dev, ino, size, written.getTime()].join() : name;
+      found.push({ kind: parsed.kind, name, path, time: timeOf(name, parsed.time, written), written, size, file });
     }
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw fileError(error, `cannot list ${folder}`);
   }
-  return found.sort((a, b) => b.time.getTime() - a.time.getTime() || (a.name < b.name ? 1 : -1));
+  const newestFirst = found.sort((a, b) =>
+    b.time.getTime() - a.time.getTime() || b.written.getTime() - a.written.getTime() || (a.name < b.name ? 1 : -1)
+  );
+  const files = new Set<string>();
+  return newestFirst.flatMap(({ file, ...copy }) => files.size < files.add(file).size ? [copy] : []);
 }
 
 /** A name is in the future when it is later than this from now: when a name was taken, a copy gets that of a later second. */
@@ -129,8 +137,7 @@ const MAX_ZONE_MS = 26 * 3_600_000;
  * is copied: where the name has no time of day, and where the name is in the future because it was given in another time
  * zone.
  */
-function timeOf(name: string, named: Date, { mtime }: Deno.FileInfo): Date {
-  if (mtime === null) return named;
+function timeOf(name: string, named: Date, mtime: Date): Date {
   const written = new Date(Math.floor(mtime.getTime() / 1000) * 1000);
   const hasDayOnly = /\.\d{8}\.sqlite$/.test(name);
   if (hasDayOnly && written.toDateString() === named.toDateString()) return written;
@@ -153,7 +160,8 @@ export class OpenableBackup implements Disposable {
     if (!sidecars && !isGranted({ name: "write", path }) && statIfExists(path)?.isFile) {
       // Backups are in another folder: here, a partial of this kind was left by a killed process.
       removeStalePartials(db, (name) => parseFileName(name)?.kind === "full_backup");
-      this.#copy = PartialFile.claim(partialOf(pathIn(db, fileName("full_backup", new Date()))), { like: path });
+      const copy = partialOf(pathIn(db, fileName("full_backup", new Date())));
+      this.#copy = PartialFile.claim(copy, { forSqlite: true, like: path });
       copyContent(path, this.#copy.file);
     }
     this.path = this.#copy?.path ?? path;

@@ -84,7 +84,7 @@ export function createDatabase({ base, db, database }: Layout, options: { wait?:
   const image = memory.serialize();
   // Header bytes 18 and 19: the file is in WAL mode (SQLite's file format, "File format version numbers").
   image.fill(2, 18, 20);
-  return writeFileAtomic(base, database, image, { replace: false, ...options });
+  return writeFileAtomic(base, database, image, { replace: false, forSqlite: true, ...options });
 }
 
 /** SQLite would read the pages of a lost database's WAL or journal into a new database beside it. */

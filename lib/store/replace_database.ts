@@ -3,7 +3,7 @@
  * the old content or the new.
  * @module
  */
-import { type ErrorCode, errorMessage, fileError, hasCode, TelemetryError } from "../errors.ts";
+import { type ErrorCode, fileError, hasCode, TelemetryError, withHint } from "../errors.ts";
 import {
   COPY_BYTES,
   copyContent,
@@ -114,7 +114,7 @@ function copyFiles({ base, database }: Layout, copy: string): void {
       // A WAL without its database is preserved beside an empty file.
       if (sizeOf(source) === undefined && target !== copy) continue;
       const exists = sizeOf(source) !== undefined;
-      using partial = PartialFile.claim(partialOf(target), exists ? { like: source } : {});
+      using partial = PartialFile.claim(partialOf(target), { like: source });
       if (exists) copyContent(source, partial.file);
       partial.sync();
       if (partial.publish(base, [target]) === undefined) throw new TelemetryError("io", `${target} exists already`);
@@ -258,10 +258,8 @@ function replaceFiles(prepared: PartialFile, base: string, database: string): vo
     prepared.replace(base, database);
   } catch (error) {
     for (const [path, other] of moved) if (!pathExists(path)) Deno.renameSync(other, path);
-    throw new TelemetryError("io", `cannot replace ${database}: ${errorMessage(error)}`, {
-      hint: "stop the agents, check whether the file is protected or mounted, then run this again",
-      cause: error,
-    });
+    const hint = "stop the agents, check whether the file is protected or mounted, then run this again";
+    throw withHint(fileError(error, `cannot replace ${database}`), hint);
   }
   // Those that a killed process has moved aside, too: they have been preserved.
   for (const path of Object.values(sidecarsOf(database))) removeIfExists(partialOf(path));

@@ -4,7 +4,7 @@
  */
 import { TelemetryError } from "../errors.ts";
 import { ensureFolder } from "../fs/atomic_file.ts";
-import { statIfExists } from "../fs/locate.ts";
+import { isSameFile, statIfExists } from "../fs/locate.ts";
 import { type Layout } from "../layout.ts";
 import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
 import { Connection, retryWhileLocked, type Row, type SqlValue, type Statement } from "../sqlite/connection.ts";
@@ -40,8 +40,7 @@ interface OpenDatabase {
   /** The column that numbers the rows: `run_id` in a table WITHOUT ROWID. */
   rowid: string;
   /** Which file is open. */
-  dev: number;
-  ino: number | null;
+  stat: Deno.FileInfo | undefined;
 }
 
 /** Only `markApiPosted` and `incrementApiRetryCount` change these columns, so that no later write resets them. */
@@ -267,7 +266,7 @@ export class DatabaseWriter implements Disposable {
   #connected(): OpenDatabase {
     const { base, db: folder, database } = this.#layout;
     let stat = statIfExists(database);
-    if (this.#open && stat && stat.ino === this.#open.ino && stat.dev === this.#open.dev) return this.#open;
+    if (this.#open?.stat && stat && isSameFile(stat, this.#open.stat)) return this.#open;
     this.close();
     if (stat === undefined) {
       ensureFolder(base, folder);
@@ -278,7 +277,7 @@ export class DatabaseWriter implements Disposable {
     try {
       assertSchemaV3(db);
       const rowid = rowidOf(db, "agent_runs") ?? "run_id";
-      return this.#open = { db, statements: new Map(), rowid, dev: stat?.dev ?? 0, ino: stat?.ino ?? null };
+      return this.#open = { db, statements: new Map(), rowid, stat };
     } catch (error) {
       db.close();
       throw error;

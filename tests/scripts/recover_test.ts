@@ -1040,11 +1040,12 @@ testWith(["nobody"], "an unreadable log is rejected, and the others are read", a
   for (const path of ["", ...Object.keys(treeOf(store.base))]) Deno.chownSync(`${store.base}/${path}`, NOBODY, NOBODY);
   Deno.chmodSync(store.base.slice(0, store.base.lastIndexOf("/")), 0o755);
   Deno.chmodSync(`${store.raw}/events_20251210.ndjson`, 0);
-  const { rejected } = await recovered(store, [], {
+  const { code, stdout } = await recover(store.base, ["--json"], {
     uid: NOBODY,
     env: { HOME: "/nonexistent", DENO_DIR: "/nonexistent" },
   });
-  assert.deepEqual(rejected, { "cannot be read": 1 });
+  assert.equal(code, 1, "a log that could not be read is no success");
+  assert.deepEqual(JSON.parse(stdout).rejected, { "cannot be read": 1 });
   assert.deepEqual(idsIn(store.file), ["y"]);
 });
 
@@ -1069,7 +1070,7 @@ testWith(["nobody"], "the check and the recovery name an unreadable log", async 
   Deno.chmodSync(secret, 0);
   for (const path of [temp.path, base, `${base}/raw`]) Deno.chownSync(path, NOBODY, NOBODY);
   const recovery = await runScript("recover_database", base, ["--quiet"], { uid: NOBODY });
-  assert.equal(recovery.code, 0);
+  assert.equal(recovery.code, 1, "the log was not read, so this is no success");
   assert.match(recovery.stderr, /events_20251210\.ndjson cannot be read .*--force/);
   const check = await runScript("recover_database", base, ["--check-only", "--quiet"], { uid: NOBODY });
   assert.match(check.stderr, /events_20251210\.ndjson cannot be read/);

@@ -59,7 +59,8 @@ testWith(["unix"], "the copy of a read-only backup is as confidential, and a kil
     using opened = new OpenableBackup(layout, backup);
     assert.notEqual(opened.path, backup);
     assert.equal(Deno.statSync(opened.path).mode! & 0o777, 0o600);
-    assert.equal(names(layout.db).length, 2, names(layout.db).join());
+    const partials = names(layout.db).filter((name) => name.endsWith(".partial"));
+    assert.equal(partials.length, 1, partials.join());
   } finally {
     Deno.permissions.querySync = query;
   }

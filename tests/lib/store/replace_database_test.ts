@@ -5,7 +5,7 @@ import { restoreBackup } from "../../../lib/backup/restore.ts";
 import { layoutOf } from "../../../lib/layout.ts";
 import { recoverDatabase } from "../../../lib/recovery/recover.ts";
 import { schemaSql } from "../../../lib/schema.ts";
-import { TempFolder } from "../../fixtures/mod.ts";
+import { SmallDisk, TempFolder, testWith, treeOf } from "../../fixtures/mod.ts";
 
 function makeDatabase(path: string, rows: number): void {
   using db = new DatabaseSync(path);
@@ -71,4 +71,50 @@ Deno.test("a restore checks twice: what replaces the database, and what is there
   const { checked, closed } = await costOf(() => restoreBackup(layout, backup));
   assert.deepEqual(checked, ["telemetry.sqlite.partial", "telemetry.sqlite"]);
   assert.ok(closed <= 8, `${closed} connections`);
+});
+
+Deno.test("a replacement that is refused leaves the database and nothing else, and says what to do", async () => {
+  using temp = new TempFolder();
+  const layout = makeStore(temp);
+  const backup = `${layout.backups}/telemetry_backup_20251201_030000.sqlite`;
+  makeDatabase(backup, 100);
+  // Without a header, only a rename can replace it.
+  Deno.writeFileSync(layout.database, Deno.readFileSync(layout.database).fill(0, 0, 100));
+  const before = treeOf(layout.base);
+  const rename = Deno.renameSync;
+  for (const [code, message] of [["locked", "sharing violation (os error 32)"], ["io", "busy (os error 16)"]]) {
+    Deno.renameSync = () => {
+      throw Object.assign(new Error(message), { code: "EBUSY" });
+    };
+    try {
+      await assert.rejects(restoreBackup(layout, backup), { code, hint: /stop the agents/ });
+      await assert.rejects(recoverDatabase(layout), { code, hint: /stop the agents/ });
+    } finally {
+      Deno.renameSync = rename;
+    }
+    const { reports: _, ...left } = treeOf(layout.base);
+    assert.deepEqual(left, before);
+  }
+});
+
+testWith(["mount"], "a restore on a full disk leaves no partial and no copy", async () => {
+  const failures: string[] = [];
+  // With less, SQLite cannot take away sidecars that it could not complete.
+  for (let free = 128 * 1024; failures.at(-1) !== "restored"; free += 256 * 1024) {
+    using disk = new SmallDisk("16m");
+    const layout = layoutOf(`${disk.path}/store`);
+    for (const folder of [layout.db, layout.raw, layout.backups]) Deno.mkdirSync(folder, { recursive: true });
+    const backup = `${layout.backups}/telemetry_backup_20251201_030000.sqlite`;
+    makeDatabase(layout.database, 4000);
+    makeDatabase(backup, 4000);
+    const before = treeOf(layout.base);
+    disk.fill(free);
+    const kind = await restoreBackup(layout, backup).then(() => "restored", (error) => String(error.code));
+    failures.push(kind);
+    disk.free();
+    if (kind === "restored") continue;
+    assert.equal(kind, "disk_full", `with ${free} bytes free`);
+    assert.deepEqual(treeOf(layout.base), before, `with ${free} bytes free`);
+  }
+  assert.ok(failures.length > 3, failures.join());
 });
