@@ -2,7 +2,7 @@
  * Which backups are removed.
  * @module
  */
-import { errorMessage, hasCode } from "../errors.ts";
+import { fileError, hasCode } from "../errors.ts";
 import { readFull, removeIfExists, syncFolder } from "../fs/atomic_file.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { type DatabaseCopy, SOON_MS } from "../sqlite/snapshot.ts";
@@ -38,16 +38,17 @@ export function applyRetention(
   now: { path?: string; runs: number },
 ): Retention {
   const soon = Date.now() + SOON_MS;
-  const ours = listBackups(layout).filter((backup) => backup.kind === kind);
   const ignored: Retention["ignored"] = [];
+  const isIgnored = ({ name }: DatabaseCopy, why: string | undefined) => {
+    if (why !== undefined) ignored.push({ name, why });
+    return why !== undefined;
+  };
   // 1. Leave aside names in the future, which a wrong clock gave, and incomplete files, which older tools left under good
   //    names: counting them would remove good backups.
-  const counted = ours.filter((backup) => {
-    const isFuture = backup.time.getTime() > soon;
-    const isComplete = isFuture || hasAllPages(backup);
-    if (isFuture) ignored.push({ name: backup.name, why: "is dated in the future" });
-    else if (isComplete === false) ignored.push({ name: backup.name, why: "is incomplete, or cannot be read" });
-    return !isFuture && isComplete;
+  const counted = listBackups(layout).filter((backup) => {
+    if (backup.kind !== kind) return false;
+    const why = backup.time.getTime() > soon ? "is dated in the future" : problemOf(backup);
+    return why !== null && !isIgnored(backup, why);
   });
   // 2. Find what the rule no longer keeps. Another process may have taken a newer one, and the clock may have been set back.
   const newest = now.path === undefined ? undefined : counted[0]?.path;
@@ -55,16 +56,18 @@ export function applyRetention(
     ? counted.slice(now.path === undefined ? rule.count - 1 : rule.count)
     : counted.filter(({ time }) => soon - time.getTime() > rule.days * DAY_MS);
   const examined = old.filter(({ path }) => path !== now.path && path !== newest)
-    .map((backup) => ({ backup, runs: countRuns(backup.path) }));
+    .map((backup) => ({ ...backup, runs: countRuns(backup.path) }));
   // 3. Keep those that cannot be read now, and the fullest one.
-  const unread = examined.filter(({ runs }) => runs === "unread");
-  for (const { backup: { name } } of unread) ignored.push({ name, why: "cannot be read now" });
-  const fullest = examined.flatMap(({ backup, runs }) =>
-    typeof runs === "number" && runs > now.runs ? { ...backup, runs } : []
-  ).sort((a, b) => b.runs - a.runs).find(({ path }) => isUsable(layout, path));
-  const expired = examined.filter(({ backup, runs }) => runs !== "unread" && backup.path !== fullest?.path)
-    .map(({ backup }) => backup);
-  return { expired, fullest, ignored };
+  const read = examined.filter((backup) =>
+    !isIgnored(backup, backup.runs === "unread" ? "cannot be read now" : undefined)
+  );
+  const fullest = read.filter((backup) => typeof backup.runs === "number" && backup.runs > now.runs)
+    .toSorted((a, b) => Number(b.runs) - Number(a.runs)).find(({ path }) => isUsable(layout, path));
+  return {
+    expired: read.filter(({ path }) => path !== fullest?.path),
+    fullest: fullest && { name: fullest.name, runs: Number(fullest.runs) },
+    ignored,
+  };
 }
 
 /** Whether a backup is intact, or could not be checked. */
@@ -78,22 +81,23 @@ function isUsable(layout: Layout, path: string): boolean {
 }
 
 /**
- * Whether a file is as long as its header says (SQLite's file format, "The Database Header"). Undefined when it no longer
- * exists, since another process may remove it.
+ * Why a file is no complete backup: it is shorter than its header says (SQLite's file format, "The Database Header"). Null
+ * when it no longer exists, since another process may remove it.
  */
-function hasAllPages({ path, size }: DatabaseCopy): boolean | undefined {
+function problemOf({ path, size }: DatabaseCopy): string | undefined | null {
   try {
     using file = Deno.openSync(path);
     const header = new DataView(new ArrayBuffer(100));
-    if (readFull(file, new Uint8Array(header.buffer)) < 100) return false;
-    if (new TextDecoder().decode(header.buffer.slice(0, 16)) !== "SQLite format 3\0") return false;
+    readFull(file, new Uint8Array(header.buffer));
+    const isDatabase = new TextDecoder().decode(header.buffer.slice(0, 16)) === "SQLite format 3\0";
     const pageSize = header.getUint16(16) === 1 ? 65536 : header.getUint16(16);
     // SQLite before 3.7.0 does not store the number of pages there.
     const pages = header.getUint32(24) === header.getUint32(92) ? header.getUint32(28) : 1;
-    return size >= pageSize * pages;
+    if (isDatabase && size >= pageSize * pages) return undefined;
   } catch (error) {
-    return error instanceof Deno.errors.NotFound ? undefined : false;
+    if (error instanceof Deno.errors.NotFound) return null;
   }
+  return "is incomplete, or cannot be read";
 }
 
 /** Removes backups, and makes the removal durable. A backup that cannot be removed is a warning. */
@@ -107,7 +111,7 @@ export function removeBackups(
       Deno.removeSync(path);
     } catch (error) {
       // Another process may have removed it.
-      if (!(error instanceof Deno.errors.NotFound)) warnings.push(`cannot remove ${path}: ${errorMessage(error)}`);
+      if (!(error instanceof Deno.errors.NotFound)) warnings.push(fileError(error, `cannot remove ${path}`).message);
       return error instanceof Deno.errors.NotFound;
     }
     Object.values(sidecarsOf(path)).forEach(removeIfExists);

@@ -1,5 +1,6 @@
 /** The two backup scripts: what they take, keep, list and refuse, as processes on stores of every kind. */
 import assert from "node:assert/strict";
+import { sep } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { listBackups, takeBackup } from "../../lib/backup/backup.ts";
 import { applyRetention, removeBackups } from "../../lib/backup/retention.ts";
@@ -382,8 +383,8 @@ const BAD: Record<string, { make: (file: string) => void; what: RegExp; hint: Re
       Deno.removeSync(file);
       Deno.mkdirSync(file);
     },
-    what: /telemetry\.sqlite/,
-    hint: /./,
+    what: /telemetry\.sqlite is a folder/,
+    hint: /move that folder away/,
   },
 };
 
@@ -683,6 +684,60 @@ Deno.test("two concurrent prunings keep the newest, and ignore what is already d
     const old = { ...listBackups(layout)[0]!, path: `${backups}/telemetry.backup.20200101.sqlite` };
     removeBackups(layout, [old]);
   }
+});
+
+Deno.test("of several backups in one second, --keep 1 and latest take the one that was finished last", () => {
+  using temp = new TempFolder();
+  const { base, file, backups } = newStore(temp);
+  const now = Date.now();
+  put(backups, file, [dayOf(now), dailyAt(now)]);
+  // The day's own name was free again, as the rule had removed the first backup of the day.
+  for (const [name, ms] of [[dailyAt(now), 0], [dayOf(now), 1]] as const) {
+    const second = Math.floor(now / 1000) * 1000;
+    Deno.utimeSync(`${backups}/${name}`, new Date(now), new Date(second + ms));
+  }
+  const layout = layoutOf(base);
+  const path = `${layout.backups}${sep}${dayOf(now)}`;
+  assert.equal(listBackups(layout)[0]!.path, path);
+  const { expired } = applyRetention(layout, "daily_backup", { count: 1 }, { path, runs: 3 });
+  assert.deepEqual(expired.map(({ name }) => name), [dailyAt(now)]);
+});
+
+Deno.test("several names of one file count as one backup", async () => {
+  using temp = new TempFolder();
+  const { base, file, backups } = newStore(temp);
+  const others = [1, 2, 3].map((days) => dailyAt(Date.now() - days * DAY));
+  put(backups, file, others);
+  const [first, ...more] = Array.from({ length: 20 }, (_, i) => dailyAt(Date.now() - HOUR - i * 1000));
+  put(backups, file, [first!]);
+  for (const name of more) Deno.linkSync(`${backups}/${first}`, `${backups}/${name}`);
+  await backup("backup_database", base, "--keep", "5");
+  for (const name of [first!, ...others]) assert.ok(names(backups).includes(name), `${name} is gone`);
+  assert.equal(listBackups(layoutOf(base)).length, 5);
+});
+
+Deno.test("a backup that another program has open is a warning, and the others are removed", () => {
+  using temp = new TempFolder();
+  const { base, file, backups } = newStore(temp);
+  const [open, other] = [dailyAt(Date.now() - 2 * DAY), dailyAt(Date.now() - 3 * DAY)];
+  put(backups, file, [open, other]);
+  const layout = layoutOf(base);
+  const { expired } = applyRetention(layout, "daily_backup", { count: 1 }, { runs: 3 });
+  const remove = Deno.removeSync;
+  // As Windows refuses it.
+  Deno.removeSync = (path, options) => {
+    if (String(path).endsWith(open)) throw Object.assign(new Error("in use (os error 32)"), { code: "EBUSY" });
+    remove(path, options);
+  };
+  try {
+    const { removed, warnings } = removeBackups(layout, expired);
+    assert.deepEqual(removed.map(({ name }) => name), [other]);
+    assert.equal(warnings.length, 1);
+    assert.match(warnings[0]!, /cannot remove .* in use/);
+  } finally {
+    Deno.removeSync = remove;
+  }
+  assert.deepEqual(names(backups), [open]);
 });
 
 Deno.test("--keep ignores a folder with the name of a backup", async () => {
