@@ -4,7 +4,7 @@
  * @module
  */
 import { isFolder, isGranted, readEnv, realPath } from "../fs/locate.ts";
-import { type Access, HOME, HOME_STORE, outermost } from "../fs/permissions.ts";
+import { type Access, HOME, HOME_STORES, outermost } from "../fs/permissions.ts";
 import {
   candidateFolders,
   defaultFolders,
@@ -108,7 +108,7 @@ export function accessToWarn({ choice }: Layout): Access {
 
 /** The access that finds a store wherever it is. Folders of the home folder are as a shell expands them. */
 export function accessWithoutStore(command: Command): Access {
-  const read = [...candidateFolders(PLATFORM, undefined), HOME_STORE];
+  const read = [...candidateFolders(PLATFORM, undefined), ...HOME_STORES];
   const write = command.writes.includes("base")
     ? read
     : read.flatMap((base) => command.writes.map((name) => `${base}/${name}`));

@@ -4,6 +4,7 @@
  */
 import { parseArgs } from "node:util";
 import { errorMessage, fileError, TelemetryError } from "../errors.ts";
+import { unfinishedFiles } from "../fs/atomic_file.ts";
 import { isFolder, locate, otherStoresWithData, readEnv, statIfExists } from "../fs/locate.ts";
 import { BASE_VARIABLES, candidateFolders, type Layout, layoutOf } from "../layout.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
@@ -17,7 +18,7 @@ import {
   type FlagValues,
   isHomeKnown,
 } from "./access.ts";
-import { type Access, HOME_STORE, quoteForShell, shellFlags } from "../fs/permissions.ts";
+import { type Access, HOME_STORES, quoteForShell, shellFlags } from "../fs/permissions.ts";
 import { paint, print, progressBar, wrap } from "./output.ts";
 
 export type { Command } from "./access.ts";
@@ -55,6 +56,8 @@ export interface Terminal {
   progress(label: string, unitBytes: number): OnProgress | undefined;
   /** Asks a question. Returns undefined when stdin is not a terminal. */
   confirm(question: string): boolean | undefined;
+  /** What Ctrl-C does. @default say which files are left, and exit with 130 */
+  onInterrupt: () => void;
 }
 
 /** Runs a script and exits: 0 done, 1 failed, 2 wrong usage. With `--json`, prints what `task` returns. */
@@ -78,7 +81,9 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
       progress: (label, unitBytes) => isSilent || !Deno.stderr.isTerminal() ? undefined : progressBar(label, unitBytes),
       confirm: (question) =>
         Deno.stdin.isTerminal() ? /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? "") : undefined,
+      onInterrupt: () => exitInterrupted(command),
     };
+    Deno.addSignalListener("SIGINT", () => terminal.onInterrupt());
     const result = await task(terminal);
     if (json) print(Deno.stdout, JSON.stringify({ ok: terminal.exitCode === 0, ...result }));
     Deno.exit(terminal.exitCode);
@@ -130,6 +135,13 @@ export function wholeNumber(flag: string, value: string | boolean | undefined, b
   throw new TelemetryError("usage", `--${flag} takes a whole number of at least 1, not "${value}"`, {
     hint: `use --${flag} ${byDefault}, which is the default`,
   });
+}
+
+/** Ends a script on Ctrl-C. While SQLite copies a file, which blocks this thread, this has to wait. */
+function exitInterrupted({ name }: Command): never {
+  print(Deno.stderr, `${paint(`${name}:`, 31)} interrupted`);
+  for (const path of unfinishedFiles()) print(Deno.stderr, `  -> ${path} is incomplete: the next run removes it`);
+  Deno.exit(130);
 }
 
 function isSystemError(error: unknown): boolean {
@@ -236,7 +248,7 @@ function helpText(command: Command): string {
   const base = "/srv/telemetry";
   const access = accessOf(command, { base }, layoutOf(base));
   const words = ["deno run", ...shellFlags(access), `scripts/${name}.ts --base ${base}`, ...example ? [example] : []];
-  const folders = [...candidateFolders(Deno.build.os, undefined), HOME_STORE];
+  const folders = [...candidateFolders(Deno.build.os, undefined), HOME_STORES[0]!];
   return `${wrap(`${name}: ${summary}`, HELP_WIDTH).join("\n")}
 
 usage: ${
@@ -258,5 +270,5 @@ example, with the permissions that it needs:
 Without --base, use "deno task ${name}", or run the script: it
 prints the permissions that are missing.
 
-exit codes: 0 done, 1 failed, 2 wrong usage`;
+exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted`;
 }

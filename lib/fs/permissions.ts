@@ -4,8 +4,10 @@ import { isInFolder } from "../layout.ts";
 const PLATFORM = Deno.build.os;
 /** The variable of the home folder. */
 export const HOME = PLATFORM === "windows" ? "USERPROFILE" : "HOME";
-/** The store in the home folder, as a shell expands it. */
-export const HOME_STORE = PLATFORM === "windows" ? "%USERPROFILE%\\.telemetry" : "$HOME/.telemetry";
+/** The store in the home folder, as shells expand it. On Windows `cmd` expands the first and PowerShell the second. */
+export const HOME_STORES: readonly string[] = PLATFORM === "windows"
+  ? ["%USERPROFILE%\\.telemetry", "$HOME\\.telemetry"]
+  : ["$HOME/.telemetry"];
 
 /** What Deno must grant: variables by name, paths to read, paths to write. */
 export interface Access {
@@ -31,15 +33,16 @@ export function accessFlags({ env, read, write }: Access): string[] {
 
 /** The same flags, ready to paste into a shell. */
 export function shellFlags(access: Access): string[] {
-  return accessFlags(access).map((flag) => {
-    const [name, list] = flag.split(/=(.*)/s);
-    const quoted = list?.split(",").map((value) => value.startsWith(HOME_STORE) ? `"${value}"` : quoteForShell(value));
-    return quoted === undefined ? name! : `${name}=${quoted}`;
-  });
+  return accessFlags(access).map((flag) =>
+    HOME_STORES.some((store) => flag.includes(store)) ? `"${flag}"` : quoteForShell(flag)
+  );
 }
 
-/** An argument as a shell takes it. */
+/** An argument as a shell takes it: on Windows for `cmd` and for PowerShell. */
 export function quoteForShell(argument: string): string {
-  if (/^[\w@%+=:,./-]+$/.test(argument)) return argument;
-  return PLATFORM === "windows" ? `"${argument}"` : `'${argument.replaceAll("'", `'\\''`)}'`;
+  if (PLATFORM !== "windows") {
+    return /^[\w@%+=:,./-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", `'\\''`)}'`;
+  }
+  // A backslash before the quote would escape it.
+  return /^[\w@+=:,./\\-]+$/.test(argument) ? argument : `"${argument.replace(/\\$/, "\\\\")}"`;
 }

@@ -1,7 +1,7 @@
 /** The log and the database that a client writes to. Never triggers a permission prompt. @module */
 import { hasCode, TelemetryError } from "../errors.ts";
 import { assertGranted, isFolder, isGranted, locate, readEnv } from "../fs/locate.ts";
-import { HOME, HOME_STORE, shellFlags } from "../fs/permissions.ts";
+import { HOME, HOME_STORES, shellFlags } from "../fs/permissions.ts";
 import { candidateFolders, homeFolderOf, type Layout, layoutOf, STORE_VARIABLES } from "../layout.ts";
 import { EventLog } from "../log/append.ts";
 import type { LogRecord, RunRecord } from "../records.ts";
@@ -207,7 +207,7 @@ function findStore(base: string | undefined, warnings: Warnings): Layout {
 
   const isHomeHidden = found.choice.source === "default" && !isGranted({ name: "env", variable: HOME });
   const candidates = candidateFolders(Deno.build.os, homeFolderOf(readEnv, Deno.build.os));
-  const folders = hidden.length === 0 ? [] : isHomeHidden ? [...candidates, HOME_STORE] : candidates;
+  const folders = hidden.length === 0 ? [] : isHomeHidden ? [...candidates, ...HOME_STORES] : candidates;
   const flags = shellFlags({ env: unread, read: folders, write: folders });
   const hint = `set the option base, or run the program with ${flags.join(" ")}`;
   if (hidden.length > 0 && found.choice.source === "default") {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { schemaSql } from "../../lib/schema.ts";
-import { runScript, sqlite, TempFolder, testWith } from "../fixtures/mod.ts";
+import { command, runScript, scriptArgs, sqlite, TempFolder, testWith } from "../fixtures/mod.ts";
 
 /** Files as killed scripts leave them, by folder. */
 const STALE: Record<string, string[]> = {
@@ -78,4 +78,37 @@ testWith(["unix"], "the partial of a running process stays", async () => {
   file.lockSync(true);
   assert.equal((await runScript("backup_database", base)).code, 0);
   assert.ok(exists(path));
+});
+
+// On Windows a signal from another process kills.
+testWith(["unix"], "Ctrl-C says what is left, exits with 130, and the next run removes it", async () => {
+  using temp = new TempFolder();
+  const base = `${temp.path}/store`;
+  for (const folder of ["db", "raw", "backups"]) Deno.mkdirSync(`${base}/${folder}`, { recursive: true });
+  sqlite(
+    `${base}/db/telemetry.sqlite`,
+    `${schemaSql()} CREATE TABLE padding AS SELECT zeroblob(30000000) UNION ALL SELECT zeroblob(30000000)`,
+  );
+  const backups = () => [...Deno.readDirSync(`${base}/backups`)].map(({ name }) => name);
+  for (let attempt = 1;; attempt++) {
+    const process = command(Deno.execPath(), scriptArgs("backup_telemetry_db", base)).spawn();
+    let hasEnded = false;
+    const output = process.output().finally(() => hasEnded = true);
+    while (!hasEnded && !backups().some((name) => name.endsWith(".partial"))) {
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    if (!hasEnded) process.kill("SIGINT");
+    const { code, stderr } = await output;
+    const said = new TextDecoder().decode(stderr);
+    const left = backups().find((name) => name.endsWith(".partial"));
+    // It may have ended before.
+    if (left === undefined && attempt < 20) continue;
+    assert.deepEqual([code, said], [
+      130,
+      `backup_telemetry_db: interrupted\n  -> ${base}/backups/${left} is incomplete: the next run removes it\n`,
+    ]);
+    break;
+  }
+  assert.equal((await runScript("backup_database", base)).code, 0);
+  assert.deepEqual(backups().filter((name) => name.includes(".partial")), []);
 });
