@@ -68,11 +68,21 @@ if (import.meta.main) {
   });
 }
 
-/** Warns of what the exported file does not show. */
-function warnOf({ warn }: Terminal, exported: Exported, program?: string): void {
-  const { cut_cells, nul_cells, untimed_rows, rejected_lines, unreadable_logs } = exported;
+/** Warns of what is not in the file as it was, or not shown by its program. */
+function warnOf({ warn }: Terminal, exported: Exported, program = "the program"): void {
+  const { cut_cells, nul_cells, changed_cells, long_numbers, excess_rows, refused_rows, not_jsonb } = exported;
+  const { untimed_rows, rejected_lines, unreadable_logs } = exported;
   if (cut_cells > 0) warn(`cut ${plural(cut_cells, "cell")}: ${program} accepts no longer ones`);
   if (nul_cells > 0) warn(`replaced NUL by U+2400 (␀) in ${plural(nul_cells, "cell")}: PostgreSQL cannot store it`);
+  if (changed_cells > 0) {
+    warn(`changed ${plural(changed_cells, "cell")} that ${changed_cells > 1 ? "are" : "is"} not what the column says`);
+  }
+  if (refused_rows > 0) warn(`left out ${plural(refused_rows, "row")} whose key ${program} cannot store`);
+  if (not_jsonb > 0) warn(`${plural(not_jsonb, "cell")} of JSON cannot be cast to jsonb: loaded as text`);
+  if (long_numbers > 0) {
+    warn(`${program} rounds ${plural(long_numbers, "number")} to 15 digits: the file has all digits`);
+  }
+  if (excess_rows > 0) warn(`${program} cannot show the last ${plural(excess_rows, "row")}: use --since or --columns`);
   if (untimed_rows > 0) warn(`left out ${plural(untimed_rows, "row")} whose time cannot be parsed`);
   if (rejected_lines > 0) warn(`left out ${plural(rejected_lines, "invalid part")} of the log`);
   for (const log of unreadable_logs) warn(`${log} cannot be read: its events are left out`);

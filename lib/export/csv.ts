@@ -2,7 +2,6 @@
  * Formats CSV (RFC 4180): a header, CRLF, quotes only where needed. NULL is empty, an empty string is `""`.
  * @module
  */
-import { isUtf8 } from "node:buffer";
 
 /** The value of a row in a column. */
 export type Cell = string | number | bigint | null;
@@ -10,15 +9,43 @@ export type Cell = string | number | bigint | null;
 /** The programs for which the format is adapted. */
 export type Program = "sheets" | "excel" | "postgres";
 
-/** The longest cell that each program accepts, in UTF-16 code units. */
-const MAX_CELL: Record<Program, number> = { sheets: 50_000, excel: 32_767, postgres: Infinity };
-
 /** The names of all programs. */
-export const PROGRAMS: readonly string[] = Object.keys(MAX_CELL);
+export const PROGRAMS: readonly string[] = ["sheets", "excel", "postgres"] satisfies Program[];
 
-/** Text that spreadsheets run as a formula. They skip control characters and blanks before it, and accept full-width signs. */
-// deno-lint-ignore no-control-regex
-const FORMULA = /^(?:[\x00-\x1f\x7f-\x9f\s\u200b-\u200f\u2060]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r])/;
+/** What is written, and what of it is not as it was. */
+export interface CellCounts {
+  /** How many rows were exported. */
+  rows: number;
+  /** How many cells were cut because the program accepts no longer ones. */
+  cut_cells: number;
+  /** How many cells had a NUL, which was replaced. */
+  nul_cells: number;
+  /** How many cells were changed otherwise: text that is not UTF-8, and what the column of the program does not accept. */
+  changed_cells: number;
+  /** How many numbers have more digits than the spreadsheet keeps. The file has them all. */
+  long_numbers: number;
+  /** How many rows are more than the spreadsheet shows. The file has them. */
+  excess_rows: number;
+  /** How many cells of JSON PostgreSQL refuses to cast to `jsonb`. They are loaded as text. */
+  not_jsonb: number;
+  /** How many rows were left out because the program would refuse all rows for them. */
+  refused_rows: number;
+}
+
+/** Counts of nothing. */
+export function noCounts(): CellCounts {
+  const program = { cut_cells: 0, nul_cells: 0, changed_cells: 0, refused_rows: 0 };
+  return { rows: 0, ...program, long_numbers: 0, excess_rows: 0, not_jsonb: 0 };
+}
+
+/** Fits rows to a program. */
+export interface RowFitter {
+  /** What the file starts with. */
+  readonly prefix: string;
+  /** The row that the program gets; undefined when it is left out. */
+  fit(row: readonly Cell[]): readonly Cell[] | undefined;
+}
+
 /** Text that needs quotes (RFC 4180). */
 const SPECIAL = /[",\r\n]/;
 
@@ -38,45 +65,46 @@ const UTF8 = new TextEncoder();
  */
 export class CsvText {
   readonly #columns: readonly string[];
-  readonly #program: Program | undefined;
-  /** How many cells were cut. */
-  cutCells = 0;
-  /** How many cells had a NUL, which was replaced. */
-  nulCells = 0;
+  readonly #counts: CellCounts;
+  readonly #fitter: RowFitter | undefined;
   #buffer = new Uint8Array(0);
 
-  /**
-   * @param columns the names in the header
-   * @param program the reader: for a spreadsheet, an apostrophe is put before formulas, and long text is cut; for PostgreSQL,
-   * NUL is replaced by U+2400 (␀)
-   */
-  constructor(columns: readonly string[], program?: Program) {
+  /** @param columns the names in the header */
+  constructor(columns: readonly string[], counts: CellCounts = noCounts(), fitter?: RowFitter) {
     this.#columns = columns;
-    this.#program = program;
+    this.#counts = counts;
+    this.#fitter = fitter;
   }
 
-  /** The header line. For Excel it starts with a BOM, without which Excel does not read UTF-8. */
   header(): Uint8Array {
-    return UTF8.encode(`${this.#program === "excel" ? "\ufeff" : ""}${this.#columns.join(",")}\r\n`);
+    return UTF8.encode(`${this.#fitter?.prefix ?? ""}${this.#columns.join(",")}\r\n`);
   }
 
   /** The lines of some rows, valid until the next call. Cells after the columns are ignored. */
   lines(rows: readonly (readonly Cell[])[]): Uint8Array {
     const width = this.#columns.length;
     let text = "";
-    for (const row of rows) {
-      let comma = "";
+    for (const given of rows) {
+      const row = this.#fitter ? this.#fitter.fit(given) : given;
+      if (row === undefined) continue;
+      this.#counts.rows++;
       for (let i = 0; i < width; i++) {
         const cell = row[i]!;
-        text += comma;
-        if (typeof cell === "string") text += quote(this.#program ? this.#adapt(cell, this.#program) : cell);
+        if (i > 0) text += ",";
+        if (typeof cell === "string") text += quote(this.#wellFormed(cell));
         else if (cell !== null) text += cell;
-        comma = ",";
       }
       text += "\r\n";
     }
     const buffer = this.#reserve(3 * text.length);
     return buffer.subarray(0, UTF8.encodeInto(text, buffer).written);
+  }
+
+  /** UTF-8 cannot hold half a surrogate pair. */
+  #wellFormed(text: string): string {
+    if (text.isWellFormed()) return text;
+    this.#counts.changed_cells++;
+    return text.toWellFormed();
   }
 
   /** A buffer for all calls: new ones would pile up until the next garbage collection. */
@@ -85,32 +113,18 @@ export class CsvText {
     return this.#buffer;
   }
 
-  /** Adapts text to a program. */
-  #adapt(text: string, program: Program): string {
-    if (program === "postgres") {
-      if (!text.includes("\0")) return text;
-      this.nulCells++;
-      return text.replaceAll("\0", "\u2400");
-    }
-    const escaped = FORMULA.test(text) ? `'${text}` : text;
-    const max = MAX_CELL[program];
-    if (escaped.length <= max) return escaped;
-    this.cutCells++;
-    // Not between the two code units of a character.
-    return escaped.slice(0, /[\ud800-\udbff]/.test(escaped[max - 1]!) ? max - 1 : max);
-  }
-
   /**
    * As {@linkcode lines}, for no particular program, from rows that SQLite has written as JSON. Converting bytes takes a third
    * of the time of parsing values.
    *
-   * @param json arrays as `json_array` writes them (no blanks, no escapes above U+007F), separated by commas
-   * @returns bytes that are valid until the next call; undefined when the JSON is not UTF-8
+   * @param json arrays as `json_array` writes them (no blanks, no escapes above U+007F), separated by commas, in UTF-8
+   * @param rows how many arrays these are
+   * @returns bytes that are valid until the next call
    */
-  jsonLines(json: Uint8Array): Uint8Array | undefined {
-    if (!isUtf8(json)) return undefined;
-    // CSV is never longer than its JSON.
-    const buffer = this.#reserve(json.length);
+  jsonLines(json: Uint8Array, rows: number): Uint8Array {
+    this.#counts.rows += rows;
+    // Only numbers can become longer: 1.0e+20.
+    const buffer = this.#reserve(3 * json.length);
     return buffer.subarray(0, convert(json, buffer));
   }
 }
@@ -169,7 +183,15 @@ function convert(json: Uint8Array, csv: Uint8Array): number {
       csv[to++] = LF;
       at++; // the comma between two rows
     } else if (code === NULL) at += 3;
-    else if (code !== OPEN) csv[to++] = code;
+    else if (code === DOT) {
+      // A number that is not an integer gets the form that it has in JavaScript, as in `lines`.
+      let start = at - 1;
+      while (json[start - 1] !== COMMA && json[start - 1] !== OPEN) start--;
+      to -= at - 1 - start;
+      while (json[at] !== COMMA && json[at] !== CLOSE) at++;
+      const number = String(Number(String.fromCharCode(...json.subarray(start, at))));
+      to += UTF8.encodeInto(number, csv.subarray(to)).written;
+    } else if (code !== OPEN) csv[to++] = code;
   }
   return to;
 }

@@ -2,7 +2,10 @@
  * Exports tables as CSV, as one consistent snapshot, with filters on rows and columns.
  * @module
  */
-import { type Cell, CsvText } from "./csv.ts";
+import { isUtf8 } from "node:buffer";
+import { type Cell, type CellCounts, CsvText, noCounts, type RowFitter } from "./csv.ts";
+import { PostgresRows } from "./postgres.ts";
+import { SpreadsheetRows } from "./spreadsheet.ts";
 import { type Definition, type ExportRequest, type ExportTable, RowFilter, TABLES } from "./request.ts";
 import { ensureFolder, PartialFile, pathExists, removeStalePartials } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
@@ -15,19 +18,13 @@ import { Connection, type OnProgress } from "../sqlite/connection.ts";
 import { parseRows, tableRows } from "./table_rows.ts";
 
 /** What was exported. */
-export interface Exported {
+export interface Exported extends CellCounts {
   /** The table. */
   table: ExportTable;
   /** The columns. */
   columns: readonly string[];
-  /** How many rows were exported. */
-  rows: number;
   /** How many bytes were written. */
   bytes: number;
-  /** How many cells were cut because the program accepts no longer ones. */
-  cut_cells: number;
-  /** How many cells had a NUL, which was replaced. */
-  nul_cells: number;
   /** How many rows were left out because their time cannot be parsed. */
   untimed_rows: number;
   /** How many parts of the log are not records. */
@@ -80,18 +77,10 @@ export async function exportTo(
   onProgress?: OnProgress,
 ): Promise<Exported> {
   const { table, columns } = request;
-  const none = {
-    rows: 0,
-    bytes: 0,
-    cut_cells: 0,
-    nul_cells: 0,
-    untimed_rows: 0,
-    rejected_lines: 0,
-    unreadable_logs: [],
-  };
-  const exported: Exported = { table, columns, ...none };
+  const none = { bytes: 0, untimed_rows: 0, rejected_lines: 0, unreadable_logs: [] };
+  const exported: Exported = { table, columns, ...noCounts(), ...none };
   const filter = new RowFilter(request, exported);
-  const csv = new CsvText(columns, request.program);
+  const csv = new CsvText(columns, exported, fitterFor(request, exported));
   const read = [...columns, ...filter.columns];
   const batches = table === "events" ? logRows(layout, read, exported) : databaseRows(layout, TABLES[table], read);
   const isPlain = filter.columns.length === 0 && request.program === undefined;
@@ -105,18 +94,26 @@ export async function exportTo(
     return true;
   };
   for await (const { rows, json, count, done, total } of batches) {
-    const asItIs = isPlain && json && csv.jsonLines(json);
-    const kept = asItIs ? undefined : (rows ?? parseRows(json!)).filter((row) => filter.keeps(row));
-    if (!await write(asItIs || csv.lines(kept!))) return exported;
-    exported.rows += kept?.length ?? count;
-    exported.cut_cells = csv.cutCells;
-    exported.nul_cells = csv.nulCells;
+    const isValid = json === undefined || isUtf8(json);
+    const kept = isPlain && json && isValid ? [] : (rows ?? parseRows(json!)).filter((row) => filter.keeps(row));
+    if (!isValid) exported.changed_cells += countInvalid(kept, columns.length);
+    if (!await write(isPlain && json && isValid ? csv.jsonLines(json, count) : csv.lines(kept))) return exported;
     // Released now: otherwise hundreds of them wait for the next garbage collection.
     (json?.buffer as ArrayBuffer | undefined)?.transfer(0);
     onProgress?.(exported.bytes, exported.bytes * total / Math.max(done, 1));
   }
   await write(new Uint8Array(0));
   return exported;
+}
+
+function fitterFor({ program, table, columns }: ExportRequest, counts: CellCounts): RowFitter | undefined {
+  if (program === "postgres") return new PostgresRows(TABLES[table].table, columns, counts);
+  return program && new SpreadsheetRows(program, columns, counts);
+}
+
+/** How many cells have the character that replaces bytes which are not UTF-8. */
+function countInvalid(rows: Cell[][], width: number): number {
+  return rows.flatMap((row) => row.slice(0, width)).filter((cell) => String(cell).includes("\ufffd")).length;
 }
 
 /** Writes and counts all bytes. Returns false when the reader has closed the pipe. */

@@ -5,7 +5,7 @@
 import { TelemetryError } from "../errors.ts";
 import type { FileKind } from "../layout.ts";
 import { RUN_COLUMNS, RUN_STATUSES } from "../records.ts";
-import { TABLES as SCHEMA } from "../schema.ts";
+import { type TableName, TABLES as SCHEMA } from "../schema.ts";
 import { type Instant, parseCommitDate, parseTimeFlag, parseTimestamp } from "../time.ts";
 import { type Cell, type Program, PROGRAMS } from "./csv.ts";
 
@@ -14,7 +14,7 @@ export type ExportTable = "runs" | "events" | "commits";
 
 /** How a table is exported. */
 export interface Definition {
-  table: string;
+  table: TableName;
   kind: FileKind;
   columns: readonly string[];
   /** The columns that the rows are ordered by. Events have the order of the log. */

@@ -3,7 +3,7 @@
  * @module
  */
 import { Buffer } from "node:buffer";
-import { parseWithSources } from "./json_source.ts";
+import { parseWithSources, withoutNaN } from "./json_source.ts";
 import { type InvalidRecordReason, type LogRecord, validateRecord } from "../records.ts";
 
 /** Why a part of a broken line is not a record. */
@@ -50,17 +50,6 @@ export function parseJson(text: string): unknown {
   }
 }
 
-/** The value of JSON as Python writes it, whose `NaN` and `Infinity` become null. */
-function parsePythonJson(text: string): unknown {
-  const value = parseJson(text);
-  if (value !== undefined || !/NaN|Infinity/.test(text)) return value;
-  let isInString = false;
-  return parseJson(text.replace(/\\.|"|NaN|-?Infinity/gs, (token) => {
-    if (token === '"') isInString = !isInString;
-    return isInString || token === '"' || token.startsWith("\\") ? token : "null";
-  }));
-}
-
 /** Where the content of these bytes starts and ends: without NULs, blanks and BOMs around it. */
 export function trim(bytes: Uint8Array, start: number, end: number): [start: number, end: number] {
   for (let size; start < end && (size = fillerSize(bytes, start)) > 0;) start += size;
@@ -104,7 +93,7 @@ export function splitBrokenLine(bytes: Uint8Array): Part[] {
     if (end < 0 || start < done || isMember(bytes, start, end)) continue;
     budget -= end - start;
     const text = decodeUtf8(bytes.subarray(start, end));
-    const value = text === undefined ? undefined : parsePythonJson(text);
+    const value = text === undefined ? undefined : parseJson(text) ?? parseJson(withoutNaN(text));
     if (value === undefined) continue;
     done = end;
     const reason = validateRecord(value);

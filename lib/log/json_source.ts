@@ -71,3 +71,12 @@ export function asPythonJson(json: string): string {
   }
   return text.replace(/[\x7f-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
+
+/** JSON as Python writes it, whose `NaN` and `Infinity` become null. */
+export function withoutNaN(text: string): string {
+  let isInString = false;
+  return text.replace(/\\.|"|NaN|-?Infinity/gs, (token) => {
+    if (token === '"') isInString = !isInString;
+    return isInString || token === '"' || token.startsWith("\\") ? token : "null";
+  });
+}

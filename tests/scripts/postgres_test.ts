@@ -211,6 +211,53 @@ testWith(
   },
 );
 
+testWith(["postgres"], "bad rows do not stop the load of the others, and what is changed is counted", async () => {
+  await using postgres = await Postgres.start();
+  using temp = new TempFolder();
+  await makeBase(temp.path, [runOf(0, 1, false)]);
+  const deep = `${"[".repeat(100_000)}${"]".repeat(100_000)}`;
+  const metrics = ["{}", "no JSON", '{"a": NaN}', String.raw`"\u0000"`, String.raw`"\ud800"`, "1e200000", deep, ""];
+  using db = new DatabaseSync(`${temp.path}/db/telemetry.sqlite`);
+  db.exec("PRAGMA ignore_check_constraints=ON; UPDATE agent_runs SET updated_at='2025-12-10 00:00:00'");
+  const insert = db.prepare(
+    "INSERT INTO agent_runs (run_id, agent_name, start_time, metrics_json) VALUES (?, 'a', 't', ?)",
+  );
+  metrics.forEach((text, i) => insert.run(`json${i}`, text));
+  db.exec(
+    `INSERT INTO agent_runs (run_id, agent_name, start_time, items_failed, items_discovered, duration_ms, api_retry_count)
+      VALUES ('numbers', 'a', 't', 1.5, 1e300, 'abc', 9223372036854775807), ('more', 'a', 't', x'3132', '', -1e300, '7.0');
+    INSERT INTO agent_runs (run_id, agent_name, start_time, host, product, input_summary, insight_id) VALUES
+      ('text', 'a', 't', CAST(x'61eda080' AS TEXT), x'c328', 'a' || char(10) || '\\.' || char(13, 10) || 'b', hex(randomblob(3000)));
+    INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES
+      (NULL, 'a', 't'), ('nul' || char(0), 'a', 't'), ('nul' || char(0) || 'x', 'a', 't'), (hex(randomblob(500)), 'a', 't')`,
+  );
+  await postgres.shell(blocks("sh")[0]!.replace("> load_runs.sql", `> ${temp.path}/load_runs.sql`), temp.path);
+  const load = blocks("sh")[1]!.replace("--updated-since 2d", "").replace(
+    "load_runs.sql",
+    `${temp.path}/load_runs.sql`,
+  );
+  const said = await postgres.shell(load, temp.path);
+  assert.match(said, /left out 4 rows/);
+  assert.match(said, /changed 9 cells/);
+  assert.match(said, /cut 1 cell/);
+  assert.match(said, /7 cells of JSON cannot be cast/);
+  const runs = new Map((await postgres.runs()).map((row) => [row["run_id"], row]));
+  assert.deepEqual([...runs.keys()].toSorted(), [
+    "20251210T000000Z-a-00000000",
+    ...metrics.map((_, i) => `json${i}`),
+    "more",
+    "numbers",
+    "text",
+  ]);
+  const columns = ["items_failed", "items_discovered", "duration_ms", "api_retry_count"];
+  const cells = (id: string) => columns.map((column) => runs.get(id)![column]);
+  assert.deepEqual(cells("numbers"), [2, null, null, Number(2n ** 63n - 1n)]);
+  assert.deepEqual(cells("more"), [12, null, null, 7]);
+  const { host, product, input_summary } = runs.get("text")!;
+  assert.deepEqual([host, product, input_summary], ["a\ufffd\ufffd\ufffd", "\ufffd(", "a\n\\. \r\nb"]);
+  assert.deepEqual(metrics.map((_, i) => runs.get(`json${i}`)!["metrics_json"]), metrics);
+});
+
 testWith(["postgres"], "the sample in PostgreSQL, cell by cell", async () => {
   await using postgres = await Postgres.start();
   using temp = new TempFolder();

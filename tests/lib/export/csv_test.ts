@@ -4,7 +4,8 @@ import fc from "npm:fast-check@4.10.2";
 import { parse } from "npm:csv-parse@5.6.0/sync";
 import { exportTo, exportToFile } from "../../../lib/export/export.ts";
 import { readRequest } from "../../../lib/export/request.ts";
-import { type Cell, CsvText } from "../../../lib/export/csv.ts";
+import { type Cell, CsvText, noCounts } from "../../../lib/export/csv.ts";
+import { SpreadsheetRows } from "../../../lib/export/spreadsheet.ts";
 import { hasCode } from "../../../lib/errors.ts";
 import { layoutOf } from "../../../lib/layout.ts";
 import { RUN_COLUMNS } from "../../../lib/records.ts";
@@ -118,7 +119,7 @@ Deno.test("JSON from SQLite gives the same bytes as its values", () => {
         ...rows.flat(),
       );
       const csv = new CsvText(["a", "b", "c"]);
-      const bytes = csv.jsonLines(row!["json"] as Uint8Array)!.slice();
+      const bytes = csv.jsonLines(row!["json"] as Uint8Array, rows.length).slice();
       assert.deepEqual(parseRows(row!["json"] as Uint8Array), rows.map((row) => row.map(exact)));
       assert.deepEqual(bytes, csv.lines(rows).slice());
     }),
@@ -133,7 +134,8 @@ function exact(cell: Cell): Cell {
 
 Deno.test("--for: formulas are escaped after every character that a spreadsheet skips", () => {
   for (const program of ["excel", "sheets"] as const) {
-    const csv = new CsvText(["a"], program);
+    const counts = noCounts();
+    const csv = new CsvText(["a"], counts, new SpreadsheetRows(program, ["a"], counts));
     const escaped = (text: string) => /^"?'/.test(new TextDecoder().decode(csv.lines([[text]])));
     for (const skipped of ["", "\0", " ", "\t", "\r\n", "\ufeff", "\u00a0", "\u200b", "\u3000", "\0 \x1b\x7f"]) {
       for (const sign of ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"]) {
@@ -146,7 +148,8 @@ Deno.test("--for: formulas are escaped after every character that a spreadsheet 
 
 Deno.test("--for: text that would run is disarmed, numbers are not; long text is cut and counted", () => {
   for (const program of ["sheets", "excel"] as const) {
-    const csv = new CsvText(["a"], program);
+    const counts = noCounts();
+    const csv = new CsvText(["a"], counts, new SpreadsheetRows(program, ["a"], counts));
     const said = (...cells: Cell[]) => new TextDecoder().decode(csv.lines([cells])).slice(0, -2);
     for (const text of ["=1+1", "+1", "-1", "@x"]) assert.equal(said(text), `'${text}`);
     assert.deepEqual([said("\t"), said("\r"), said("a=1"), said("'=1"), said(" =1")], [
@@ -159,16 +162,56 @@ Deno.test("--for: text that would run is disarmed, numbers are not; long text is
     assert.deepEqual([said(-1), said(-1n), said(null), said("")], ["-1", "-1", "", '""']);
     const max = program === "sheets" ? 50_000 : 32_767;
     assert.equal(said("x".repeat(max)), "x".repeat(max));
-    assert.equal(csv.cutCells, 0);
+    assert.equal(counts.cut_cells, 0);
     assert.equal(said("x".repeat(max + 1)), "x".repeat(max));
     assert.equal(said(`=${"x".repeat(max - 1)}`), `'=${"x".repeat(max - 2)}`, "the apostrophe counts");
     assert.equal(said(`${"x".repeat(max - 1)}🚀`), "x".repeat(max - 1), "no half characters");
-    assert.equal(csv.cutCells, 3);
+    assert.equal(counts.cut_cells, 3);
     assert.equal(
       new TextDecoder("utf-8", { ignoreBOM: true }).decode(csv.header()),
       program === "excel" ? "\ufeffa\r\n" : "a\r\n",
     );
   }
+});
+
+Deno.test("--for: numbers of over 15 digits and rows that a spreadsheet cannot show are counted, and written", () => {
+  const counts = noCounts();
+  const csv = new CsvText(["a"], counts, new SpreadsheetRows("excel", ["a"], counts));
+  for (const cell of [1e15, "123456789012345", 0.5, "x1234567890123456", 1e300, "", null]) csv.lines([[cell]]);
+  assert.equal(counts.long_numbers, 0);
+  for (const cell of [2n ** 60n, 0.1 + 0.2, "1234567890123456", "-1.234567890123456e5", " 1234567890123456 "]) {
+    csv.lines([[cell, 2n ** 60n]]);
+  }
+  // A minus before text is escaped, which keeps its digits.
+  assert.equal(counts.long_numbers, 4);
+  for (const [program, columns, rows] of [["excel", 1, 1_048_575], ["sheets", 31, 322_579]] as const) {
+    const counts = noCounts();
+    const names = Array.from({ length: columns }, (_, i) => `c${i}`);
+    const csv = new CsvText(names, counts, new SpreadsheetRows(program, names, counts));
+    const row = names.map(() => null);
+    csv.lines(Array(rows).fill(row));
+    assert.equal(counts.excess_rows, 0);
+    csv.lines([row, row]);
+    assert.deepEqual([counts.excess_rows, counts.rows], [2, rows + 2]);
+  }
+});
+
+Deno.test("a number has one form, whether rows are filtered or not; text that is not UTF-8 is counted", async () => {
+  using store = new Store().add(
+    { items_failed: 1e300, items_discovered: 0.1 + 0.2, duration_ms: 5e-324, api_retry_count: 9.3e18 },
+    { items_failed: -1.5, items_discovered: 1e20, duration_ms: Infinity, api_retry_count: -0.5 },
+  ).exec("UPDATE agent_runs SET host=CAST(x'61ff62' AS TEXT), product=x'ff' WHERE run_id='r0'");
+  const columns = "items_failed,items_discovered,duration_ms,api_retry_count";
+  const plain = await exported(store.base, { columns });
+  assert.deepEqual(plain.rows, [
+    ["1e+300", "0.30000000000000004", "5e-324", "9300000000000000000"],
+    ["-1.5", "100000000000000000000", "Infinity", "-0.5"],
+  ]);
+  for (const flags of [{ agent: "a" }, { columns: `${columns},host` }] as Flags[]) {
+    const { rows } = await exported(store.base, { columns, ...flags });
+    assert.deepEqual(rows.map((row) => row.slice(0, 4)), plain.rows);
+  }
+  assert.deepEqual([plain.changed_cells, (await exported(store.base)).changed_cells], [0, 2]);
 });
 
 // ------------------------------------------------------------------------------------------------ round trips
