@@ -39,7 +39,7 @@ export const COMMAND: Command = {
     "job-type": { value: "A,B", about: "only these job types" },
     "stale-after": { value: "AGE", about: "a run that is running for longer is stale (default: 24h)" },
     failed: { about: "list only the failed runs, one line a run" },
-    running: { about: "list only the runs without an end, one line a run" },
+    running: { about: "list only the runs without an end, of any age unless --since is given" },
     run: { value: "ID", about: "show one run with its metrics and events; the end of an id is enough" },
     follow: { about: "print new runs and events until Ctrl-C" },
     output: {

@@ -1,10 +1,8 @@
 /** Values as people read them, and text of unknown origin made safe to print. @module */
 import { plural as ungrouped } from "../format.ts";
-import { localDate } from "./statistics.ts";
 
 /** `850 ms`, `12.3 s`, `4 m 05 s`, `1 h 12 m`, `3 d 4 h`. */
-export function formatDuration(milliseconds: number | null): string {
-  if (milliseconds === null) return "";
+export function formatDuration(milliseconds: number): string {
   const seconds = Math.round(milliseconds / 1000);
   const two = (value: number) => String(value).padStart(2, "0");
   if (milliseconds < 1000) return `${Math.round(milliseconds)} ms`;
@@ -23,9 +21,9 @@ export function formatAge(milliseconds: number): string {
   return `${formatCount(Math.max(0, Math.floor(milliseconds / size)))} ${unit}`;
 }
 
-/** `12.3%`; nothing for null. */
-export function formatRate(rate: number | null): string {
-  return rate === null ? "" : `${(rate * 100).toFixed(1)}%`;
+/** `12.3%`. */
+export function formatRate(rate: number): string {
+  return `${(rate * 100).toFixed(1)}%`;
 }
 
 /** `1,234,567`. */
@@ -36,6 +34,12 @@ export function formatCount(count: number): string {
 /** `1 run`, `1,234 runs`. */
 export function plural(count: number, noun: string): string {
   return ungrouped(count, noun, formatCount(count));
+}
+
+/** The local date as `YYYY-MM-DD`. */
+export function localDate(at: Date): string {
+  const two = (value: number) => String(value).padStart(2, "0");
+  return `${String(at.getFullYear()).padStart(4, "0")}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
 }
 
 /** A time in UTC as local time, to the second. */

@@ -2,7 +2,7 @@
 import { barsOf, calendar, durationChart, escapeHtml, rateChart, runsChart, STATUS_ORDER } from "./charts.ts";
 import { fit, fitMiddle, formatAge, formatCount, formatRate, formatTime, plural } from "./format.ts";
 import type { FailedRun, RunSummary } from "./summary.ts";
-import { failuresTable, groupsTable, staleTable, storeFacts, type Table, windowText } from "./tables.ts";
+import { type Cell, type Column, storeFacts, type Table, tablesOf, windowText } from "./tables.ts";
 
 const MAX_ROWS = 1000;
 /** The longest name, text of a cell, and field of a failed run, in columns of a terminal. */
@@ -13,11 +13,23 @@ export async function summaryPage(summary: RunSummary): Promise<string> {
   const bars = barsOf(summary);
   const hash = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(SCRIPT));
   const policy = `default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-${
-    btoa(String.fromCharCode(...new Uint8Array(hash)))
+    new Uint8Array(hash).toBase64()
   }'`;
-  const size = bars[0]?.days.length ?? 1;
+  const size = bars[0]!.length;
   const perBar = size === 1 ? "a day" : `every ${size} days`;
   const base = escapeHtml(fit(summary.base, MAX_CELL));
+  const ticks = `A tick for each of ${plural(summary.points.length, "run")}, a bar from p50 to p95`;
+  const worst = "The colour is the worst status of the day. A gap is a day without a run.";
+  const problem = summary.problem && `<p class="warning">Read from the log: ${escapeHtml(summary.problem)}</p>`;
+  const sections = [
+    section(`Runs ${perBar}`, legend(summary) + runsChart(summary, bars)),
+    section(`Failure rate ${perBar}`, rateChart(summary, bars)),
+    ...tablesOf(summary).map(table),
+    section("Duration", note(`${ticks}; the axis is logarithmic.`) + durationChart(summary)),
+    section("Days with runs", note(worst) + calendar(summary, bars)),
+    section("Store", list(storeFacts(summary), Infinity)),
+    summary.failures.length === 0 ? "" : section("Details of failures", summary.failures.map(details).join("\n")),
+  ];
   return `<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -32,29 +44,11 @@ export async function summaryPage(summary: RunSummary): Promise<string> {
 <header>
 <h1>Runs in <span class="path">${base}</span></h1>
 <p>${escapeHtml(windowText(summary))}. Written ${formatTime(summary.now)}. Days are local.</p>
-${summary.problem === null ? "" : `<p class="warning">Read from the log: ${escapeHtml(summary.problem)}</p>`}
+${problem ?? ""}
 </header>
 <main>
 ${tiles(summary)}
-<section><h2>Runs ${perBar}</h2>${legend(summary)}${runsChart(summary, bars)}</section>
-<section><h2>Failure rate ${perBar}</h2>${rateChart(summary, bars)}</section>
-${section(groupsTable(summary))}
-${section(staleTable(summary))}
-${section(failuresTable(summary), ["", "", "", "failure"])}
-<section><h2>Duration</h2><p class="note">A tick for each of ${
-    plural(summary.points.length, "run")
-  }, a bar from p50 to p95; the axis is logarithmic.</p>${durationChart(summary)}</section>
-<section><h2>Days with runs</h2><p class="note">The colour is the worst status of the day. A gap is a day without a run.</p>${
-    calendar(summary, bars)
-  }</section>
-<section><h2>Store</h2><dl>${
-    storeFacts(summary).map(([name, value]) => `<dt>${name}</dt><dd>${escapeHtml(value)}</dd>`).join("")
-  }</dl></section>
-${
-    summary.failures.length === 0
-      ? ""
-      : `<section><h2>Details of failures</h2>${summary.failures.map(details).join("\n")}</section>`
-  }
+${sections.join("\n")}
 </main>
 <script>${SCRIPT}</script>
 </body>
@@ -62,72 +56,82 @@ ${
 `;
 }
 
+function section(title: string, content: string): string {
+  return `<section><h2>${title}</h2>${content}</section>`;
+}
+
+function note(text: string): string {
+  return `<p class="note">${text}</p>`;
+}
+
 function tiles({ counts, failure_rate, failure_rate_before, stale, store }: RunSummary): string {
   const before = failure_rate_before === null ? "no runs before" : `${formatRate(failure_rate_before)} before`;
   const backup = store.newest_backup;
-  const all: [name: string, value: string, note: string, kind: string][] = [
-    ["runs", formatCount(counts.runs), `${formatCount(counts.success)} success`, ""],
-    ["failed", formatCount(counts.failed), `${formatCount(counts.partial)} partial`, counts.failed > 0 ? "failed" : ""],
-    ["failure rate", formatRate(failure_rate) || "-", before, ""],
+  const all: [name: string, value: string, note: string, kind: string | false][] = [
+    ["runs", formatCount(counts.runs), `${formatCount(counts.success)} success`, false],
+    ["failed", formatCount(counts.failed), `${formatCount(counts.partial)} partial`, counts.failed > 0 && "failed"],
+    ["failure rate", failure_rate === null ? "-" : formatRate(failure_rate), before, false],
     [
       "running",
       formatCount(counts.running),
       `${formatCount(stale.length)} for too long`,
-      stale.length > 0 ? "late" : "",
+      stale.length > 0 && "partial",
     ],
-    ["newest backup", backup === null ? "none" : formatAge(backup.age_ms), backup === null ? "" : "old", ""],
+    ["newest backup", backup ? formatAge(backup.age_ms) : "none", backup ? "old" : "", backup === null && "partial"],
   ];
   return `<div class="tiles">${
     all.map(([name, value, note, kind]) =>
-      `<div><span>${name}</span><b class="${kind}">${value}</b><span>${note}</span></div>`
-    )
-      .join("")
+      `<div><span>${name}</span><b class="${kind || ""}">${value}</b><span>${note}</span></div>`
+    ).join("")
   }</div>`;
 }
 
 function legend({ counts }: RunSummary): string {
-  return `<p class="legend">${
-    STATUS_ORDER.filter((status) => counts[status] > 0).map((status) =>
-      `<span><i class="${status}"></i>${status}</span>`
-    ).join("")
-  }</p>`;
+  const shown = STATUS_ORDER.filter((status) => counts[status] > 0);
+  return `<p class="legend">${shown.map((status) => `<span><i class="${status}"></i>${status}</span>`).join("")}</p>`;
 }
 
-/** A table. Cells of a column whose kind is `failure` link to the details of the run. */
-function section({ title, columns, rows, empty }: Table, kinds: string[] = []): string {
-  if (rows.length === 0) return `<section><h2>${title}</h2><p class="note">${empty}</p></section>`;
-  const head = columns.map(({ name, align }) => `<th class="${align}" scope="col"><button>${name}</button></th>`).join(
-    "",
+/** A table that a click on a header sorts. */
+function table({ title, columns, rows, empty, total }: Table): string {
+  if (rows.length === 0) return section(title, note(empty));
+  const head = columns.map((column) => `<th${classOf(column)} scope="col"><button>${column.name}</button></th>`);
+  const shown = rows.slice(0, MAX_ROWS);
+  const body = shown.map((cells) => `<tr>${cells.map((cell, i) => tableCell(cell, columns[i]!)).join("")}</tr>`);
+  const rest = total > shown.length ? note(`${formatCount(shown.length)} of ${formatCount(total)}.`) : "";
+  // In a narrow window, the last column of such a table gets its own line.
+  const kind = columns.at(-1)!.cut ? ' class="stack"' : "";
+  return section(
+    title,
+    `<div class="scroll"><table${kind}><thead><tr>${head.join("")}</tr></thead><tbody>${
+      body.join("\n")
+    }</tbody></table></div>${rest}`,
   );
-  const body = rows.slice(0, MAX_ROWS).map((cells, i) =>
-    `<tr>${
-      cells.map(({ text, sort, status }, column) => {
-        const shown = escapeHtml(columns[column]!.cut === "middle" ? fitMiddle(text, MAX_NAME) : fit(text, MAX_CELL));
-        const content = kinds[column] === "failure" ? `<a href="#failure-${i + 1}">${shown}</a>` : shown;
-        const colour = status === undefined ? "" : ` text-${status}`;
-        const key = sort === undefined ? "" : ` data-sort="${escapeHtml(String(sort))}"`;
-        return `<td class="${columns[column]!.align}${
-          columns[column]!.cut ? " cut" : ""
-        }${colour}"${key}>${content}</td>`;
-      }).join("")
-    }</tr>`
-  );
-  const note = rows.length > MAX_ROWS
-    ? `<p class="note">The first ${MAX_ROWS} of ${formatCount(rows.length)}.</p>`
-    : "";
-  return `<section><h2>${title}</h2><div class="scroll"><table${
-    columns.at(-1)!.cut ? ' class="stack"' : ""
-  }><thead><tr>${head}</tr></thead><tbody>${body.join("\n")}</tbody></table></div>${note}</section>`;
+}
+
+function tableCell({ text, sort, status, link }: Cell, column: Column): string {
+  const shown = escapeHtml(column.cut === "middle" ? fitMiddle(text, MAX_NAME) : fit(text, MAX_CELL));
+  const key = sort === undefined ? "" : ` data-sort="${sort}"`;
+  return `<td${classOf(column, status)}${key}>${link === undefined ? shown : `<a href="${link}">${shown}</a>`}</td>`;
+}
+
+function classOf({ align, cut, drop }: Column, status = ""): string {
+  const names = [align === "right" ? "right" : "", cut ? "cut" : "", drop > 0 ? "drop" : "", status];
+  return ` class="${names.filter((name) => name !== "").join(" ")}"`;
 }
 
 function details({ run_id, start_time, agent_name, fields }: FailedRun, i: number): string {
-  const list = Object.entries(fields)
-    .map(([name, value]) => `<dt>${escapeHtml(name)}</dt><dd>${escapeHtml(fit(String(value), MAX_FIELD))}</dd>`).join(
-      "",
-    );
-  return `<details id="failure-${i + 1}"><summary>${formatTime(start_time)} ${escapeHtml(fit(agent_name, 60))} <code>${
-    escapeHtml(fit(run_id, MAX_CELL))
-  }</code></summary><dl>${list}</dl></details>`;
+  const title = `${formatTime(start_time)} ${escapeHtml(fit(agent_name, MAX_NAME))}`;
+  const id = escapeHtml(fit(run_id, MAX_CELL));
+  return `<details id="failure-${i + 1}"><summary>${title} <code>${id}</code></summary>${
+    list(Object.entries(fields), MAX_FIELD)
+  }</details>`;
+}
+
+function list(entries: [name: string, value: unknown][], width: number): string {
+  const items = entries.map(([name, value]) =>
+    `<dt>${escapeHtml(name)}</dt><dd>${escapeHtml(fit(String(value), width))}</dd>`
+  );
+  return `<dl>${items.join("")}</dl>`;
 }
 
 /** Sorts tables, and opens the details that a link leads to. */
@@ -153,48 +157,45 @@ open();
 `;
 
 const STYLE = `
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1c2128; --soft: #5c6570; --line: #dde1e6; --empty: #eceff2;
-  --success: #3f9f74; --partial: #d99a1c; --running: #3d84d6; --unknown: #8b929b; --failed: #cf3f4b; --link: #1f5fbf; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171b; --card: #1d2126; --text: #e4e7eb; --soft: #9aa3ad; --line: #343a42;
-  --empty: #282d33; --success: #4fb286; --partial: #e0ad45; --running: #5b9ee8; --unknown: #8b929b; --failed: #ee6470; --link: #8ab8ff; } }
+:root { color-scheme: light; --page: #f6f7f9; --card: #fff; --text: #1c2128; --soft: #5c6570; --line: #dde1e6; --empty: #eceff2;
+  --success: #2f8a61; --partial: #b97a00; --running: #2f74c6; --unknown: #757d87; --failed: #c8323f; }
+@media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; --page: #14171b; --card: #1d2126; --text: #e4e7eb;
+  --soft: #9aa3ad; --line: #343a42; --empty: #282d33; --success: #4fb286; --partial: #e0ad45; --running: #5b9ee8; --unknown: #8b929b; --failed: #ee6470; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1200px; padding: 16px; background: var(--page); color: var(--text); font: 14px/1.45 system-ui, sans-serif; }
 h1 { font-size: 22px; margin: 8px 0 4px; } h2 { font-size: 15px; margin: 0 0 10px; }
 .path, code { font-family: ui-monospace, monospace; overflow-wrap: anywhere; } header p, .note { color: var(--soft); margin: 0 0 10px; }
-header .warning { color: var(--failed); font-weight: 600; overflow-wrap: anywhere; }
+.success { color: var(--success); } .partial { color: var(--partial); } .running { color: var(--running); } .unknown { color: var(--unknown); } .failed, header .warning { color: var(--failed); }
 section, .tiles > div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-section { padding: 14px 16px; margin: 0 0 14px; min-width: 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 12px 0 14px; }
-.tiles > div { padding: 10px 14px; display: flex; flex-direction: column; } .tiles span { color: var(--soft); }
-.tiles b { font-size: 24px; line-height: 1.3; font-weight: 600; } .tiles b.failed { color: var(--failed); } .tiles b.late { color: var(--partial); }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 14px; margin: 0 0 10px; color: var(--soft); }
-.legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; }
-.success { fill: var(--success); } .partial { fill: var(--partial); } .running { fill: var(--running); } .unknown { fill: var(--unknown); } .failed { fill: var(--failed); }
-i.success { background: var(--success); } i.partial { background: var(--partial); } i.running { background: var(--running); } i.unknown { background: var(--unknown); } i.failed { background: var(--failed); }
-svg { display: block; width: 100%; } .bars { height: 180px; } .rate { height: 110px; } .spread { height: 20px; } .strip { height: 14px; background: var(--empty); border-radius: 2px; }
+section { padding: 14px 16px; margin: 0 0 14px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 12px; margin: 12px 0 14px; }
+.tiles > div { padding: 10px 14px; display: flex; flex-direction: column; } .tiles span, .legend, .value, .axis, .scale, dt { color: var(--soft); }
+.tiles b { font-size: 24px; line-height: 1.3; font-weight: 600; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 14px; margin: 0 0 10px; }
+.legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; background: currentColor; }
+svg { display: block; width: 100%; fill: currentColor; print-color-adjust: exact; } .bars { height: 180px; } .rate { height: 110px; } .spread { height: 20px; } .strip { height: 14px; background: var(--empty); border-radius: 2px; }
 .bars, .rate { border-bottom: 1px solid var(--line); border-top: 1px dashed var(--line); }
 .line, .ticks, .median { fill: none; vector-effect: non-scaling-stroke; } .line { stroke: var(--failed); stroke-width: 2; }
 .ticks { stroke: var(--running); stroke-width: 1; opacity: .55; } .median { stroke: var(--text); stroke-width: 2; } .range { fill: var(--running); opacity: .35; }
-.target { fill: transparent; } .target:hover { fill: var(--empty); opacity: .6; }
-.frame { display: grid; grid-template-columns: auto 1fr; gap: 4px 8px; } .frame .dates { grid-column: 2; }
-.axis { display: flex; flex-direction: column; justify-content: space-between; text-align: right; color: var(--soft); font-size: 12px; line-height: 1; min-width: 36px; }
-.dates { display: flex; justify-content: space-between; color: var(--soft); font-size: 12px; }
-.row { display: grid; grid-template-columns: minmax(90px, 26%) 1fr 70px 70px; gap: 10px; align-items: center; padding: 2px 0; }
-.strips .row { grid-template-columns: minmax(90px, 26%) 1fr 60px; }
-.row .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } .value { text-align: right; color: var(--soft); font-variant-numeric: tabular-nums; white-space: nowrap; }
-.scroll { overflow: auto; max-height: 640px; } thead th { position: sticky; top: 0; background: var(--card); } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 8px; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap; } tr:last-child td { border-bottom: 0; }
-th { text-align: left; } th button { all: unset; cursor: pointer; color: var(--soft); font-weight: 600; } th button:focus-visible { outline: 2px solid var(--link); }
+.target { fill: transparent; } .target:hover { fill: var(--text); opacity: .12; }
+.frame { display: grid; grid-template-columns: auto 1fr; gap: 4px 8px; } .frame .axis { grid-column: 2; }
+.scale { display: flex; flex-direction: column; justify-content: space-between; text-align: right; font-size: 12px; line-height: 1; min-width: 46px; }
+.axis { display: flex; justify-content: space-between; font-size: 12px; }
+.row { display: grid; grid-template-columns: minmax(90px, 26%) 1fr 70px 70px; gap: 10px; align-items: center; padding: 2px 0; } .strips .row { grid-template-columns: minmax(90px, 26%) 1fr 60px; }
+.name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } .value { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.scroll { overflow: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+@media screen { .scroll { max-height: 960px; } thead th { position: sticky; top: 0; background: var(--card); } }
+th, td { padding: 5px 8px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; white-space: nowrap; } tr:last-child td { border-bottom: 0; } .right { text-align: right; }
+th button { all: unset; cursor: pointer; color: var(--soft); font-weight: 600; } th button:focus-visible { outline: 2px solid var(--running); }
 th[aria-sort="descending"] button::after { content: " ↓"; } th[aria-sort="ascending"] button::after { content: " ↑"; }
-.right { text-align: right; } .left { text-align: left; } td.cut { white-space: normal; overflow-wrap: anywhere; min-width: 110px; } td.cut:last-child { min-width: 210px; }
-.text-success { color: var(--success); } .text-partial { color: var(--partial); } .text-running { color: var(--running); } .text-failed { color: var(--failed); }
-a { color: inherit; text-decoration-color: var(--soft); } a:hover { color: var(--link); }
+td.cut { white-space: normal; overflow-wrap: anywhere; min-width: 110px; } td.cut:last-child { min-width: 210px; }
+a { color: inherit; text-decoration-color: var(--soft); } a:hover { text-decoration-color: currentColor; }
 details { border-bottom: 1px solid var(--line); padding: 6px 0; } details:last-child { border: 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 14px; margin: 8px 0; } dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 600px) { body { padding: 10px; } section { padding: 12px; } .row { grid-template-columns: 32% 1fr 58px 58px; gap: 6px; font-size: 12px; } .strips .row { grid-template-columns: 32% 1fr 42px; } .bars { height: 140px; } th, td { padding: 5px 6px; }
-  .rows .dates span:nth-child(2):nth-last-child(2) { display: none; } .stack thead { display: none; } .stack td { border: 0; }
-  .stack tr { display: grid; grid-template-columns: max-content 1fr 1fr; border-bottom: 1px solid var(--line); } .stack td:last-child { grid-column: 1 / -1; padding-top: 0; } }
-@media print { :root { color-scheme: light; --page: #fff; --card: #fff; --text: #000; --soft: #444; --line: #ccc; --empty: #eee;
-  --success: #3f9f74; --partial: #d99a1c; --running: #3d84d6; --failed: #cf3f4b; } body { max-width: none; padding: 0; font-size: 11px; }
-  svg, i, .strip { print-color-adjust: exact; -webkit-print-color-adjust: exact; } section { border: 0; padding: 4px 0; } .scroll { overflow: visible; max-height: none; } tr, .row, .frame, .tiles { break-inside: avoid; } h2 { break-after: avoid; } th, td { padding: 3px 5px; } }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 14px; margin: 8px 0; } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 600px) { body { padding: 10px; } section { padding: 12px; } .bars { height: 140px; } th, td { padding: 5px 6px; } .drop { display: none; } td.cut { min-width: 95px; }
+  .row { grid-template-columns: 32% 1fr 58px 58px; gap: 6px; font-size: 12px; } .strips .row { grid-template-columns: 32% 1fr 42px; } .spreads .axis span:nth-child(2) { display: none; }
+  .stack thead { display: none; } .stack tr { display: grid; grid-template-columns: max-content 1fr 1fr; border-bottom: 1px solid var(--line); }
+  .stack td { border: 0; } .stack td:last-child { grid-column: 1 / -1; padding-top: 0; } }
+@media print { :root { --page: #fff; --text: #000; } body { max-width: none; padding: 0; font-size: 11px; } i { print-color-adjust: exact; }
+  section { border: 0; padding: 4px 0; } .scroll { overflow: visible; } tr, .row, .frame, .tiles { break-inside: avoid; } h2 { break-after: avoid; } th, td { padding: 3px 5px; } }
 `;

@@ -5,21 +5,21 @@ import type { RunSummary } from "./summary.ts";
 
 /** Limits. One that is not set holds. */
 export interface Limits {
-  /** How many runs may have failed: a share of the ended runs, or a number of runs. */
-  maxFailed?: { share: number } | { runs: number };
+  /** How many runs may have failed: a number, or their share of the ended runs in percent. */
+  maxFailed?: { limit: number; unit: string } | undefined;
   /** How many runs may be stale. */
-  maxStale?: number;
+  maxStale?: number | undefined;
   /** For how long an agent and job that ran in the window or in the one before may not run, in milliseconds. */
-  maxSilentMs?: number;
+  maxSilentMs?: number | undefined;
   /** How old the newest backup may be, in milliseconds. */
-  maxBackupAgeMs?: number;
+  maxBackupAgeMs?: number | undefined;
 }
 
 /** Parses `5%` or `3`. */
 export function parseMaxFailed(text: string): NonNullable<Limits["maxFailed"]> {
-  const [, number, percent] = /^(\d{1,9}(?:\.\d+)?)(%?)$/.exec(text) ?? [];
-  if (percent === "%" && Number(number) <= 100) return { share: Number(number) / 100 };
-  if (percent === "" && Number.isInteger(Number(number))) return { runs: Number(number) };
+  const [, number, unit] = /^(\d{1,9}(?:\.\d+)?)(%?)$/.exec(text) ?? [];
+  const limit = Number(number);
+  if (unit === "%" && limit <= 100 || unit === "" && Number.isInteger(limit)) return { limit, unit };
   throw new TelemetryError("usage", `--max-failed takes a share or a number of runs, not "${text}"`, {
     hint: "use 5% or 3",
   });
@@ -28,42 +28,27 @@ export function parseMaxFailed(text: string): NonNullable<Limits["maxFailed"]> {
 /** The limits that a summary exceeds, each with its figure. */
 export function exceeded(summary: RunSummary, limits: Limits): string[] {
   const { counts, failure_rate, stale, groups, store, until } = summary;
-  const { maxFailed, maxStale, maxSilentMs, maxBackupAgeMs } = limits;
+  const { maxFailed, maxStale = Infinity, maxSilentMs = Infinity, maxBackupAgeMs } = limits;
   const found: string[] = [];
-  if (maxFailed !== undefined) {
-    const isShare = "share" in maxFailed;
-    const isOver = isShare ? (failure_rate ?? 0) > maxFailed.share : counts.failed > maxFailed.runs;
-    const limit = isShare ? formatRate(maxFailed.share) : maxFailed.runs;
-    const ended = counts.success + counts.failed + counts.partial;
-    if (isOver) {
-      found.push(
-        `failed: ${counts.failed} of ${plural(ended, "ended run")} (${formatRate(failure_rate)}), limit ${limit}`,
-      );
-    }
+  const { limit = Infinity, unit = "" } = maxFailed ?? {};
+  if (failure_rate !== null && (unit === "%" ? failure_rate > limit / 100 : counts.failed > limit)) {
+    const ended = plural(counts.success + counts.failed + counts.partial, "ended run");
+    found.push(`failed: ${counts.failed} of ${ended} (${formatRate(failure_rate)}), limit ${limit}${unit}`);
   }
-  if (maxStale !== undefined && stale.length > maxStale) {
+  if (stale.length > maxStale) {
     const { run_id, age_ms } = stale[0]!;
-    found.push(
-      `stale: ${plural(stale.length, "run")}, limit ${maxStale}; oldest ${run_id}, running for ${formatAge(age_ms)}`,
-    );
+    const oldest = `oldest ${run_id}, running for ${formatAge(age_ms)}`;
+    found.push(`stale: ${plural(stale.length, "run")}, limit ${maxStale}; ${oldest}`);
   }
-  if (maxSilentMs !== undefined) {
-    const now = Date.parse(until ?? summary.now);
-    for (const { agent_name, job_type, last_start } of groups) {
-      const age = now - Date.parse(last_start);
-      if (age <= maxSilentMs) continue;
-      found.push(
-        `silent: ${[agent_name, job_type ?? "-"].join(" / ")} last ran ${formatAge(age)} ago, limit ${
-          formatAge(maxSilentMs)
-        }`,
-      );
-    }
+  for (const { agent_name, job_type, last_start } of groups) {
+    const age = Date.parse(until ?? summary.now) - Date.parse(last_start);
+    if (age <= maxSilentMs) continue;
+    const name = `${agent_name} / ${job_type ?? "-"}`;
+    found.push(`silent: ${name} last ran ${formatAge(age)} ago, limit ${formatAge(maxSilentMs)}`);
   }
   if (maxBackupAgeMs !== undefined && (store.newest_backup?.age_ms ?? Infinity) > maxBackupAgeMs) {
-    const age = store.newest_backup === null
-      ? "there is none"
-      : `the newest is ${formatAge(store.newest_backup.age_ms)} old`;
-    found.push(`backup: ${age}, limit ${formatAge(maxBackupAgeMs)}`);
+    const newest = store.newest_backup ? `the newest is ${formatAge(store.newest_backup.age_ms)} old` : "there is none";
+    found.push(`backup: ${newest}, limit ${formatAge(maxBackupAgeMs)}`);
   }
   return found;
 }

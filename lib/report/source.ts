@@ -5,7 +5,7 @@ import { logFiles, readLogs } from "../log/read.ts";
 import { RUN_COLUMNS, type RunEvent } from "../records.ts";
 import { Connection } from "../sqlite/connection.ts";
 import { applySchema, columnNames, inspect } from "../sqlite/migrate.ts";
-import { blobAsText, rowidOf } from "../sqlite/rows.ts";
+import { blobAsText, isInexact, rowidOf } from "../sqlite/rows.ts";
 import { MARK_POSTED_SQL, readRunStates, upsertSql } from "../store/merge.ts";
 import { type Instant, parseTimestamp } from "../time.ts";
 
@@ -29,16 +29,16 @@ export interface RunFilter {
   jobTypes?: ReadonlySet<unknown> | undefined;
 }
 
-/** What most runs are read for. `id` is null for runs that ended well. */
-export interface RunRow {
-  agent: string;
-  job: string | null;
-  status: string | null;
-  start: Instant;
-  duration: unknown;
-  items: unknown;
-  id: string | null;
-}
+/** What most runs are read for. The key identifies the row. */
+export type RunRow = [
+  key: string | number,
+  agent: string | null,
+  job: string | null,
+  status: string | null,
+  start: string,
+  duration: unknown,
+  items: unknown,
+];
 
 /** A run with all fields that are set. */
 export type RecordedRun = Record<string, string | number>;
@@ -70,105 +70,75 @@ async function readLoggedRuns<T>(
   work: (runs: Runs, origin: RunOrigin) => T,
 ): Promise<T> {
   using db = Connection.open(":memory:");
-  const rejected_parts = await fillFromLog(db, logFiles(raw));
-  return work(new Runs(db), { source: "log", problem, schema_version: null, rejected_parts });
-}
-
-async function fillFromLog(db: Connection, files: string[]): Promise<number> {
   applySchema(db);
   db.run("PRAGMA ignore_check_constraints=ON");
   const upsert = db.prepare(upsertSql(RUN_COLUMNS));
   const mark = db.prepare(MARK_POSTED_SQL);
-  let rejected = 0;
-  for await (const { rows, posted, rejections } of readRunStates(files)) {
-    rejected += rejections.length;
+  let rejected_parts = 0;
+  for await (const { rows, posted, rejections } of readRunStates(logFiles(raw))) {
+    rejected_parts += rejections.length;
     db.transaction(() => {
       for (const row of rows) upsert.run(...row.slice(0, RUN_COLUMNS.length));
       for (const values of posted) mark.run(...values);
     });
   }
-  return rejected;
+  return work(new Runs(db), { source: "log", problem, schema_version: null, rejected_parts });
 }
 
 /** The runs in an open database of any schema version. */
 export class Runs {
   readonly db: Connection;
-  /** How many rows were left out because their start is not a time. */
-  untimed = 0;
+  /** The column by which rows are found again: the row number, unless JavaScript would round some. */
+  readonly #key: string;
 
   constructor(db: Connection) {
     this.db = db;
-  }
-
-  /** Yields the runs that a filter selects, in no certain order. Reads as JSON, by which text with NUL stays whole. */
-  *rows(filter: RunFilter, condition = "true"): Generator<RunRow, void> {
-    const { key, from, to } = this.#range(filter);
-    const text = "CAST(start_time AS TEXT)";
-    const [keyCell, start] = key === "start_time" ? [text, "NULL"] : [key, text];
-    const statement = this.db.prepare(
-      `SELECT json_group_array(json_array(k, agent, job, status, start, ${blobAsText("duration")}, ${
-        blobAsText("items")
-      }, id)) AS rows FROM (SELECT ${keyCell} AS k, CAST(agent_name AS TEXT) AS agent, CAST(job_type AS TEXT) AS job,
-        CAST(status AS TEXT) AS status, ${start} AS start, duration_ms AS duration,
-        items_succeeded AS items, CASE WHEN status IN ('success', 'partial') THEN NULL ELSE CAST(run_id AS TEXT) END AS id
-      FROM agent_runs WHERE ${key}>=?1 AND ${key}<?2 AND ${condition} ORDER BY ${key} LIMIT ${CHUNK_ROWS} OFFSET ?3)`,
-    );
-    let last: string | number = from;
-    for (let skip = 0;;) {
-      const rows = JSON.parse(statement.get(last, to, skip)!["rows"] as string) as JsonRow[];
-      for (const row of rows) {
-        const selected = this.#select(row, filter);
-        if (selected) yield selected;
-      }
-      if (rows.length < CHUNK_ROWS) return;
-      // The next chunk starts with the rows that have the last key of this one, except those already read.
-      const [end] = rows.at(-1)!;
-      const read = rows.length - rows.findIndex(([key]) => key === end);
-      skip = end === last ? skip + read : read;
-      last = end;
-    }
-  }
-
-  /** By which column rows are read, and between which values. Text bounds are wider than the window: times have zones. */
-  #range({ since, until }: RunFilter): { key: string; from: string | number; to: string | number } {
-    const plan = this.db.all("EXPLAIN QUERY PLAN SELECT start_time FROM agent_runs ORDER BY start_time");
-    const isIndexed = !plan.some(({ detail }) => String(detail).includes("TEMP B-TREE"));
-    const rowid = rowidOf(this.db, "agent_runs");
-    const isAll = since === undefined && until === undefined;
-    // Row numbers over 2^53 are not exact in JSON.
+    const rowid = rowidOf(db, "agent_runs");
     const isExact = (which: string) =>
-      Number.isSafeInteger(
-        Number(this.db.get(`SELECT CAST(${which}(${rowid}) AS REAL) AS row FROM agent_runs`)!["row"]),
-      );
-    if (rowid !== undefined && (isAll || !isIndexed) && isExact("min") && isExact("max")) {
-      return { key: rowid, from: -(2 ** 53), to: 2 ** 53 };
-    }
-    const outside = this.db.get("SELECT count(*) AS rows FROM agent_runs WHERE start_time<'0' OR start_time>=':'")!;
-    this.untimed += Number(outside["rows"]);
-    const day = (at: Instant) => new Date(at / 1000).toISOString().slice(0, 10);
-    return {
-      key: "start_time",
-      from: since === undefined ? "0" : day(since - DAY),
-      to: until === undefined ? ":" : day(until + 2 * DAY),
-    };
+      !isInexact(db.get(`SELECT CAST(${which}(${rowid}) AS REAL) AS row FROM agent_runs`)!["row"]);
+    this.#key = rowid !== undefined && isExact("min") && isExact("max") ? rowid : "run_id";
   }
 
-  #select([key, agent, job, status, time, duration, items, id]: JsonRow, filter: RunFilter): RunRow | undefined {
+  /**
+   * Calls `visit` with each run that a filter and a condition in SQL select, in no certain order. Returns how many were left
+   * out because their start is not a time.
+   */
+  each(filter: RunFilter, visit: (row: RunRow, start: Instant) => void, condition = "true"): number {
     const { since = -Infinity, until = Infinity, agents, jobTypes } = filter;
-    if (agents && !agents.has(agent) || jobTypes && !jobTypes.has(job)) return undefined;
-    const text = time ?? key;
-    const start = typeof text === "string" ? parseTimestamp(text) : undefined;
-    if (start === undefined) this.untimed++;
-    else if (since <= start && start < until) return { agent: agent ?? "", job, status, start, duration, items, id };
-    return undefined;
+    let untimed = this.count("start_time<'0' OR start_time>=':'");
+    // Reads as JSON, by which text with NUL stays whole.
+    const rows = this.db.prepare(
+      `SELECT json_group_array(json_array(${this.#key}, CAST(agent_name AS TEXT), CAST(job_type AS TEXT),
+        CAST(status AS TEXT), CAST(start_time AS TEXT), ${blobAsText("duration_ms")}, ${blobAsText("items_succeeded")}
+      )) AS found FROM agent_runs WHERE ${this.#key} IN (SELECT value FROM json_each(?))`,
+    );
+    const keys = this.#keys(since, until, condition);
+    for (let at = 0; at < keys.length; at += CHUNK_ROWS) {
+      const chunk = JSON.stringify(keys.slice(at, at + CHUNK_ROWS));
+      for (const row of JSON.parse(rows.get(chunk)!["found"] as string) as RunRow[]) {
+        if (agents && !agents.has(row[1]) || jobTypes && !jobTypes.has(row[2])) continue;
+        const start = parseTimestamp(row[4]);
+        if (start === undefined) untimed++;
+        else if (since <= start && start < until) visit(row, start);
+      }
+    }
+    return untimed;
+  }
+
+  /** The keys of the rows of a window. It is wider as text, because times have zones. The index suffices to find them. */
+  #keys(since: Instant, until: Instant, condition: string): RunRow[0][] {
+    const day = (at: Instant) => new Date(at / 1000).toISOString().slice(0, 10);
+    const [from, to] = [since > -Infinity ? day(since - DAY) : "0", until < Infinity ? day(until + 2 * DAY) : ":"];
+    const sql = `SELECT json_group_array(${this.#key}) AS keys FROM agent_runs WHERE start_time>=? AND start_time<?`;
+    return JSON.parse(this.db.get(`${sql} AND ${condition}`, from, to)!["keys"] as string);
   }
 
   /** The fields of a run that are set. Undefined when there is no such run. */
-  fieldsOf(id: string): RecordedRun | undefined {
+  fieldsOf(value: RunRow[0], column = this.#key): RecordedRun | undefined {
     const existing = columnNames(this.db, "agent_runs");
     const columns = [...RUN_COLUMNS, "custom_metadata"].filter((column) => existing.has(column));
     const cells = columns.map(blobAsText);
-    const row = this.db.get(`SELECT json_array(${cells}) AS cells FROM agent_runs WHERE run_id=?`, id);
+    const row = this.db.get(`SELECT json_array(${cells}) AS cells FROM agent_runs WHERE ${column}=?`, value);
     if (row === undefined) return undefined;
     const values = JSON.parse(row["cells"] as string) as (string | number | null)[];
     return Object.fromEntries(columns.map((column, i) => [column, values[i]]).filter(([, value]) => value !== null));
@@ -176,27 +146,19 @@ export class Runs {
 
   /** The ids that are `end`, or end in it. An id that is exactly this one is the only one. */
   idsEndingIn(end: string): string[] {
-    const exact = this.db.get("SELECT 1 FROM agent_runs WHERE run_id=?", end);
-    if (exact) return [end];
+    if (this.db.get("SELECT 1 FROM agent_runs WHERE run_id=?", end)) return [end];
     const rows = this.db.all(
       "SELECT json_quote(run_id) AS id FROM agent_runs WHERE substr(run_id, -length(?1))=?1 AND ?1<>'' LIMIT 5",
       end,
     );
     return rows.map(({ id }) => JSON.parse(id as string));
   }
-}
 
-type JsonRow = [
-  key: string | number,
-  agent: string | null,
-  job: string | null,
-  status: string | null,
-  /** Null when the rows are read by their start, which is then the key. */
-  start: string | null,
-  duration: unknown,
-  items: unknown,
-  id: string | null,
-];
+  /** How many rows a condition in SQL selects. */
+  count(condition: string): number {
+    return Number(this.db.get(`SELECT count(*) AS rows FROM agent_runs WHERE ${condition}`)!["rows"]);
+  }
+}
 
 /** A run with its events. */
 export interface RunDetails {
@@ -210,15 +172,15 @@ export interface RunDetails {
 export async function findRun(layout: Layout, end: string): Promise<RunDetails | { ids: string[] }> {
   const read = (runs: Runs, origin: RunOrigin) => {
     const ids = runs.idsEndingIn(end);
-    return ids.length === 1 ? { run: runs.fieldsOf(ids[0]!)!, origin } : { ids, origin };
+    return { ids, origin, run: ids.length === 1 ? runs.fieldsOf(ids[0]!, "run_id") : undefined };
   };
   let found = await readRuns(layout, read);
-  if (found.ids?.length === 0 && found.origin.source === "database") {
+  if (found.ids.length === 0 && found.origin.source === "database") {
     // A table with a stricter constraint has refused some runs: they are in the log only.
     found = await readLoggedRuns(layout.raw, null, read);
   }
-  if (found.run === undefined) return { ids: found.ids };
-  const { run, origin } = found;
+  const { ids, origin, run } = found;
+  if (run === undefined) return { ids };
   const events: RunEvent[] = [];
   const files = logsBetween(layout.raw, String(run["start_time"]), run["end_time"]);
   for await (const batch of readLogs(files, { only: "event" })) {

@@ -37,19 +37,19 @@ const TAIL_BYTES = 1024 * 1024;
 const GRACE_MS = 20_000;
 
 /** The state of a store whose runs are open. */
-export function stateOf(layout: Layout, runs: Runs, { source }: RunOrigin, since: Date, now: Date): StoreState {
-  const { database, backups: folder, raw } = layout;
-  const number = (sql: string, ...values: string[]) => Number(Object.values(runs.db.get(sql, ...values)!)[0]);
+export function stateOf(
+  { database, backups: folder, raw }: Layout,
+  runs: Runs,
+  { source }: RunOrigin,
+  now: Date,
+): Omit<StoreState, "running_before"> {
   const backups = listCopies(folder, ["daily_backup", "full_backup"]);
   const newest = backups.find(({ time }) => time <= now) ?? backups[0];
   const logs = logFiles(raw);
   const bytes = sizeOf(database);
   // Each count is all of an index, or one range of it.
-  const ended = number("SELECT count(*) FROM agent_runs") -
-    number("SELECT count(*) FROM agent_runs WHERE status='running'") -
-    number("SELECT count(*) FROM agent_runs WHERE status IS NULL");
-  const posted = number("SELECT count(*) FROM agent_runs WHERE api_posted=1") -
-    number("SELECT count(*) FROM agent_runs WHERE status='running' AND +api_posted=1");
+  const ended = runs.count("true") - runs.count("status='running'") - runs.count("status IS NULL");
+  const posted = runs.count("api_posted=1") - runs.count("status='running' AND +api_posted=1");
   return {
     database,
     database_bytes: bytes === undefined ? null : bytes + (sizeOf(`${database}-wal`) ?? 0),
@@ -61,10 +61,6 @@ export function stateOf(layout: Layout, runs: Runs, { source }: RunOrigin, since
       : null,
     backups: backups.length,
     pending_posts: ended - posted,
-    running_before: number(
-      "SELECT count(*) FROM agent_runs WHERE status='running' AND start_time<?",
-      timestamp(since),
-    ),
     log_check: source === "log" ? null : checkTail(runs, logs.filter(isLive).slice(-2), now),
   };
 }

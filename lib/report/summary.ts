@@ -1,7 +1,7 @@
 /** Summarizes the runs of a store: what ran, what failed, what hangs, and the state of the store. @module */
 import type { Layout } from "../layout.ts";
 import { type Instant, timestamp } from "../time.ts";
-import { LocalDays, percentile, Sample } from "./statistics.ts";
+import { localDate } from "./format.ts";
 import { readRuns, type RecordedRun, type RunFilter, type RunOrigin, type RunRow, type Runs } from "./source.ts";
 import { stateOf, type StoreState } from "./store_state.ts";
 
@@ -134,25 +134,29 @@ const MAX_POINTS = 2000;
 /** A run is not stale after five times a very short p95. */
 const MIN_STALE_MS = 60_000;
 
-const STATUSES: Record<string, Status> = {
-  success: "success",
-  partial: "partial",
-  running: "running",
-  failed: "failed",
-  failure: "failed",
-  timeout: "failed",
-  cancelled: "failed",
-};
+/** The words of other clients for `failed`. */
+const FAILURES: readonly unknown[] = ["failed", "failure", "timeout", "cancelled"];
 
 /** The status that a recorded word counts as. */
 export function statusOf(word: string | null): Status {
-  return STATUSES[word ?? ""] ?? "unknown";
+  return word === "success" || word === "partial" || word === "running"
+    ? word
+    : FAILURES.includes(word)
+    ? "failed"
+    : "unknown";
 }
 
 /** The share of ended runs that failed. */
 export function failureRate({ success, failed, partial }: StatusCounts): number | null {
   const ended = success + failed + partial;
   return ended === 0 ? null : failed / ended;
+}
+
+/** The sum of some counts. */
+export function sumCounts(all: Iterable<StatusCounts>): StatusCounts {
+  const sum: StatusCounts = { runs: 0, success: 0, failed: 0, partial: 0, running: 0, unknown: 0 };
+  for (const counts of all) for (const name of Object.keys(sum) as (keyof StatusCounts)[]) sum[name] += counts[name];
+  return sum;
 }
 
 /**
@@ -179,76 +183,101 @@ export async function summarizeRuns(layout: Layout, options: SummaryOptions = {}
 
 function summarize(layout: Layout, runs: Runs, origin: RunOrigin, options: SummaryOptions): RunSummary {
   const { now = new Date(), until, staleAfterMs = DAY_MS } = options;
-  const since = sinceOf(options, now);
-  const length = Math.max(0, (until ?? now).getTime() - since.getTime()) * 1000;
-  const tally = new Tally(since.getTime() * 1000);
-  for (const row of runs.rows(filterOf(options, since.getTime() * 1000 - length))) tally.add(row);
-  const groups = tally.groupsWorstFirst();
+  const filter = filterOf(options, now);
+  const { since } = filter;
+  // 1. Count the runs of the window and of the window before.
+  const length = Math.max(0, (until ?? now).getTime() * 1000 - since);
+  const tally = new Tally(since);
+  const untimed = runs.each({ ...filter, since: since - length }, (row, start) => tally.add(row, start));
+  const groups = tally.groups().sort(worstFirst);
+  const summaries = groups.map(({ summary }) => summary);
+  const days = Map.groupBy(summaries.flatMap((group) => Object.entries(group.days)), ([day]) => day);
+  const [counts, before] = [sumCounts(summaries), sumCounts(groups.map((group) => group.before))];
+  // 2. Find the runs that are running for too long, whenever they started.
+  const stale: StaleRun[] = [];
+  let running_before = 0;
+  const addIfStale = (row: RunRow, start: Instant) => {
+    if (start < since) running_before++;
+    const age = now.getTime() - start / 1000;
+    const p95 = tally.find(row)?.summary.p95_ms ?? Infinity;
+    if (age <= Math.min(staleAfterMs, Math.max(MIN_STALE_MS, 5 * p95))) return;
+    stale.push(
+      ...readRun(runs, { row, start }).map(({ fields: _, error_summary: __, ...run }) => (
+        { ...run, age_ms: Math.round(age) }
+      )),
+    );
+  };
+  runs.each({ ...filter, since: undefined }, addIfStale, "status='running'");
   return {
     base: layout.base,
     now: timestamp(now),
     time_zone: Intl.DateTimeFormat().resolvedOptions().timeZone,
-    since: timestamp(since),
+    since: timestamp(new Date(since / 1000)),
     until: until ? timestamp(until) : null,
     ...origin,
-    counts: tally.counts,
-    failure_rate: failureRate(tally.counts),
-    before: tally.before,
-    failure_rate_before: failureRate(tally.before),
-    untimed: runs.untimed,
-    groups: groups.map((group) => group.summary()),
-    failures: tally.newestFailures().flatMap((row) => failedRun(runs, row) ?? []),
-    stale: tally.running.flatMap((row) => {
-      const age = now.getTime() - row.start / 1000;
-      const p95 = tally.groupOf(row).p95() ?? Infinity;
-      const limit = Math.min(staleAfterMs, Math.max(MIN_STALE_MS, 5 * p95));
-      return age > limit ? [{ ...listed(row), age_ms: Math.round(age) }] : [];
-    }).sort((a, b) => b.age_ms - a.age_ms),
-    days: Object.fromEntries([...tally.days].sort(([a], [b]) => a < b ? -1 : 1)),
-    points: tally.sample.items.map(([group, duration]) => [groups.indexOf(group), duration]),
-    store: stateOf(layout, runs, origin, since, now),
+    counts,
+    failure_rate: failureRate(counts),
+    before,
+    failure_rate_before: failureRate(before),
+    untimed,
+    groups: summaries,
+    failures: tally.newestFailures().flatMap((found) => readRun(runs, found)),
+    stale: stale.sort((a, b) => b.age_ms - a.age_ms),
+    days: sortedByName(days.entries().map(([day, all]) => [day, sumCounts(all.map(([, counts]) => counts))])),
+    points: pointsOf(groups),
+    store: { ...stateOf(layout, runs, origin, now), running_before },
   };
 }
 
-/** Lists the runs of a window with one of these statuses, newest first, in parts. */
+/** Lists the runs of a window with this status, newest first, one by one. Without `since`, `running` ones of any age. */
 export async function listRuns(
   layout: Layout,
-  options: SummaryOptions & { status: Status },
+  { status, ...options }: SummaryOptions & { status: "failed" | "running" },
   print: (run: FailedRun) => void,
 ): Promise<RunOrigin> {
-  const { now = new Date(), status } = options;
   return await readRuns(layout, (runs, origin) => {
-    const filter = filterOf(options, sinceOf(options, now).getTime() * 1000);
-    const found = [...runs.rows(filter, "+status NOT IN ('success', 'partial')")]
-      .filter((row) => statusOf(row.status) === status && row.id !== null);
-    for (const row of found.sort(newestFirst)) {
-      const run = failedRun(runs, row);
-      if (run) print(run);
-    }
+    const filter = filterOf(options, options.now ?? new Date());
+    const since = status === "running" && options.since === undefined ? undefined : filter.since;
+    const found: Found[] = [];
+    runs.each({ ...filter, since }, (row, start) => {
+      if (statusOf(row[3]) === status) found.push({ row, start });
+    }, status === "running" ? "status='running'" : "status NOT IN ('success', 'partial', 'running')");
+    found.sort(newestFirst).flatMap((found) => readRun(runs, found)).forEach(print);
     return origin;
   });
 }
 
-function sinceOf({ since }: SummaryOptions, now: Date): Date {
-  return since ?? new Date(now.getTime() - 7 * DAY_MS);
-}
-
-function filterOf({ until, agents, jobTypes }: SummaryOptions, since: Instant): RunFilter {
+function filterOf({ since, until, agents, jobTypes }: SummaryOptions, now: Date): RunFilter & { since: Instant } {
   return {
-    since,
+    since: (since?.getTime() ?? now.getTime() - 7 * DAY_MS) * 1000,
     until: until && until.getTime() * 1000,
     agents: agents && new Set(agents),
     jobTypes: jobTypes && new Set(jobTypes),
   };
 }
 
-function failedRun(runs: Runs, row: RunRow): FailedRun | undefined {
-  const fields = runs.fieldsOf(row.id!);
-  return fields && { ...listed(row), error_summary: textOf(fields["error_summary"]), fields };
+/** A run that was found. */
+interface Found {
+  row: RunRow;
+  start: Instant;
 }
 
-function listed({ id, agent, job, status, start }: RunRow): ListedRun {
-  return { run_id: id!, agent_name: agent, job_type: job, status, start_time: isoOf(start) };
+const newestFirst = (a: Found, b: Found) => b.start - a.start || (a.row[0] < b.row[0] ? 1 : -1);
+
+/** Reads the fields of a run. None when it has gone meanwhile. */
+function readRun(runs: Runs, { row: [key, agent, job_type, status], start }: Found): FailedRun[] {
+  const fields = runs.fieldsOf(key);
+  if (fields === undefined) return [];
+  const [run_id, error] = [fields["run_id"] ?? "", fields["error_summary"] ?? null];
+  return [{
+    run_id: String(run_id),
+    agent_name: agent ?? "",
+    job_type,
+    status,
+    start_time: isoOf(start),
+    error_summary: error === null ? null : String(error),
+    fields,
+  }];
 }
 
 /** An instant with its microseconds. */
@@ -257,128 +286,114 @@ function isoOf(at: Instant): string {
   return timestamp(new Date(Math.floor(at / 1000))).replace("000+", `${micros}+`);
 }
 
-function textOf(value: unknown): string | null {
-  return value === undefined || value === null ? null : String(value);
+/** The runs of one agent and job type, while they are counted, and their summary afterwards. */
+interface Group {
+  summary: GroupSummary;
+  before: StatusCounts;
+  days: Map<string, StatusCounts>;
+  durations: number[];
+  newest: Instant;
 }
 
-const newestFirst = (a: RunRow, b: RunRow) => b.start - a.start || (a.id! < b.id! ? 1 : -1);
-
-function noRuns(): StatusCounts {
-  return { runs: 0, success: 0, failed: 0, partial: 0, running: 0, unknown: 0 };
-}
-
-function count(counts: StatusCounts, status: Status): void {
-  counts.runs++;
-  counts[status]++;
-}
-
-/** The runs of one agent and job type, while they are counted. */
-class Group {
-  readonly counts: StatusCounts = noRuns();
-  readonly before: StatusCounts = noRuns();
-  readonly durations: number[] = [];
-  readonly days = new Map<string, StatusCounts>();
-  items = 0;
-  newest: { start: Instant; status: Status } = { start: -Infinity, status: "unknown" };
-  readonly agent: string;
-  readonly job: string | null;
-  #sorted: Float64Array | undefined;
-
-  constructor(agent: string, job: string | null) {
-    this.agent = agent;
-    this.job = job;
-  }
-
-  #percentile(share: number): number | null {
-    this.#sorted ??= Float64Array.from(this.durations).sort();
-    return percentile(this.#sorted, share);
-  }
-
-  p95(): number | null {
-    return this.#percentile(0.95);
-  }
-
-  summary(): GroupSummary {
-    return {
-      agent_name: this.agent,
-      job_type: this.job,
-      ...this.counts,
-      failure_rate: failureRate(this.counts),
-      failure_rate_before: failureRate(this.before),
-      p50_ms: this.#percentile(0.5),
-      p95_ms: this.p95(),
-      items: this.items,
-      last_start: isoOf(this.newest.start),
-      last_status: this.newest.status,
-      days: Object.fromEntries([...this.days].sort(([a], [b]) => a < b ? -1 : 1)),
-    };
-  }
+function newGroup(agent_name: string, job_type: string | null): Group {
+  const summary: GroupSummary = {
+    agent_name,
+    job_type,
+    ...sumCounts([]),
+    ...{ failure_rate: null, failure_rate_before: null, p50_ms: null, p95_ms: null, items: 0 },
+    ...{ last_start: "", last_status: "unknown", days: {} },
+  };
+  return { summary, before: sumCounts([]), days: new Map(), durations: [], newest: -Infinity };
 }
 
 /** Counts runs of the window and of the window before, in any order. */
 class Tally {
-  readonly counts: StatusCounts = noRuns();
-  readonly before: StatusCounts = noRuns();
-  readonly days = new Map<string, StatusCounts>();
-  readonly running: RunRow[] = [];
-  readonly sample = new Sample<[group: Group, duration: number]>(MAX_POINTS);
-  #failures: RunRow[] = [];
-  readonly #groups = new Map<string, Map<string | null, Group>>();
-  readonly #localDays = new LocalDays();
   readonly #since: Instant;
+  readonly #agents = new Map<string, Map<string | null, Group>>();
+  /** The local day of each quarter of an hour: no zone changes within one. */
+  readonly #days = new Map<number, string>();
+  #failures: Found[] = [];
 
   constructor(since: Instant) {
     this.#since = since;
   }
 
-  add(row: RunRow): void {
-    const status = statusOf(row.status);
-    const group = this.groupOf(row);
-    if (row.start >= group.newest.start) group.newest = { start: row.start, status };
-    if (row.start < this.#since) {
-      count(this.before, status);
-      return count(group.before, status);
-    }
-    const day = this.#localDays.dayOf(row.start);
-    for (const counts of [this.counts, group.counts, entry(this.days, day, noRuns), entry(group.days, day, noRuns)]) {
-      count(counts, status);
-    }
-    if (typeof row.items === "number") group.items += row.items;
-    if (typeof row.duration === "number" && status !== "running") {
-      group.durations.push(row.duration);
-      this.sample.add([group, row.duration]);
-    }
-    if (status === "failed" && row.id !== null) this.#addFailure(row);
-    if (status === "running" && row.id !== null) this.running.push(row);
+  find([, agent, job]: RunRow): Group | undefined {
+    return this.#agents.get(agent ?? "")?.get(job);
   }
 
-  #addFailure(row: RunRow): void {
-    this.#failures.push(row);
-    if (this.#failures.length >= 50 * MAX_FAILURES) this.#failures = this.newestFailures();
+  add(row: RunRow, start: Instant): void {
+    const [, agent, job, word, , duration, items] = row;
+    const status = statusOf(word);
+    const jobs = this.#agents.getOrInsertComputed(agent ?? "", () => new Map());
+    const group = jobs.getOrInsertComputed(job, () => newGroup(agent ?? "", job));
+    if (start >= group.newest) {
+      group.newest = start;
+      group.summary.last_status = status;
+    }
+    const isBefore = start < this.#since;
+    const counts = isBefore ? group.before : group.days.getOrInsertComputed(this.#dayOf(start), () => sumCounts([]));
+    counts.runs++;
+    counts[status]++;
+    if (isBefore) return;
+    if (typeof items === "number") group.summary.items += items;
+    if (typeof duration === "number" && status !== "running") group.durations.push(duration);
+    if (status === "failed" && this.#failures.push({ row, start }) >= 50 * MAX_FAILURES) {
+      this.#failures = this.newestFailures();
+    }
   }
 
-  newestFailures(): RunRow[] {
+  #dayOf(at: Instant): string {
+    const quarter = Math.floor(at / 900e6);
+    return this.#days.getOrInsertComputed(quarter, () => localDate(new Date(quarter * 900_000)));
+  }
+
+  newestFailures(): Found[] {
     return this.#failures.toSorted(newestFirst).slice(0, MAX_FAILURES);
   }
 
-  groupOf({ agent, job }: RunRow): Group {
-    const jobs = entry(this.#groups, agent, () => new Map<string | null, Group>());
-    return entry(jobs, job, () => new Group(agent, job));
-  }
-
-  groupsWorstFirst(): Group[] {
-    const rate = ({ counts }: Group) => failureRate(counts) ?? -1;
-    const name = ({ agent, job }: Group) => `${agent}\0${job ?? ""}`;
-    return this.#groups.values().flatMap((jobs) => jobs.values()).toArray().sort((a, b) =>
-      rate(b) - rate(a) || b.counts.failed - a.counts.failed || b.counts.runs - a.counts.runs ||
-      (name(a) < name(b) ? -1 : 1)
-    );
+  /** All groups, when everything is counted. */
+  groups(): Group[] {
+    const groups = this.#agents.values().flatMap((jobs) => jobs.values()).toArray();
+    for (const { summary, before, days, durations, newest } of groups) {
+      Object.assign(summary, sumCounts(days.values()));
+      summary.failure_rate = failureRate(summary);
+      summary.failure_rate_before = failureRate(before);
+      // Numbers in a typed array are sorted much faster.
+      const sorted = Float64Array.from(durations).sort();
+      summary.p50_ms = percentile(sorted, 0.5);
+      summary.p95_ms = percentile(sorted, 0.95);
+      summary.last_start = isoOf(newest);
+      summary.days = sortedByName(days);
+    }
+    return groups;
   }
 }
 
-/** The value of a key. It is created when there is none. */
-function entry<K, V>(map: Map<K, V>, key: K, create: () => V): V {
-  let value = map.get(key);
-  if (value === undefined) map.set(key, value = create());
-  return value;
+function worstFirst({ summary: a }: Group, { summary: b }: Group): number {
+  const name = ({ agent_name, job_type }: GroupSummary) => `${agent_name}\0${job_type ?? ""}`;
+  return (b.failure_rate ?? -1) - (a.failure_rate ?? -1) || b.failed - a.failed || b.runs - a.runs ||
+    (name(a) < name(b) ? -1 : 1);
+}
+
+/** A percentile of sorted numbers, interpolated between two neighbours as SQL's `percentile_cont` does. */
+function percentile(sorted: Float64Array, share: number): number | null {
+  if (sorted.length === 0) return null;
+  const position = (sorted.length - 1) * share;
+  const low = sorted[Math.floor(position)]!;
+  return low + (sorted[Math.ceil(position)]! - low) * (position - Math.floor(position));
+}
+
+/** Every n-th duration of each group. */
+function pointsOf(groups: Group[]): RunSummary["points"] {
+  const all = groups.reduce((sum, { durations }) => sum + durations.length, 0);
+  const step = Math.ceil(all / MAX_POINTS);
+  let at = 0;
+  return groups.flatMap(({ durations }, group) =>
+    durations.filter(() => at++ % step === 0).map((duration): [number, number] => [group, duration])
+  );
+}
+
+function sortedByName<T>(entries: Iterable<[string, T]>): Record<string, T> {
+  return Object.fromEntries([...entries].sort(([a], [b]) => a < b ? -1 : 1));
 }

@@ -16,14 +16,12 @@ import { type FailedRun, type RunSummary, type Status, statusOf } from "./summar
 import {
   type Cell,
   type Column,
-  countParts,
-  failuresTable,
-  groupsTable,
+  countCells,
   rateText,
   runsTable,
-  staleTable,
   storeFacts,
   type Table,
+  tablesOf,
   windowText,
 } from "./tables.ts";
 
@@ -42,47 +40,44 @@ const BOLD = 1, DIM = 2;
 const GAP = 2;
 /** The narrowest that a column is cut to. */
 const MIN_CUT = 8;
+/** How many rows of a table Markdown has at most. */
+const MAX_ROWS = 1000;
 
 function paint(text: string, code: number | undefined, { colour }: Screen): string {
   return colour && code !== undefined && text !== "" ? `\x1b[${code}m${text}\x1b[0m` : text;
 }
 
+const colourOf = ({ status }: Cell) => status && COLOURS[status];
+
 /** The whole report, about as long as the screen. */
 export function summaryLines(summary: RunSummary, screen: Screen): string[] {
-  const section = (table: Table, rows: number, more: string, total = table.rows.length) => {
-    const lines = tableLines({ ...table, rows: table.rows.slice(0, rows) }, screen);
-    const hidden = total - rows;
+  const dim = (text: string) => paint(fit(text, screen.width), DIM, screen);
+  const section = (table: Table, limit: number) => {
+    const hidden = table.total - Math.min(limit, table.rows.length);
     return [
       "",
       paint(fit(table.title, screen.width), BOLD, screen),
-      ...lines,
-      ...hidden > 0 ? [paint(fit(`and ${formatCount(hidden)} more: ${more}`, screen.width), DIM, screen)] : [],
+      ...tableLines({ ...table, rows: table.rows.slice(0, limit) }, screen),
+      ...hidden > 0 ? [dim(`and ${formatCount(hidden)} more: ${table.more}`)] : [],
     ];
   };
-  const counts = countParts(summary).map(([text, status]) => paint(text, COLOURS[status], screen)).join("  ");
-  const facts = storeFacts(summary).map(([name, value]) => {
-    const line = fit(oneLine(value), screen.width - 10);
-    return `${paint(pad(name, 8, "left"), DIM, screen)}  ${line}`;
-  });
-  const lists = Math.max(3, Math.floor((screen.height - 20) / 4));
-  const stale = summary.stale.length === 0 ? [] : section(staleTable(summary), lists, "--running");
-  const failures = summary.counts.failed === 0
-    ? []
-    : section(failuresTable(summary), lists, "--failed", summary.counts.failed);
-  const used = 5 + 4 + failures.length + stale.length + 2 + facts.length + 1;
-  return [
+  const [groups, ...others] = tablesOf(summary);
+  const heading = [
     paint(fit(oneLine(summary.base), screen.width), BOLD, screen),
     fit(windowText(summary), screen.width),
     "",
-    `${plural(summary.counts.runs, "run")}${counts === "" ? "" : `  ${counts}`}`,
-    ...rateText(summary) === "" ? [] : [fit(rateText(summary), screen.width)],
-    ...section(groupsTable(summary), Math.max(5, screen.height - used), "--html or --json"),
-    ...failures,
-    ...stale,
-    "",
-    paint("Store", BOLD, screen),
-    ...facts,
+    countCells(summary).map((cell) => paint(cell.text, colourOf(cell), screen)).join("  "),
+    fit(rateText(summary), screen.width),
   ];
+  const store = storeFacts(summary).map(([name, value]) =>
+    `${paint(pad(name, 8, "left"), DIM, screen)}  ${fit(oneLine(value), screen.width - 10)}`
+  );
+  const limit = Math.max(2, Math.floor((screen.height - 20) / 4));
+  const lists = others.filter(({ rows }) => rows.length > 0).flatMap((table) => section(table, limit));
+  const end = [...lists, "", paint("Store", BOLD, screen), ...store];
+  // The title and the header of the table, the line about hidden rows, two blanks, and the next prompt.
+  const left = screen.height - heading.length - end.length - 6;
+  return [...heading, ...section(groups!, Math.max(3, left)), ...end];
 }
 
 /** One line for each run, with its whole id. */
@@ -92,127 +87,115 @@ export function runLines(runs: FailedRun[], screen: Screen): string[] {
 
 /** All fields of a run, its metrics and its events. */
 export function detailLines({ run, events }: RunDetails, screen: Screen): string[] {
-  const start = new Date(String(run["start_time"])).getTime();
-  const { metrics_json, ...fields } = run;
-  const width = Math.max(
-    ...Object.keys(fields).map((name) => name.length),
-    ...metricsOf(metrics_json).map(([n]) => n.length),
-  );
-  const line = (name: string, value: unknown, code?: number) =>
-    `${paint(pad(oneLine(name), width, "left"), DIM, screen)}  ${paint(oneLine(String(value)), code, screen)}`;
-  const lines = Object.entries(fields).map(([name, value]) => {
-    if (name === "status") return line(name, value, COLOURS[statusOf(String(value))]);
+  const { run_id, metrics_json, ...fields } = run;
+  const start = Date.parse(String(run["start_time"]));
+  const metrics = metricsOf(metrics_json);
+  const width = Math.max(...[...Object.entries(fields), ...metrics].map(([name]) => displayWidth(oneLine(name))));
+  const line = ([name, value]: [string, unknown]) => {
     const isTime = ["start_time", "end_time", "api_posted_at"].includes(name);
     const extra = name === "duration_ms" ? formatDuration(Number(value)) : isTime ? formatTime(String(value)) : "";
-    return line(name, extra === "" ? value : `${value} (${extra})`);
-  });
-  const metrics = metricsOf(metrics_json).map(([name, value]) => line(name, value));
-  const happened = events.map(({ event_type, timestamp, payload_json }) => {
-    const offset = new Date(timestamp).getTime() - start;
+    const code = name === "status" ? COLOURS[statusOf(String(value))] : undefined;
+    const text = `${oneLine(String(value))}${extra && ` (${extra})`}`;
+    return `${paint(pad(oneLine(name), width, "left"), DIM, screen)}  ${paint(text, code, screen)}`;
+  };
+  const event = ({ event_type, timestamp, payload_json }: RunDetails["events"][number]) => {
+    const offset = Date.parse(timestamp) - start;
     const when = isNaN(offset) ? "" : `${offset < 0 ? "-" : "+"}${formatDuration(Math.abs(offset))}`;
-    return `${pad(when, 11, "right")}  ${paint(oneLine(event_type), BOLD, screen)}  ${oneLine(payload_json ?? "")}`
-      .trimEnd();
-  });
+    const type = paint(oneLine(event_type), BOLD, screen);
+    return `${pad(when, 11, "right")}  ${type}  ${oneLine(payload_json ?? "")}`.trimEnd();
+  };
   const section = (title: string, content: string[]) =>
     content.length === 0 ? [] : ["", paint(title, BOLD, screen), ...content];
   return [
-    paint(oneLine(String(run["run_id"])), BOLD, screen),
-    ...lines.slice(1),
-    ...section("Metrics", metrics),
-    ...section(events.length === 0 ? "" : plural(events.length, "event"), happened),
+    paint(oneLine(String(run_id)), BOLD, screen),
+    ...Object.entries(fields).map(line),
+    ...section("Metrics", metrics.map(line)),
+    ...section(plural(events.length, "event"), events.map(event)),
   ];
 }
 
 function metricsOf(json: unknown): [name: string, value: string][] {
+  if (json === undefined) return [];
   try {
     const value = JSON.parse(String(json));
     if (typeof value === "object" && value !== null && !Array.isArray(value)) {
-      return Object.entries(value).map((
-        [name, value],
-      ) => [name, typeof value === "string" ? value : JSON.stringify(value)]);
+      const text = (value: unknown) => typeof value === "string" ? value : JSON.stringify(value);
+      return Object.entries(value).map(([name, value]) => [name, text(value)]);
     }
   } catch { /* shown as it is */ }
-  return json === undefined ? [] : [["metrics_json", String(json)]];
+  return [["metrics_json", String(json)]];
 }
 
-/** A record that was just written, on one line. `agents` are the names of the agents of known runs. */
-export function recordLine(found: Scanned, screen: Screen): string {
-  if ("rejected" in found) return paint(`${found.file}:${found.line}: ${found.rejected}`, DIM, screen);
-  const { record } = found;
+/** A record that was just written, on one line. */
+export function recordLine({ record }: Extract<Scanned, { record: unknown }>, screen: Screen): string {
+  const line = (time: string, kind: string, code: number | undefined, words: (string | null)[]) => {
+    const text = words.filter((word) => word !== null && word !== "").join("  ");
+    const shown = paint(pad(oneLine(kind), 7, "left"), code, screen);
+    return `${formatTime(time)}  ${shown}  ${oneLine(record.run_id)}  ${oneLine(text)}`.trimEnd();
+  };
   if (record.record_type === "event") {
-    const text = `${record.event_type}  ${record.payload_json ?? ""}`.trimEnd();
-    return `${formatTime(record.timestamp)}  ${pad("event", 7, "left")}  ${oneLine(record.run_id)}  ${oneLine(text)}`;
+    return line(record.timestamp, "event", undefined, [record.event_type, record.payload_json]);
   }
-  const status = pad(record.status ?? "unknown", 7, "left");
-  const details = [record.job_type, record.duration_ms === null ? null : formatDuration(Number(record.duration_ms))];
-  const words = [...details, record.error_summary].filter((word) => word !== null && word !== undefined && word !== "");
-  const time = formatTime(record.end_time ?? record.start_time);
-  return `${time}  ${paint(oneLine(status), COLOURS[statusOf(record.status)], screen)}  ${oneLine(record.run_id)}  ${
-    oneLine(words.join("  "))
-  }`.trimEnd();
+  const { start_time, end_time, status, job_type, duration_ms, error_summary } = record;
+  const duration = duration_ms === null ? null : formatDuration(Number(duration_ms));
+  const code = COLOURS[statusOf(status)];
+  return line(end_time ?? start_time, status ?? "unknown", code, [job_type, duration, error_summary]);
 }
 
 /** A table that is as wide as the screen at most: columns are left out, then cut. */
-export function tableLines(table: Table, screen: Screen, { header = true } = {}): string[] {
+function tableLines(table: Table, screen: Screen, { header = true } = {}): string[] {
   if (table.rows.length === 0) return [table.empty];
-  const cells = table.rows.map((row) => row.map((cell) => ({ ...cell, text: oneLine(cell.text) })));
-  const natural = table.columns.map(({ name }, i) => {
-    const widths = cells.map((row) => displayWidth(row[i]!.text));
-    return widths.reduce((most, width) => Math.max(most, width), header ? name.length : 0);
-  });
+  const names = table.columns.map(({ name }): Cell => ({ text: name.toUpperCase() }));
+  const rows = table.rows.map((row) => row.map((cell) => ({ ...cell, text: oneLine(cell.text) })));
+  const all = header ? [names, ...rows] : rows;
+  const natural = names.map((_, i) => all.reduce((most, row) => Math.max(most, displayWidth(row[i]!.text)), 0));
   const { shown, widths } = layOut(table.columns, natural, screen.width);
-  const line = (texts: Cell[], code?: number) =>
+  return all.map((row) =>
     shown.map((i) => {
       const { align, cut } = table.columns[i]!;
-      const { text, status } = texts[i]!;
-      const fitted = cut === "middle" ? fitMiddle(text, widths[i]!) : fit(text, widths[i]!);
+      const cell = row[i]!;
+      const fitted = (cut === "middle" ? fitMiddle : fit)(cell.text, widths[i]!);
       const padded = i === shown.at(-1) && align === "left" ? fitted : pad(fitted, widths[i]!, align);
-      return paint(padded, status === undefined ? code : COLOURS[status], screen);
-    }).join(" ".repeat(GAP)).trimEnd();
-  const names = table.columns.map(({ name }) => ({ text: name.toUpperCase() }));
-  return [...header ? [line(names, DIM)] : [], ...cells.map((row) => line(row))];
+      return paint(padded, row === names ? DIM : colourOf(cell), screen);
+    }).join(" ".repeat(GAP)).trimEnd()
+  );
 }
 
 /** Which columns fit, and how wide each is. */
 function layOut(columns: Column[], natural: number[], width: number): { shown: number[]; widths: number[] } {
   const total = (shown: number[], widths: number[]) => shown.reduce((sum, i) => sum + widths[i]! + GAP, -GAP);
+  const cutTo = (limit: number) => natural.map((wide, i) => columns[i]!.cut ? Math.min(wide, limit) : wide);
   // 1. Leave out columns until the others fit when they are cut.
-  const narrow = natural.map((wide, i) => columns[i]!.cut ? Math.min(wide, MIN_CUT + 4) : wide);
   let shown = columns.map((_, i) => i);
-  while (total(shown, narrow) > width) {
+  for (const narrow = cutTo(MIN_CUT + 4); total(shown, narrow) > width;) {
     const last = Math.max(...shown.map((i) => columns[i]!.drop));
     if (last === 0) break;
     shown = shown.filter((i) => columns[i]!.drop !== last);
   }
   // 2. Cut the widest columns to the same width.
-  const widest = Math.max(0, ...shown.filter((i) => columns[i]!.cut).map((i) => natural[i]!));
-  let widths = natural;
-  for (let limit = widest; total(shown, widths) > width && limit > MIN_CUT; limit--) {
-    widths = natural.map((wide, i) => columns[i]!.cut ? Math.min(wide, limit) : wide);
-  }
-  return { shown, widths };
+  let limit = Math.min(width, Math.max(...natural));
+  while (total(shown, cutTo(limit)) > width && limit > MIN_CUT) limit--;
+  return { shown, widths: cutTo(limit) };
 }
 
 /** The report as Markdown. */
 export function summaryMarkdown(summary: RunSummary): string {
-  const table = ({ title, columns, rows, empty }: Table) =>
-    rows.length === 0 ? `## ${title}\n\n${empty}\n` : `## ${title}\n\n${
-      [
-        columns.map(({ name }) => name),
-        columns.map(({ align }) => align === "right" ? "---:" : "---"),
-        ...rows.slice(0, 1000).map((row) => row.map(({ text }) => markdownText(text))),
-      ].map((cells) => `| ${cells.join(" | ")} |`).join("\n")
-    }\n`;
-  const counts = [plural(summary.counts.runs, "run"), ...countParts(summary).map(([text]) => text), rateText(summary)];
+  const line = (cells: string[]) => `| ${cells.join(" | ")} |\n`;
+  const table = ({ title, columns, rows, empty }: Table) => {
+    const head = line(columns.map(({ name }) => name)) +
+      line(columns.map(({ align }) => align === "right" ? "---:" : "---"));
+    const body = rows.slice(0, MAX_ROWS).map((row) => line(row.map(({ text }) => markdownText(text))));
+    return `## ${title}\n\n${rows.length === 0 ? `${empty}\n` : head + body.join("")}`;
+  };
+  const problem = summary.problem === null ? [] : [`**Read from the log:** ${markdownText(summary.problem)}\n`];
+  const facts = storeFacts(summary).map(([name, value]) => `- ${name}: ${markdownText(value)}\n`);
   return [
     `# Runs in ${markdownText(summary.base)}\n`,
     `${windowText(summary)}\n`,
-    `${counts.filter((text) => text !== "").join(", ")}\n`,
-    ...summary.problem === null ? [] : [`**Read from the log:** ${markdownText(summary.problem)}\n`],
-    table(groupsTable(summary)),
-    table(failuresTable(summary)),
-    table(staleTable(summary)),
-    `## Store\n\n${storeFacts(summary).map(([name, value]) => `- ${name}: ${markdownText(value)}`).join("\n")}\n`,
+    `${countCells(summary).map(({ text }) => text).join(", ")}; ${rateText(summary)}\n`,
+    ...problem,
+    ...tablesOf(summary).map(table),
+    `## Store\n\n${facts.join("")}`,
   ].join("\n");
 }
 

@@ -31,6 +31,7 @@ testWith(
         "backup_telemetry_db",
         "recover_database",
         "report_runs",
+        "report_runs",
         "backup_database",
         "backup_database",
       ],

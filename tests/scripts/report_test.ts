@@ -88,6 +88,7 @@ Deno.test("--failed and --running list runs with their ids, and the filters hold
   assert.match(await listed("--failed"), /^\S+ \S+ {2}failed {2}r-crawl-1 {2}HTTPError: 503\n$/);
   assert.match(await listed("--running"), /^\S+ \S+ {2}running {2}r-index-2\n$/);
   assert.equal(await listed("--running", "--since", "24h"), "");
+  assert.match(await listed("--running", "--until", "24h"), /r-index-2/);
   assert.equal(await listed("--failed", "--agent", "indexer,nightly"), "");
   assert.match(await listed("--job-type", "sync"), /\n1 run {2}1 partial\n/);
   assert.deepEqual(JSON.parse(await listed("--running", "--json")).runs.map((run: { run_id: string }) => run.run_id), [
@@ -149,6 +150,7 @@ const LIMITS: [args: string[], exceeded: RegExp | null][] = [
   [["--max-stale", "1"], null],
   [["--max-stale", "0"], /stale: 1 run, limit 0; oldest r-index-2, running for 30 h/],
   [["--max-stale", "0", "--stale-after", "2d"], null],
+  [["--max-stale", "0", "--since", "6h"], /stale: 1 run, limit 0; oldest r-index-2/],
   [["--max-silent", "51h"], null],
   [["--max-silent", "2d"], /silent: nightly \/ sync last ran 2 d ago, limit 2 d/],
   [["--max-silent", "47h", "--since", "40h"], /silent: nightly/],

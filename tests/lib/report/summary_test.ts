@@ -169,6 +169,31 @@ Deno.test("a run is stale after staleAfterMs, or after five times its p95 but no
   assert.deepEqual(await idsWith(3_600_000), ["first-old", "first-new", "slow-old", "slow-new", "quick-old"]);
 });
 
+Deno.test("a run that started before the window is stale, too, for the same agents and jobs", async () => {
+  using temp = new TempFolder();
+  const days = (count: number) => iso(NOW.getTime() - count * 86_400_000);
+  const base = storeWith(temp.path, [
+    { agent: "a", id: "old", status: "running", start: days(30) },
+    { agent: "a", id: "new", status: "running", start: days(0.5) },
+    { agent: "b", id: "other", status: "running", start: days(40) },
+  ]);
+  const { stale, counts, store } = await summarizeRuns(layoutOf(base), { now: NOW, since: new Date(days(1)) });
+  assert.deepEqual(stale.map(({ run_id }) => run_id), ["other", "old"]);
+  assert.deepEqual([counts.running, store.running_before], [1, 2]);
+  const one = await summarizeRuns(layoutOf(base), { now: NOW, agents: ["a"], until: new Date(days(1)) });
+  assert.deepEqual(one.stale.map(({ run_id }) => run_id), ["old"]);
+});
+
+Deno.test("row numbers over 2^53 lose no run", async () => {
+  using temp = new TempFolder();
+  const layout = layoutOf(
+    storeWith(temp.path, [1, 2, 3].map((hour) => ({ start: iso(NOW.getTime() - hour * 3.6e6) }))),
+  );
+  using db = new DatabaseSync(layout.database);
+  db.exec("UPDATE agent_runs SET rowid=9007199254740992 + rowid");
+  assert.equal((await summarizeRuns(layout, { now: NOW })).counts.runs, 3);
+});
+
 Deno.test("the newest failures come with their fields, text with NUL whole", async () => {
   using temp = new TempFolder();
   const runs = Array.from({ length: 60 }, (_, i): TestRun => ({
