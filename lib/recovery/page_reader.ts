@@ -8,6 +8,7 @@ import { readFull } from "../fs/atomic_file.ts";
 import { sidecarsOf } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
 import type { SqlValue } from "../sqlite/connection.ts";
+import { decodeText, textDecoder } from "../sqlite/rows.ts";
 
 export interface FoundRow {
   /** The table whose b-tree has this page; undefined where no tree leads to it. */
@@ -83,8 +84,7 @@ export class PageFile implements Disposable {
     this.pageSize = PAGE_SIZES.find((known) => known === (size === 1 ? 65536 : size)) ?? this.#guessPageSize();
     this.#usable = this.pageSize - (hasHeader ? header[20]! : 0);
     const encoding = hasHeader ? numberAt(header, 56, 4) : this.#guessEncoding();
-    const name = encoding === 2 ? "utf-16le" : encoding === 3 ? "utf-16be" : "utf-8";
-    this.#text = new TextDecoder(name, { fatal: true, ignoreBOM: true });
+    this.#text = textDecoder(encoding === 2 ? "utf-16le" : encoding === 3 ? "utf-16be" : "utf-8");
     this.#commits = this.#readCommits();
   }
 
@@ -273,17 +273,13 @@ export class PageFile implements Disposable {
     return header === headerSize && at === payload.length ? cells : undefined;
   }
 
-  /** Integers are `bigint`, because a number binds as REAL. Text that cannot be decoded stays bytes. */
+  /** Integers are `bigint`, because a number binds as REAL. */
   #cell(type: number, bytes: Uint8Array): SqlValue {
     if (type === 0) return null;
     if (type === 8 || type === 9) return BigInt(type - 8);
     if (type === 7) return new DataView(bytes.buffer, bytes.byteOffset).getFloat64(0);
     if (type < 12) return BigInt.asIntN(8 * bytes.length, bytes.reduce((sum, byte) => sum << 8n | BigInt(byte), 0n));
-    try {
-      return type % 2 === 1 ? this.#text.decode(bytes) : bytes.slice();
-    } catch {
-      return bytes.slice();
-    }
+    return type % 2 === 1 ? decodeText(bytes, this.#text) : bytes.slice();
   }
 
   /** The code of the encoding in which page 1 has the schema. */

@@ -3,7 +3,7 @@
  * @module
  */
 import { hasCode } from "../errors.ts";
-import type { Connection, Row, SqlValue, Statement } from "./connection.ts";
+import type { Connection, SqlValue, Statement } from "./connection.ts";
 
 export interface ReadRow {
   /** Undefined in a table WITHOUT ROWID. */
@@ -29,6 +29,14 @@ export function quotedName(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;
 }
 
+/** Text that cannot be decoded, as its bytes in the encoding of its database. SQLite keeps them when they are cast to text. */
+export class TextBytes extends Uint8Array {}
+
+/** The parameter of a statement for each cell. */
+export function parametersFor(cells: readonly SqlValue[]): string[] {
+  return cells.map((cell) => cell instanceof TextBytes ? "CAST(? AS TEXT)" : "?");
+}
+
 /**
  * SQL for a cell that `json_array` accepts. That function refuses some BLOBs and takes others for JSON (SQLite's "JSON
  * Functions", "JSONB"), so BLOBs are cast to text. All other values sort before BLOBs; comparing is faster than `typeof`.
@@ -52,8 +60,8 @@ export function rowidOf(db: Connection, table: string): string | undefined {
 }
 
 /**
- * Yields every row of a table that SQLite can read, in chunks. Text with NUL, integers over 2^53 (as `bigint`) and BLOBs
- * are exact. A row can come twice. Damage in a table WITHOUT ROWID makes the whole table unreadable.
+ * Yields every row of a table that SQLite can read, in chunks. Text with NUL, text that is not UTF-8 (as
+ * {@linkcode TextBytes}), integers over 2^53 (as `bigint`) and BLOBs are exact. A row can come twice. Damage in a table WITHOUT ROWID makes the whole table unreadable.
  *
  * @throws {TelemetryError} every error but damage: `locked`, `io`
  */
@@ -90,29 +98,51 @@ export function* readRows(
 
 function* readWithoutRowid(db: Connection, table: string, columns: string[]): Generator<ReadRow[], void> {
   try {
-    const rows = prepareExact(db, columns, `FROM ${quotedName(table)}`).all();
-    yield rows.map((row) => ({ rowid: undefined, cells: exactCells(row, columns.length) }));
+    const rows = new ExactReader(db, columns, `FROM ${quotedName(table)}`).all();
+    yield rows.map((cells) => ({ rowid: undefined, cells }));
   } catch (error) {
     if (!hasCode(error, "damaged")) throw error;
   }
 }
 
-/** A statement that returns each cell with its type. Text comes as JSON, because the binding cuts it at a NUL. */
-function prepareExact(db: Connection, columns: string[], from: string): Statement {
-  const cells = columns.map(quotedName).flatMap((name, i) => [
-    `CASE typeof(${name}) WHEN 'text' THEN json_quote(${name}) ELSE ${name} END AS c${i}`,
-    `typeof(${name}) AS t${i}`,
-  ]);
-  const statement = db.prepare(`SELECT ${cells} ${from}`);
-  statement.readBigInts();
-  return statement;
+/** Reads cells with their types. Text comes as bytes, because the binding cuts it at a NUL and replaces what is not UTF-8. */
+class ExactReader {
+  readonly #statement: Statement;
+  readonly #width: number;
+  readonly #decoder: TextDecoder;
+
+  constructor(db: Connection, columns: string[], from: string) {
+    const cells = columns.map(quotedName).flatMap((name, i) => [
+      `CASE typeof(${name}) WHEN 'text' THEN CAST(${name} AS BLOB) ELSE ${name} END AS c${i}`,
+      `typeof(${name})='text' AS t${i}`,
+    ]);
+    this.#statement = db.prepare(`SELECT ${cells} ${from}`);
+    this.#statement.readBigInts();
+    this.#width = columns.length;
+    this.#decoder = textDecoder(String(db.get("PRAGMA encoding")!["encoding"]));
+  }
+
+  all(...values: SqlValue[]): SqlValue[][] {
+    return this.#statement.all(...values).map((row) =>
+      Array.from({ length: this.#width }, (_, i) => {
+        const cell = row[`c${i}`] ?? null;
+        return row[`t${i}`] ? decodeText(cell as Uint8Array, this.#decoder) : cell;
+      })
+    );
+  }
 }
 
-function exactCells(row: Row, width: number): SqlValue[] {
-  return Array.from({ length: width }, (_, i) => {
-    const cell = row[`c${i}`] ?? null;
-    return row[`t${i}`] === "text" ? JSON.parse(cell as string) as string : cell;
-  });
+/** A decoder for text of a database. `encoding` is as `PRAGMA encoding` returns it. */
+export function textDecoder(encoding: string): TextDecoder {
+  return new TextDecoder(encoding, { fatal: true, ignoreBOM: true });
+}
+
+export function decodeText(bytes: Uint8Array, decoder: TextDecoder): string | TextBytes {
+  try {
+    return decoder.decode(bytes);
+  } catch {
+    return new TextBytes(bytes);
+  }
 }
 
 /** A number where that is exact. */
@@ -132,7 +162,7 @@ function rangeReader(db: Connection, table: string, rowid: string, columns: stri
     WHERE ${rowid} BETWEEN ? AND ? ORDER BY ${rowid} LIMIT ${CHUNK_ROWS}`,
   );
   chunk.readBigInts();
-  const one = prepareExact(db, columns, `${from} WHERE ${rowid}=?`);
+  const one = new ExactReader(db, columns, `${from} WHERE ${rowid}=?`);
   return {
     /** The first or last row number; where damage hides it, a number that no table reaches. */
     bound(which: "min" | "max"): bigint {
@@ -149,13 +179,12 @@ function rangeReader(db: Connection, table: string, rowid: string, columns: stri
     read(first: bigint, last: bigint): ReadRow[] {
       return chunk.all(first, last).flatMap(({ at, cells: json }) => {
         const rowid = toNumber(at as bigint);
-        const parsed = typeof json === "string" ? JSON.parse(json) as SqlValue[] : undefined;
+        // The binding replaces bytes that are not UTF-8.
+        const isText = typeof json === "string" && !json.includes("\ufffd");
+        const parsed = isText ? JSON.parse(json) as SqlValue[] : undefined;
         if (parsed !== undefined && !parsed.some(isInexact)) return { rowid, cells: parsed };
-        const row = one.get(at!);
-        // Another process has deleted it meanwhile.
-        if (row === undefined) return [];
-        const cells = exactCells(row, columns.length);
-        return { rowid, cells: exact ? cells : cells.map(toNumber) };
+        // There is no row when another process has deleted it meanwhile.
+        return one.all(at!).map((cells) => ({ rowid, cells: exact ? cells : cells.map(toNumber) }));
       });
     },
   };

@@ -10,7 +10,7 @@ import { isOverwrittenId, type LogRecord, newRun, RUN_COLUMNS } from "../records
 import { isInteger } from "../schema.ts";
 import { Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
 import { columnNames } from "../sqlite/migrate.ts";
-import { readRows } from "../sqlite/rows.ts";
+import { parametersFor, readRows } from "../sqlite/rows.ts";
 import { parseTimestamp } from "../time.ts";
 
 /** The columns that a log can fill: the contract's, and one that only older lines have. */
@@ -328,9 +328,9 @@ export function mergeRuns(db: Connection, replaced: Connection): number {
   if (!existing.has("run_id")) return 0;
   const columns = RUN_COLUMNS.filter((column) => existing.has(column));
   const posted = columns.indexOf("api_posted");
-  const insert = db.prepare(
-    `INSERT INTO agent_runs (${columns}) VALUES (${columns.map(() => "?")}) ON CONFLICT(run_id) DO NOTHING`,
-  );
+  const insertSql = (parameters: string[]) =>
+    `INSERT INTO agent_runs (${columns}) VALUES (${parameters}) ON CONFLICT(run_id) DO NOTHING`;
+  const insertText = db.prepare(insertSql(columns.map(() => "?")));
   const mark = db.prepare(MARK_POSTED_SQL);
   let count = 0;
   for (const rows of readRows(replaced, "agent_runs", columns)) {
@@ -339,6 +339,8 @@ export function mergeRuns(db: Connection, replaced: Connection): number {
       const [id] = cells;
       // SQLite accepts NULL and BLOBs as a key; no run has such an id.
       if (typeof id !== "string" || isOverwrittenId(id) && !isInIndex(replaced, id)) return;
+      const parameters = parametersFor(cells);
+      const insert = parameters.some((parameter) => parameter !== "?") ? db.prepare(insertSql(parameters)) : insertText;
       if (!isStored(() => insert.run(...cells))) refused.add(id);
       if (cells[posted] === 1) isStored(() => mark.run(cells[posted + 1]!, id));
     });

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { StatementSync } from "node:sqlite";
 import { TelemetryError } from "../../../lib/errors.ts";
-import { quotedName, type ReadRow, readRows } from "../../../lib/sqlite/rows.ts";
+import { parametersFor, quotedName, type ReadRow, readRows, TextBytes } from "../../../lib/sqlite/rows.ts";
 import { Connection, type SqlValue } from "../../../lib/sqlite/connection.ts";
 import { callsOf, SAMPLE, TempFolder } from "../../fixtures/mod.ts";
 
@@ -111,6 +111,19 @@ Deno.test("rows: text of a UTF-16 database is exact", () => {
   using db = memory("PRAGMA encoding='UTF-16le'; CREATE TABLE t (a); INSERT INTO t VALUES ('é 🚀' || char(0) || 'x')");
   assert.deepEqual(cellsOf(read(db, "t", ["a"])), [["é 🚀\0x"]]);
 });
+
+for (const encoding of ["UTF-8", "UTF-16le"]) {
+  Deno.test(`rows: text that is not ${encoding} keeps its bytes when it is read and written again`, () => {
+    using db = memory(`PRAGMA encoding='${encoding}'; CREATE TABLE t (a, b); CREATE TABLE u (a, b);
+      INSERT INTO t VALUES (CAST(x'4dfc6e00ff41' AS TEXT), x'fc'), (CAST(x'00d8' AS TEXT), 'a' || char(65533))`);
+    const rows = cellsOf(read(db, "t", ["a", "b"]));
+    assert.ok(rows[0]![0] instanceof TextBytes || encoding !== "UTF-8");
+    for (const cells of rows) db.run(`INSERT INTO u VALUES (${parametersFor(cells)})`, ...cells);
+    const content = (table: string) =>
+      db.all(`SELECT typeof(a), hex(CAST(a AS BLOB)), typeof(b), hex(b) FROM ${table}`);
+    assert.deepEqual(content("u"), content("t"));
+  });
+}
 
 Deno.test("rows: errors other than damage are thrown", () => {
   using db = memory("CREATE TABLE t (a)");

@@ -454,6 +454,14 @@ Deno.test("mergeRuns merges all runs and markers of any schema version, and text
   }
 });
 
+Deno.test("mergeRuns keeps the bytes of text that is not UTF-8", () => {
+  using there = memory(insert("a", {}) + "UPDATE agent_runs SET error_summary=CAST(x'4dfc6e' AS TEXT)");
+  using db = memory();
+  assert.equal(mergeRuns(db, there), 0);
+  const [found] = db.all("SELECT typeof(error_summary) AS type, hex(error_summary) AS hex FROM agent_runs");
+  assert.deepEqual({ ...found }, { type: "text", hex: "4DFC6E" });
+});
+
 Deno.test("mergeRuns merges runs that contain a BLOB", () => {
   using there = memory(insert("a", {}) + insert("b", {}) + insert("c", {}));
   there.exec("UPDATE agent_runs SET input_summary=x'00ff' WHERE run_id='b'");
