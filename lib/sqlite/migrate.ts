@@ -112,6 +112,8 @@ export function newerSchema(path: string, version: number): TelemetryError {
  * @throws {TelemetryError} `not_a_database`, `invalid_record` when the database would refuse runs, or what SQLite reports
  */
 export function applySchema(db: Connection): void {
+  // Indexes are sorted in memory: SQLite's temporary files would be outside of the store, where nothing may be writable.
+  db.exec("PRAGMA temp_store=MEMORY");
   for (const table of TABLE_NAMES) {
     db.exec(tableSql(table));
     const there = columnNames(db, table);
