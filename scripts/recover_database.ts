@@ -140,6 +140,9 @@ function printHealth(terminal: Terminal, { database }: Layout, health: Health): 
   if (version !== null && version < SCHEMA_VERSION) {
     terminal.warn(`it has schema v${version}, in which no run can be recorded: run setup_database`);
   }
+  for (const table of health.unusable_tables) {
+    terminal.warn(`the table ${table} cannot be written to by this toolkit: a rebuild would leave out what causes that`);
+  }
   if (runs === null) return;
   for (const file of runs.unreadable_logs) terminal.warn(`${file} cannot be read: its runs are not counted`);
   terminal.say(`  ${plural(runs.in_database, "run")}, ${runs.only_in_database} of them in no log`);

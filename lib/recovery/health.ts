@@ -2,14 +2,15 @@
  * Checks the database, and compares it with the log, without changing either.
  * @module
  */
-import { TelemetryError } from "../errors.ts";
+import { errorMessage, TelemetryError } from "../errors.ts";
 import type { Layout } from "../layout.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
-import { Connection, hasHotJournal } from "../sqlite/connection.ts";
+import { Connection, hasHotJournal, isRefused, retryWhileLocked } from "../sqlite/connection.ts";
 import { newerSchema } from "../sqlite/migrate.ts";
 import { compareRuns, type RunComparison } from "../store/compare.ts";
 import { type Current, inspectCurrent } from "../store/replace_database.ts";
+import { assertWritable } from "./source_schema.ts";
 
 /** The state of a database. */
 export interface Health {
@@ -21,6 +22,8 @@ export interface Health {
   missing_tables: string[];
   /** The schema version by the columns; null when it cannot be determined. */
   schema_version: number | null;
+  /** The tables that programs of this toolkit cannot write to, each with what their SQLite lacks. */
+  unusable_tables: string[];
   /** How log and database compare; null when that was not asked for, or the database is damaged. */
   runs: RunComparison | null;
 }
@@ -82,16 +85,27 @@ export async function checkCurrent(
   }
   if (current.state !== "intact") {
     const problems = current.state === "damaged" ? current.problems : [`${database} does not exist`];
-    return { current, health: { healthy: false, problems, missing_tables: [], schema_version: null, runs: null } };
+    const unknown = { missing_tables: [], schema_version: null, unusable_tables: [], runs: null };
+    return { current, health: { healthy: false, problems, ...unknown } };
   }
   const { version, missingTables } = current;
   if (version > SCHEMA_VERSION) throw newerSchema(database, version);
-  let runs: RunComparison | null = null;
-  if (options.compare) {
-    using db = Connection.openToRead(database);
-    runs = await compareRuns(db, logFiles(layout.raw), options.since);
-  }
+  using db = Connection.openToRead(database);
+  const unusable_tables = retryWhileLocked(() => unusableTables(db));
+  const runs = options.compare ? await compareRuns(db, logFiles(layout.raw), options.since) : null;
   const problems = missingTables.map((table) => `the table ${table} is missing`);
   const healthy = problems.length === 0;
-  return { current, health: { healthy, problems, missing_tables: missingTables, schema_version: version, runs } };
+  const health = { healthy, problems, missing_tables: missingTables, schema_version: version, unusable_tables, runs };
+  return { current, health };
+}
+
+function unusableTables(db: Connection): string[] {
+  return db.all("SELECT name FROM pragma_table_list WHERE schema='main' AND type='table'").flatMap(({ name }) => {
+    try {
+      assertWritable(db, String(name));
+      return [];
+    } catch (error) {
+      return isRefused(error) && !/^sqlite_/.test(String(name)) ? [`${name} (${errorMessage(error.cause)})`] : [];
+    }
+  });
 }

@@ -17,16 +17,18 @@ import { catchUp, leaveBehindSql, mergeRuns } from "../store/merge.ts";
 import {
   type Current,
   discardCopy,
+  type FileSettings,
   hasSameFiles,
   inspectCurrent,
   installDatabase,
   LiveDatabase,
   preserveCurrent,
+  readSettings,
   removeStaleCopies,
 } from "../store/replace_database.ts";
 import { loadLog } from "./load_log.ts";
 import { RecoveryReport, removeStaleReports, type WrittenReport } from "./report.ts";
-import { Salvage } from "./salvage.ts";
+import { readThroughSqlite, Salvage } from "./salvage.ts";
 
 /** Options of {@linkcode recoverDatabase}. */
 export interface RecoveryOptions {
@@ -192,12 +194,8 @@ interface Built extends Omit<Recovery, "database" | "kept" | "warnings" | "durat
 async function build(layout: Layout, report: RecoveryReport, from: Sources): Promise<Built> {
   const { recovering, database } = layout;
   using db = Connection.open(recovering);
-  // 1. Create it with the settings of the current file, on which open connections rely.
-  if (from.current.state === "intact") {
-    const { encoding, ...settings } = from.current.settings;
-    for (const [name, value] of Object.entries(settings)) db.exec(`PRAGMA ${name}=${value}`);
-    db.exec(`PRAGMA encoding='${encoding}'`);
-  }
+  // 1. Create it with the settings of the current file, on which open connections and text in its encoding rely.
+  for (const [name, value] of Object.entries(settingsOf(from))) db.exec(`PRAGMA ${name}='${value}'`);
   db.exec(SCRAP_PRAGMAS + recoverySchemaSql());
   applySchema(db);
   dropSlowIndexes(db);
@@ -243,6 +241,16 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
     sources,
     not_brought: salvage.notBrought,
   };
+}
+
+/** The settings of the first database that SQLite can read. */
+function settingsOf({ current, kept, previous, backup }: Sources): Partial<FileSettings> {
+  if (current.state === "intact") return current.settings;
+  let settings: Partial<FileSettings> = {};
+  for (const path of [backup, previous, kept]) {
+    if (path) readThroughSqlite(path, (db) => settings = readSettings(db));
+  }
+  return settings;
 }
 
 function countRows(db: Connection, table: string): number {

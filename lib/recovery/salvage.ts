@@ -8,12 +8,13 @@ import { sidecarsOf } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
 import { isOverwrittenId, RUN_COLUMNS, SCHEMA_VERSION } from "../records.ts";
 import { isInIndex, MARK_POSTED_SQL } from "../store/merge.ts";
-import { quotedName, readRows, rowidOf } from "../sqlite/rows.ts";
+import { parametersFor, quotedName, readRows, rowidOf } from "../sqlite/rows.ts";
 import { isOfContract } from "../schema.ts";
 import { newerSchema } from "../sqlite/migrate.ts";
 import { Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
 import { type IsRow, PageFile } from "./page_reader.ts";
 import {
+  assertWritable,
   type Column,
   declarationOf,
   declareTables,
@@ -149,20 +150,29 @@ export class Salvage {
 
   /** Creates the user-defined indexes, triggers and views that work in the new database, which is open again as `db`. */
   finish(db: Connection): void {
-    for (const object of this.#deferred.values()) {
-      try {
-        db.transaction(() => {
-          db.run(object.sql!);
-          assertUsable(db, object);
-        });
-      } catch (error) {
-        this.#leaveOut(`${object.type} ${object.name}`, errorMessage(error));
-      }
+    let pending = [...this.#deferred.values()];
+    const refused = new Map<SchemaObject, unknown>();
+    // A view can use others that come later: try again while some succeed.
+    for (let before = Infinity; pending.length < before;) {
+      before = pending.length;
+      pending = pending.filter((object) => {
+        try {
+          db.transaction(() => {
+            db.run(object.sql!);
+            assertUsable(db, object);
+          });
+          return false;
+        } catch (error) {
+          refused.set(object, error);
+          return true;
+        }
+      });
     }
+    for (const object of pending) this.#leaveOut(`${object.type} ${object.name}`, refused.get(object));
   }
 
-  #leaveOut(object: string, reason: string): void {
-    const line = `${object}: ${reason}`;
+  #leaveOut(object: string, reason: unknown): void {
+    const line = `${object}: ${typeof reason === "string" ? reason : errorMessage((reason as Error).cause ?? reason)}`;
     if (!this.notBrought.includes(line)) this.notBrought.push(line);
   }
 
@@ -195,11 +205,15 @@ export class Salvage {
   /** Whether the new database has the table afterwards. */
   #createTable(name: string, columns: Column[], sql: string): boolean {
     const present = new Set(readColumns(this.#db, name).map((column) => column.name.toLowerCase()));
-    try {
-      if (present.size === 0) this.#db.run(sql);
-    } catch (error) {
-      this.#leaveOut(`table ${name}`, errorMessage(error));
-      return false;
+    if (present.size === 0) {
+      try {
+        this.#db.run(sql);
+        assertWritable(this.#db, name);
+      } catch (error) {
+        this.#db.run(`DROP TABLE IF EXISTS ${quotedName(name)}`);
+        this.#leaveOut(`table ${name}`, error);
+        return false;
+      }
     }
     const missing = present.size === 0 ? [] : columns.filter((column) => !present.has(column.name.toLowerCase()));
     for (const column of missing) column.isCopied = this.#addColumn(name, column, sql);
@@ -223,7 +237,7 @@ export class Salvage {
         this.#leaveOut(column, `it was added without its default (${errorMessage(error)})`);
       }
     } catch (error) {
-      this.#leaveOut(column, errorMessage(error));
+      this.#leaveOut(column, error);
       return false;
     }
     const declaration = new RegExp(`\\W${RegExp.escape(name)}\\W[^,]*`, "i").exec(tableSql)?.[0] ?? "";
@@ -311,13 +325,15 @@ export class Salvage {
   }
 
   /** The statement for a row. Rows of user-defined tables keep their numbers, since they may have no other key. */
-  #insertFor({ table, columns, rowid }: Row, origin: Origin): { statement: Statement; hasRowid: boolean } {
-    const key = `${table} ${columns} ${origin === "guess"} ${rowid === undefined}`;
+  #insertFor({ table, columns, rowid, cells }: Row, origin: Origin): { statement: Statement; hasRowid: boolean } {
+    const parameters = parametersFor(cells);
+    const key = `${table} ${columns} ${parameters} ${origin === "guess"} ${rowid === undefined}`;
     let insert = this.#inserts.get(key);
     if (insert === undefined) {
       const number = isOfContract(table) || rowid === undefined ? undefined : rowidOf(this.#db, table);
       const names = [...columns.map(quotedName), ...number === undefined ? [] : [number]];
-      const into = `INTO ${quotedName(table)} (${names}) VALUES (${names.map(() => "?")})`;
+      if (number !== undefined) parameters.push("?");
+      const into = `INTO ${quotedName(table)} (${names}) VALUES (${parameters})`;
       const sql = table === "agent_runs"
         ? `INSERT ${into} ${onRunConflict(columns)}`
         : `INSERT OR ${origin === "guess" ? "IGNORE" : "REPLACE"} ${into}`;
@@ -339,7 +355,7 @@ export class Salvage {
 }
 
 /** Calls `work` with a database file as far as SQLite can read it. The file is not changed. */
-function readThroughSqlite(path: string, work: (db: Connection) => void): void {
+export function readThroughSqlite(path: string, work: (db: Connection) => void): void {
   // SQLite takes an empty file for a new database, and deletes its WAL.
   if ((sizeOf(path) ?? 0) < MIN_DATABASE_BYTES) return;
   const { wal, journal } = sidecarsOf(path);
@@ -380,14 +396,9 @@ function onRunConflict(columns: string[]): string {
 
 /** Proves that a new object works and that agents can still write runs. Changes nothing. */
 function assertUsable(db: Connection, { type, name, table }: SchemaObject): void {
-  // Preparing a statement compiles the triggers that it fires, and so finds tables that do not exist.
   if (type === "view") db.prepare(`SELECT * FROM ${quotedName(name)}`);
-  if (type === "trigger" && db.get("SELECT 1 FROM sqlite_schema WHERE type='table' AND name=?", table) !== undefined) {
-    const columns = readColumns(db, table).map((column) => quotedName(column.name));
-    db.prepare(`INSERT INTO ${quotedName(table)} DEFAULT VALUES`);
-    db.prepare(`UPDATE ${quotedName(table)} SET ${columns.map((column) => `${column}=${column}`)}`);
-    db.prepare(`DELETE FROM ${quotedName(table)}`);
-  }
+  const isTable = db.get("SELECT 1 FROM sqlite_schema WHERE type='table' AND name=?", table) !== undefined;
+  if (type === "trigger" && isTable) assertWritable(db, table);
   // A trigger can refuse rows.
   db.exec("SAVEPOINT proof");
   db.run("INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES ('proof', 'recovery', '')");

@@ -6,6 +6,7 @@ import { errorMessage } from "../errors.ts";
 import { RUN_COLUMNS, RUN_STATUSES } from "../records.ts";
 import { isOfContract, type TableName, TABLES } from "../schema.ts";
 import { Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
+import { quotedName } from "../sqlite/rows.ts";
 import type { PageFile } from "./page_reader.ts";
 
 /** A row of `sqlite_schema`. */
@@ -95,7 +96,7 @@ export function declareTables(objects: SchemaObject[]): Declared {
     try {
       memory.run(sql!);
     } catch (error) {
-      declared.unusual.set(`table ${name}`, errorMessage(error));
+      declared.unusual.set(`table ${name}`, errorMessage((error as Error).cause ?? error));
       continue;
     }
     const { type, wr } = kindOf(name);
@@ -131,6 +132,19 @@ export function readColumns(db: Connection, table: string): Column[] {
       isCopied: true,
     };
   });
+}
+
+/**
+ * Proves that all that a write to a table uses exists. Preparing a statement also compiles the triggers that it fires.
+ *
+ * @throws {TelemetryError} what SQLite refuses
+ */
+export function assertWritable(db: Connection, table: string): void {
+  const name = quotedName(table);
+  const columns = readColumns(db, table).map((column) => quotedName(column.name));
+  db.prepare(`INSERT INTO ${name} DEFAULT VALUES`);
+  db.prepare(`UPDATE ${name} SET ${columns.map((column) => `${column}=${column}`)}`);
+  db.prepare(`DELETE FROM ${name}`);
 }
 
 /** How the contract declares a column; undefined for other columns. */

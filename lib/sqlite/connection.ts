@@ -9,9 +9,9 @@ import { errorMessage, hasCode, withHint } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
 import { readFull } from "../fs/atomic_file.ts";
 import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
-import { folderAtDatabasePath, noDatabase, sqliteError } from "./errors.ts";
+import { folderAtDatabasePath, isRefused, noDatabase, sqliteError } from "./errors.ts";
 
-export { damagedDatabase, folderAtDatabasePath, noDatabase, sqliteError } from "./errors.ts";
+export { damagedDatabase, folderAtDatabasePath, isRefused, noDatabase, sqliteError } from "./errors.ts";
 
 /** A value that can be bound to a parameter. Booleans and undefined cannot. */
 export type SqlValue = SQLInputValue;
@@ -226,20 +226,37 @@ export class Connection implements Disposable {
   }
 
   /**
-   * What SQLite's check finds wrong; nothing when the database is intact. A file of 0 bytes is intact, too.
+   * What SQLite's check finds wrong; nothing when the database is intact. A file of 0 bytes is intact, too. A table
+   * with a function or collation that this SQLite lacks is checked as far as possible.
    *
    * @param depth `full` also checks that indexes and tables agree
    * @throws {TelemetryError} when the check could not run (`locked`, `io`, `permission`)
    */
   check(depth: "quick" | "full"): string[] {
-    try {
-      const rows = this.all(depth === "quick" ? "PRAGMA quick_check" : "PRAGMA integrity_check");
-      const found = rows.map((row) => String(Object.values(row)[0]));
-      return found.length === 1 && found[0] === "ok" ? [] : found;
-    } catch (error) {
-      if (hasCode(error, "damaged")) return [errorMessage(error.cause)];
-      throw error;
+    const pragmas = depth === "full" ? ["integrity_check", "quick_check"] : ["quick_check"];
+    const problems = this.#check(pragmas, "");
+    if (problems !== undefined) return problems;
+    // One table with an unknown function or collation stops the check of the whole file.
+    const tables = this.all("SELECT json_quote(name) AS name FROM sqlite_schema WHERE type='table'");
+    const torn = this.all("SELECT name, pageno FROM dbstat WHERE pagetype='corrupted'");
+    return [
+      ...tables.flatMap(({ name }) => this.#check(pragmas, `(${name})`) ?? []),
+      ...torn.map(({ name, pageno }) => `page ${pageno} of ${name} is damaged`),
+    ];
+  }
+
+  /** The result of the first of these checks that SQLite does not refuse. */
+  #check(pragmas: string[], table: string): string[] | undefined {
+    for (const pragma of pragmas) {
+      try {
+        const found = this.all(`PRAGMA ${pragma}${table}`).map((row) => String(Object.values(row)[0]));
+        return found.length === 1 && found[0] === "ok" ? [] : found;
+      } catch (error) {
+        if (hasCode(error, "damaged")) return [errorMessage(error.cause)];
+        if (!isRefused(error)) throw error;
+      }
     }
+    return undefined;
   }
 
   /** Closes the file. Closing twice does nothing. */

@@ -79,10 +79,23 @@ export function sqliteError(thrown: unknown, path: string): TelemetryError {
     ? CODES[errcode] ?? CODES[errcode & 0xff] ?? "io"
     : TEXTS.find(([pattern]) => pattern.test(text))?.[1] ?? "io";
   const meaning = MEANINGS[code];
-  // SQLITE_ERROR: not the disk, but something in the schema or the data that this SQLite does not accept.
-  const isGeneric = errcode === 1 || errcode === undefined && code === "io" && !/I\/O error/.test(text);
+  const isGeneric = isGenericCode(errcode) || errcode === undefined && code === "io" && !/I\/O error/.test(text);
   const message = meaning
     ? `${path} ${meaning} (${text})`
     : `${isGeneric ? "SQLite refused this: " : ""}${path}: ${text}`;
-  return new TelemetryError(code, message, { cause: thrown, hint: isGeneric ? undefined : HINTS[code] });
+  const isForeign = /unknown function|no such (function|collation|module)/.test(text);
+  const genericHint = isForeign
+    ? "run recover_database --force, which leaves out what only another program can use"
+    : undefined;
+  return new TelemetryError(code, message, { cause: thrown, hint: isGeneric ? genericHint : HINTS[code] });
+}
+
+/** SQLITE_ERROR: not the disk, but something in the schema or the data that this SQLite does not accept. */
+function isGenericCode(errcode: unknown): boolean {
+  return typeof errcode === "number" && (errcode & 0xff) === 1;
+}
+
+/** Whether this SQLite lacks something that the schema uses, such as a function or a collation of another program. */
+export function isRefused(error: unknown): error is TelemetryError {
+  return error instanceof TelemetryError && isGenericCode((error.cause as { errcode?: unknown } | undefined)?.errcode);
 }

@@ -49,6 +49,7 @@ Deno.test("a database that passes the check and has all tables is healthy", asyn
     problems: [],
     missing_tables: [],
     schema_version: 3,
+    unusable_tables: [],
     runs: null,
   });
   const runs = {
@@ -59,15 +60,34 @@ Deno.test("a database that passes the check and has all tables is healthy", asyn
     older_in_database: 0,
     unreadable_logs: [],
   };
-  assert.deepEqual(await store.health(), { healthy: true, problems: [], missing_tables: [], schema_version: 3, runs });
+  const intact = { healthy: true, problems: [], missing_tables: [], schema_version: 3, unusable_tables: [] };
+  assert.deepEqual(await store.health(), { ...intact, runs });
   store.sqlite("DROP TABLE commits; DROP INDEX idx_runs_agent; ALTER TABLE agent_runs DROP COLUMN subdomain");
   assert.deepEqual(await store.health(), {
     healthy: false,
     problems: ["the table commits is missing"],
     missing_tables: ["commits"],
     schema_version: 2,
+    unusable_tables: [],
     runs,
   });
+});
+
+Deno.test("tables with a function that only another program has are named, and the database is healthy", async () => {
+  using store = new Store();
+  store.sqlite(schemaSql());
+  {
+    using db = new DatabaseSync(store.file);
+    db.function("foreign_one", { deterministic: true }, (value) => value);
+    db.exec(`CREATE TABLE quota (n CHECK (foreign_one(n) = n)); CREATE VIRTUAL TABLE words USING fts5(a);
+      CREATE TRIGGER counted AFTER UPDATE ON commits BEGIN SELECT foreign_one(1); END`);
+  }
+  const { healthy, unusable_tables } = await store.health();
+  assert.equal(healthy, true);
+  assert.deepEqual(unusable_tables.sort(), [
+    "commits (no such function: foreign_one)",
+    "quota (unknown function: foreign_one())",
+  ]);
 });
 
 Deno.test("older databases are healthy when no table is missing", async () => {

@@ -398,6 +398,71 @@ Deno.test("a UTF-16 database comes back, intact or with a damaged page", async (
   await assertUtf16("page");
 });
 
+for (const [damage, encoding] of [["none", "UTF-8"], ["page", "UTF-8"], ["page", "UTF-16le"]] as const) {
+  Deno.test(`damage ${damage}: text that is not ${encoding} keeps its bytes`, async () => {
+    using store = new Store(
+      `PRAGMA encoding='${encoding}';` + schemaSql() + insertOf("x") + `CREATE TABLE own (a, b);
+      INSERT INTO own VALUES (CAST(x'00d84d00fcff' AS TEXT), x'fc'), (CAST(x'4dfc6e00' AS TEXT), 2);
+      UPDATE agent_runs SET error_summary=CAST(x'4dfc6e00' AS TEXT)`,
+    );
+    const read = () => [
+      ...store.rows("SELECT typeof(a), hex(CAST(a AS BLOB)), hex(b) FROM own ORDER BY 2"),
+      ...store.rows("SELECT typeof(error_summary), hex(CAST(error_summary AS BLOB)) FROM agent_runs"),
+    ];
+    const before = read();
+    store.change(DAMAGES[damage]);
+    await store.recover();
+    assert.deepEqual(read(), before);
+  });
+}
+
+for (const damage of ["none", "page"] as const) {
+  Deno.test(`damage ${damage}: the settings of the file stay`, async () => {
+    const names = ["page_size", "auto_vacuum", "user_version", "application_id", "encoding"];
+    using store = new Store(
+      "PRAGMA page_size=8192; PRAGMA auto_vacuum=2; PRAGMA user_version=77; PRAGMA application_id=-5;" +
+        "PRAGMA encoding='UTF-16be';" + schemaSql() + insertOf("x"),
+    );
+    const read = () => names.map((name) => store.values(`PRAGMA ${name}`)[0]);
+    const before = read();
+    assert.deepEqual(before, [8192, 2, 77, -5, "UTF-16be"]);
+    if (damage === "page") {
+      const root = Number(store.values("SELECT rootpage FROM sqlite_schema WHERE name='idx_runs_status'")[0]);
+      store.change((bytes) => void bytes.fill(0x55, (root - 1) * 8192, root * 8192));
+    }
+    await store.recover();
+    assert.deepEqual(read(), before);
+  });
+}
+
+Deno.test("tables with a function that only another program has are left out whole, and named", async () => {
+  for (const damage of ["none", "page"] as const) {
+    using store = new Store(schemaSql() + insertOf("x"));
+    {
+      using db = new DatabaseSync(store.file);
+      db.function("foreign_one", { deterministic: true }, (value) => value);
+      db.exec(`CREATE TABLE quota (n CHECK (foreign_one(n) = n)); INSERT INTO quota VALUES (3);
+        CREATE INDEX by_name ON agent_runs(foreign_one(agent_name));
+        CREATE TRIGGER counted AFTER INSERT ON quota BEGIN DELETE FROM commits; END`);
+    }
+    store.change(DAMAGES[damage]);
+    const { not_brought } = await store.recover();
+    const named = not_brought.map((line) => line.split(":")[0]).sort();
+    assert.deepEqual(named, ["index by_name", "table quota", "trigger counted"]);
+    assert.deepEqual(store.values("SELECT name FROM sqlite_schema WHERE name IN ('quota', 'by_name', 'counted')"), []);
+    store.sql(insertOf("y"));
+  }
+});
+
+Deno.test("a view that uses a later one comes back", async () => {
+  using store = new Store(
+    schemaSql() + "CREATE VIEW a AS SELECT * FROM z; CREATE VIEW z AS SELECT run_id FROM agent_runs",
+  );
+  const { not_brought } = await store.recover();
+  assert.deepEqual(not_brought, []);
+  assert.deepEqual(store.values("SELECT count(*) FROM a"), [0]);
+});
+
 /** What is not plain, does not work, or would refuse the writes of agents. */
 const LEFT_OUT: Record<string, [sql: string, what: RegExp]> = {
   "a trigger that refuses every run": [
