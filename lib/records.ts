@@ -14,6 +14,9 @@ export const RUN_STATUSES = ["running", "success", "failed", "partial"] as const
 /** The status of a run. */
 export type RunStatus = (typeof RUN_STATUSES)[number];
 
+/** Statuses that later clients write, and users say. Such a run has failed. */
+export const LATER_STATUSES: readonly unknown[] = ["failure", "timeout", "cancelled"];
+
 /** The longest line of a log in bytes, without its newline. Longer lines are neither written nor read. */
 export const MAX_LINE_BYTES: number = 32 * 1024 * 1024;
 
@@ -233,7 +236,7 @@ export function validateRecord(value: unknown): InvalidRecordReason | undefined 
   }
   const status = record["status"];
   if (record["record_type"] === "run" && status !== null && status !== undefined) {
-    if (!(RUN_STATUSES as readonly unknown[]).includes(status)) return "unknown status";
+    if (![...RUN_STATUSES, ...LATER_STATUSES].includes(status)) return "unknown status";
   }
   return undefined;
 }

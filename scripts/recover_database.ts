@@ -4,6 +4,7 @@
  * @module
  */
 import { inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
+import { findUnusedCopies, type UnusedCopy } from "../lib/recovery/copies.ts";
 import { checkCurrent, checkHealth, type Health } from "../lib/recovery/health.ts";
 import { fileNameOf, type Layout, parseFileName } from "../lib/layout.ts";
 import { logFiles } from "../lib/log/read.ts";
@@ -67,14 +68,18 @@ if (import.meta.main) {
       const health = await checkHealth(layout, { compare: true, since });
       printHealth(terminal, layout, health);
       terminal.exitCode = health.healthy ? 0 : 1;
-      return { ...health, stale_runs: health.healthy ? await endStale(terminal, layout) : null };
+      const [unused_copies, stale_runs] = health.healthy
+        ? [warnOfUnusedCopies(terminal, layout), await endStale(terminal, layout)]
+        : [[], null];
+      return { ...health, unused_copies, stale_runs };
     }
     const { health, current } = await check(terminal, layout);
     printHealth(terminal, layout, health);
     const result = health.healthy && !flags["force"]
       ? keep(terminal, layout, health)
       : await recover(terminal, layout, current, since);
-    return flags["end-stale"] ? { ...result, stale_runs: await endStale(terminal, layout) } : result;
+    const unused_copies = warnOfUnusedCopies(terminal, layout);
+    return { ...result, unused_copies, ...flags["end-stale"] && { stale_runs: await endStale(terminal, layout) } };
   });
 }
 
@@ -141,7 +146,9 @@ function printHealth(terminal: Terminal, { database }: Layout, health: Health): 
     terminal.warn(`it has schema v${version}, in which no run can be recorded: run setup_database`);
   }
   for (const table of health.unusable_tables) {
-    terminal.warn(`the table ${table} cannot be written to by this toolkit: a rebuild would leave out what causes that`);
+    terminal.warn(
+      `the table ${table} cannot be written to by this toolkit: a rebuild would leave out what causes that`,
+    );
   }
   if (runs === null) return;
   for (const file of runs.unreadable_logs) terminal.warn(`${file} cannot be read: its runs are not counted`);
@@ -157,12 +164,32 @@ function printHealth(terminal: Terminal, { database }: Layout, health: Health): 
   }
 }
 
+/** Names the command for each copy of a damaged database that has what the database lacks. */
+function warnOfUnusedCopies(terminal: Terminal, layout: Layout): UnusedCopy[] {
+  let copies: UnusedCopy[] = [];
+  try {
+    copies = findUnusedCopies(layout);
+  } catch (error) {
+    if (!(error instanceof TelemetryError)) throw error;
+    terminal.warn(`the copies of damaged databases could not be compared: ${error.message}`);
+  }
+  for (const { path, runs, markers, commits } of copies) {
+    const counts = [[runs, "run"], [markers, "api_posted marker"], [commits, "commit"]] as const;
+    const what = counts.filter(([count]) => count > 0).map(([count, noun]) => plural(count, noun)).join(", ");
+    terminal.warn(
+      `${path} has ${what} that the database lacks: recover_database --force --with-backup ${path} adds them`,
+    );
+  }
+  return copies;
+}
+
 async function recover(terminal: Terminal, layout: Layout, current: Current, since: Date | undefined): Promise<Result> {
   const { flags } = terminal;
   const named = flags["with-backup"];
   const backup = named === undefined ? undefined : resolveBackup(layout, String(named));
   if (backup?.warning) terminal.warn(backup.warning);
-  if (backup) inspectBackup(layout, backup.path);
+  // A copy of a damaged database may be damaged, too.
+  if (backup && parseFileName(fileNameOf(backup.path))?.kind !== "corrupted") inspectBackup(layout, backup.path);
   const recovery = await recoverChecked(layout, {
     onlyIfDamaged: !flags["force"],
     salvage: !flags["no-salvage"],
@@ -207,6 +234,12 @@ function printRecovery(terminal: Terminal, recovery: Recovery): void {
   const { log, salvaged } = recovery.left_behind;
   if (log + salvaged > 0) {
     terminal.say(`  left behind: ${plural(log, "run")} of the log, ${plural(salvaged, "run")} of the old database`);
+  }
+  if (recovery.just_started > 0) {
+    terminal.say(`  left to their agents: ${plural(recovery.just_started, "run")} that started less than 20 s ago`);
+  }
+  for (const [status, count] of Object.entries(recovery.read_as_failed)) {
+    terminal.say(`  read as failed: ${plural(count, "run")} with the status ${status}`);
   }
   for (const { path, sound } of recovery.sources) terminal.say(`  read ${path}${sound ? "" : " (damaged)"}`);
   for (const what of recovery.not_brought) terminal.warn(`not restored: ${what}`);

@@ -8,7 +8,16 @@ import { logFiles, type ReadProgress, type Rejection } from "../log/read.ts";
 import type { Connection, OnProgress, SqlValue } from "../sqlite/connection.ts";
 import { rowidOf } from "../sqlite/rows.ts";
 import { WriterThread } from "../sqlite/writer_thread.ts";
-import { leaveBehindSql, LOG_COLUMNS, MARK_POSTED_SQL, readRunStates, upsertSql } from "../store/merge.ts";
+import { TelemetryError } from "../errors.ts";
+import { SCHEMA_VERSION } from "../records.ts";
+import {
+  isLeftToAgent,
+  leaveBehindSql,
+  LOG_COLUMNS,
+  MARK_POSTED_SQL,
+  readRunStates,
+  upsertSql,
+} from "../store/merge.ts";
 
 /** How many states are handed to the thread at a time. */
 const BATCH_STATES = 400;
@@ -26,17 +35,30 @@ export interface LoadedLog extends ReadProgress {
   inBoth: number;
   /** How many runs started before `since`. */
   leftBehind: number;
+  /** The runs that have just started. They are left to their agents, as in a replay. */
+  justStarted: Set<SqlValue>;
+  /** How many runs ended with each of `LATER_STATUSES`. */
+  laterStatuses: Record<string, number>;
+}
+
+interface LoadOptions {
+  since?: Date | undefined;
+  onProgress?: OnProgress | undefined;
+  /** Whether the schema version of the lost database is unknown. Then the log must be of this product. */
+  isVersionUnknown: boolean;
 }
 
 /**
  * Loads all logs into a database that nobody else writes to. Another thread writes the rows: with two processors, this
  * takes a quarter less time than one thread.
+ *
+ * @throws {TelemetryError} `newer_schema` for the log of a later product, where the version is unknown
  */
 export async function loadLog(
   db: Connection,
   { raw }: Layout,
   onRejected: (rejection: Rejection) => void,
-  { since, onProgress }: { since?: Date | undefined; onProgress?: OnProgress | undefined },
+  { since, onProgress, isVersionUnknown }: LoadOptions,
 ): Promise<LoadedLog> {
   const progress: ReadProgress = { files: 0, lines: 0, bytes: 0 };
   const sizes = new Map(logFiles(raw).map((file) => [file, sizeOf(file) ?? 0]));
@@ -49,6 +71,8 @@ export async function loadLog(
   await writer.exec("BEGIN");
   const upsert = upsertSql(LOG_COLUMNS);
   let [states, posted]: [SqlValue[][], SqlValue[][]] = [[], []];
+  const justStarted = new Set<SqlValue>();
+  const laterStatuses: Record<string, number> = {};
   let batches = 0;
   const write = async () => {
     await writer.write(upsert, states);
@@ -58,7 +82,14 @@ export async function loadLog(
   };
   for await (const found of readRunStates(sizes.keys(), progress)) {
     found.rejections.forEach(onRejected);
-    states.push(...found.rows);
+    if (isVersionUnknown && found.laterVersion !== undefined) throw newerLog(raw, found.laterVersion);
+    for (const [status, count] of Object.entries(found.laterStatuses)) {
+      laterStatuses[status] = (laterStatuses[status] ?? 0) + count;
+    }
+    for (const row of found.rows) {
+      if (isLeftToAgent(row)) justStarted.add(row[0]!);
+      else states.push(row);
+    }
     posted.push(...found.posted);
     if (states.length >= BATCH_STATES) await write();
     onProgress?.(Math.min(progress.bytes, total - 1), total);
@@ -68,7 +99,21 @@ export async function loadLog(
   onProgress?.(total, total);
   const countIn = async (table: string) => Number((await writer.get(`SELECT count(*) AS runs FROM ${table}`))!["runs"]);
   const inBoth = hadRuns ? await countIn("updated_runs") : 0;
-  return { ...progress, sizes, inBoth, leftBehind: since ? await countIn("left_behind") : 0 };
+  const leftBehind = since ? await countIn("left_behind") : 0;
+  return { ...progress, sizes, inBoth, leftBehind, justStarted, laterStatuses };
+}
+
+/** The error where the database is lost, and the log shows that a later product wrote it. */
+function newerLog(raw: string, version: number): TelemetryError {
+  return new TelemetryError(
+    "newer_schema",
+    `the database is lost, and the log in ${raw} has records of v${version}, but this toolkit writes v${SCHEMA_VERSION}; ` +
+      `nothing was changed`,
+    {
+      hint:
+        "recover it with the later product; if the database was v3, run setup_database, then recover_database --force",
+    },
+  );
 }
 
 /** Notes which of the existing runs are in the log, also where the log changes nothing. */

@@ -62,6 +62,10 @@ export interface Recovery {
   runs_from: { log: number; log_and_salvaged: number; salvaged: number };
   /** How many runs are left out because they started before `since`: of the log, and of the databases. Some are in both. */
   left_behind: { log: number; salvaged: number };
+  /** How many runs of the log have just started and are left to their agents, which are about to insert them. */
+  just_started: number;
+  /** How many runs ended with a status of later clients, such as `timeout`. They are `failed`, and say it in `error_summary`. */
+  read_as_failed: Record<string, number>;
   /** How many rows `commits` has. */
   commits: number;
   /** How many rows `run_events` has. */
@@ -193,9 +197,11 @@ interface Built extends Omit<Recovery, "database" | "kept" | "warnings" | "durat
 
 async function build(layout: Layout, report: RecoveryReport, from: Sources): Promise<Built> {
   const { recovering, database } = layout;
+  using backup = from.backup === undefined ? undefined : new OpenableBackup(layout, from.backup);
   using db = Connection.open(recovering);
   // 1. Create it with the settings of the current file, on which open connections and text in its encoding rely.
-  for (const [name, value] of Object.entries(settingsOf(from))) db.exec(`PRAGMA ${name}='${value}'`);
+  const settings = settingsOf(from.current, [from.kept, from.previous, backup?.path]);
+  for (const [name, value] of Object.entries(settings)) db.exec(`PRAGMA ${name}='${value}'`);
   db.exec(SCRAP_PRAGMAS + recoverySchemaSql());
   applySchema(db);
   dropSlowIndexes(db);
@@ -205,10 +211,7 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   const salvage = new Salvage(db, database, (row) => report.rejectRow(row));
   const isWanted = from.salvage ?? true;
   const sources: Recovery["sources"] = [];
-  if (from.backup !== undefined) {
-    using backup = new OpenableBackup(layout, from.backup);
-    sources.push({ path: from.backup, sound: salvage.takeFrom(backup.path) });
-  }
+  if (backup) sources.push({ path: from.backup!, sound: salvage.takeFrom(backup.path) });
   for (const path of isWanted ? new Set([from.previous, from.kept]) : []) {
     // The current database has been checked.
     const isIntact = path === from.kept ? from.current.state === "intact" : undefined;
@@ -218,8 +221,12 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, { isIntact: from.current.state === "intact" });
   const salvaged = countRows(db, "agent_runs");
   // 3. Load the log.
-  const loaded = await loadLog(db, layout, (line) => report.rejectLine(line), from);
-  const { inBoth, leftBehind, sizes, ...progress } = loaded;
+  const { inBoth, leftBehind, sizes, justStarted, laterStatuses, ...progress } = await loadLog(
+    db,
+    layout,
+    (line) => report.rejectLine(line),
+    { ...from, isVersionUnknown: !salvage.hasRunsTable && salvaged === 0 },
+  );
   // 4. Upgrade it to v3, and create user-defined indexes, triggers and views.
   if (countRows(db, "schema_migrations") === 0) {
     db.exec("INSERT INTO schema_migrations (version, description) VALUES (2, 'Schema v2, filled by recover_database')");
@@ -236,6 +243,9 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
     runs,
     runs_from: { log: runs - salvaged, log_and_salvaged: inBoth, salvaged: salvaged - inBoth },
     left_behind: { log: leftBehind, salvaged: from.since ? countRows(db, "left_behind") : 0 },
+    just_started:
+      justStarted.values().filter((id) => !db.get("SELECT 1 FROM agent_runs WHERE run_id=?", id)).toArray().length,
+    read_as_failed: laterStatuses,
     commits: countRows(db, "commits"),
     run_events: countRows(db, "run_events"),
     sources,
@@ -243,14 +253,13 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   };
 }
 
-/** The settings of the first database that SQLite can read. */
-function settingsOf({ current, kept, previous, backup }: Sources): Partial<FileSettings> {
-  if (current.state === "intact") return current.settings;
-  let settings: Partial<FileSettings> = {};
-  for (const path of [backup, previous, kept]) {
-    if (path) readThroughSqlite(path, (db) => settings = readSettings(db));
+/** The settings of the current database, or of the first of the others that SQLite can read. */
+function settingsOf(current: Current, others: (string | null | undefined)[]): Partial<FileSettings> {
+  let settings = current.state === "intact" ? current.settings : undefined;
+  for (const path of others) {
+    if (path && settings === undefined) readThroughSqlite(path, (db) => settings = readSettings(db));
   }
-  return settings;
+  return settings ?? {};
 }
 
 function countRows(db: Connection, table: string): number {

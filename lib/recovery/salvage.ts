@@ -69,6 +69,8 @@ type Origin = "sqlite" | "page" | "guess";
 export class Salvage {
   /** User-defined objects that were not copied, each with the reason. */
   readonly notBrought: string[] = [];
+  /** Whether a source has declared the table of runs, which shows that its schema is not a later product's. */
+  hasRunsTable = false;
   readonly #db: Connection;
   readonly #database: string;
   readonly #onRejected: (row: RejectedRow) => void;
@@ -137,6 +139,7 @@ export class Salvage {
     this.#createTables(source, version);
     // SQLite cannot read a table with a collation that it does not have; pages can be read all the same.
     source.isIntact &&= source.tables.has("agent_runs");
+    this.hasRunsTable ||= source.tables.has("agent_runs");
     return source;
   }
 

@@ -5,7 +5,7 @@
 import type { Connection, SqlValue } from "../sqlite/connection.ts";
 import { rowidOf } from "../sqlite/rows.ts";
 import { parseTimestamp } from "../time.ts";
-import { readRunStates, START, startedBeforeSql, STATUS } from "./merge.ts";
+import { isLeftToAgent, readRunStates, START, startedBeforeSql, STATUS } from "./merge.ts";
 
 /** How log and database compare. */
 export interface RunComparison {
@@ -25,10 +25,12 @@ export interface RunComparison {
 
 /**
  * Compares log and database in one consistent state of the database. Agents write to the log first, so what differs is
- * looked up once more at the end. With `since`, looks only at runs that started then or later.
+ * looked up once more at the end. With `since`, looks only at runs that started then or later. Runs that have just started do not count as
+ * missing: their agents are about to insert them.
  */
 export async function compareRuns(db: Connection, files: Iterable<string>, since?: Date): Promise<RunComparison> {
-  const find = db.prepare(`SELECT ${rowKeySql(db)} AS row, status FROM agent_runs WHERE run_id=?`);
+  const isOld = `(${since ? startedBeforeSql(since) : "false"}) IS TRUE`;
+  const find = db.prepare(`SELECT ${rowKeySql(db)} AS row, status, ${isOld} AS is_old FROM agent_runs WHERE run_id=?`);
   const inLog = new Set<SqlValue>();
   const onlyInLog = new Set<string>();
   const older = new Set<string>();
@@ -36,16 +38,16 @@ export async function compareRuns(db: Connection, files: Iterable<string>, since
   let inDatabase: number;
   db.run("BEGIN");
   try {
-    const isOld = since ? startedBeforeSql(since) : "false";
-    inDatabase = Number(db.get(`SELECT count(*) AS runs FROM agent_runs WHERE (${isOld}) IS NOT TRUE`)!["runs"]);
+    inDatabase = Number(db.get(`SELECT count(*) AS runs FROM agent_runs WHERE NOT ${isOld}`)!["runs"]);
     for await (const { rows, rejections } of readRunStates(files)) {
       for (const { rejected, file } of rejections) if (rejected === "cannot be read") unreadable.add(file);
       for (const row of rows) {
         if (since && (parseTimestamp(String(row[START])) ?? Infinity) < since.getTime() * 1000) continue;
         const found = find.get(row[0]!);
-        if (found === undefined) onlyInLog.add(String(row[0]));
-        else {
-          inLog.add(found["row"]!);
+        if (found === undefined) {
+          if (!isLeftToAgent(row)) onlyInLog.add(String(row[0]));
+        } else {
+          if (!found["is_old"]) inLog.add(found["row"]!);
           if (found["status"] === "running" && row[STATUS] !== "running") older.add(String(row[0]));
         }
       }

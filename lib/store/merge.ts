@@ -6,7 +6,7 @@
 import { hasCode, TelemetryError } from "../errors.ts";
 import { parseStartLine, readLogs, type ReadProgress, type Rejection, type StartLine } from "../log/read.ts";
 import { asPythonJson, sourceOf } from "../log/json_source.ts";
-import { isOverwrittenId, type LogRecord, newRun, RUN_COLUMNS } from "../records.ts";
+import { isOverwrittenId, LATER_STATUSES, type LogRecord, newRun, RUN_COLUMNS, SCHEMA_VERSION } from "../records.ts";
 import { isInteger } from "../schema.ts";
 import { Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
 import { columnNames } from "../sqlite/migrate.ts";
@@ -25,6 +25,10 @@ export interface RunStates {
   /** The values of `MARK_POSTED_SQL` for those of these runs that were posted. */
   posted: [api_posted_at: SqlValue, run_id: string][];
   rejections: Rejection[];
+  /** The schema version of a line that a later product wrote, if there is one. */
+  laterVersion?: number;
+  /** How many runs ended with each of `LATER_STATUSES`. They are `failed` here. */
+  laterStatuses: Record<string, number>;
 }
 
 /**
@@ -50,9 +54,13 @@ export async function* readRunStates(
 
 type Run = LogRecord & { record_type: "run" };
 
+function noStates(): RunStates {
+  return { rows: [], posted: [], rejections: [], laterStatuses: {} };
+}
+
 /** Holds the start of each run until its end is read. */
 class HeldStarts {
-  out: RunStates = { rows: [], posted: [], rejections: [] };
+  out = noStates();
   readonly #held = new Map<string, Run | StartLine>();
   /** The starts of which no copy was made yet. */
   #added: StartLine[] = [];
@@ -81,7 +89,7 @@ class HeldStarts {
     }
     this.#added = [];
     const { out } = this;
-    this.out = { rows: [], posted: [], rejections: [] };
+    this.out = noStates();
     return out;
   }
 
@@ -101,6 +109,16 @@ class HeldStarts {
   #put(run: Run): void {
     const fields = run as unknown as Record<string, unknown>;
     const row = LOG_COLUMNS.map((column) => cellOf(fields, column));
+    const version = Number(row[VERSION]);
+    if (version > SCHEMA_VERSION || fields["event_id"] !== undefined) {
+      this.out.laterVersion = Math.max(version, SCHEMA_VERSION + 1);
+    }
+    if (LATER_STATUSES.includes(row[STATUS])) {
+      const status = String(row[STATUS]);
+      this.out.laterStatuses[status] = (this.out.laterStatuses[status] ?? 0) + 1;
+      row[ERROR] = row[ERROR] ? `${status}: ${row[ERROR]}` : status;
+      row[STATUS] = "failed";
+    }
     if (row[POSTED] === 1) this.out.posted.push([row[POSTED + 1]!, run.run_id]);
     row[METRICS] ??= fields["metrics"] === undefined ? null : cellOf(fields, "metrics");
     // Logs have neither time. These are what the database would have set.
@@ -115,6 +133,8 @@ const INTEGERS = new Set(LOG_COLUMNS.filter((column) => isInteger("agent_runs", 
 export const STATUS: number = LOG_COLUMNS.indexOf("status");
 /** The position of the start time. */
 export const START: number = LOG_COLUMNS.indexOf("start_time");
+const VERSION = LOG_COLUMNS.indexOf("schema_version");
+const ERROR = LOG_COLUMNS.indexOf("error_summary");
 const METRICS = LOG_COLUMNS.indexOf("metrics_json");
 const POSTED = LOG_COLUMNS.indexOf("api_posted");
 const CREATED = LOG_COLUMNS.indexOf("created_at");
@@ -250,7 +270,7 @@ const MAX_START_DELAY_US = 20_000_000;
  * Whether the agent of this run may be about to insert it. An INSERT that is refused because the run is there already makes a
  * Python agent hold the write lock until it ends.
  */
-function isLeftToAgent(row: SqlValue[]): boolean {
+export function isLeftToAgent(row: SqlValue[]): boolean {
   const start = row[STATUS] === "running" ? parseTimestamp(String(row[START])) : undefined;
   return start !== undefined && Math.abs(Date.now() * 1000 - start) < MAX_START_DELAY_US;
 }

@@ -2,6 +2,7 @@
 import { errorMessage, TelemetryError } from "../errors.ts";
 import { isGranted, readEnv } from "../fs/locate.ts";
 import {
+  LATER_STATUSES,
   RUN_COLUMNS,
   RUN_STATUSES,
   type RunRecord,
@@ -20,7 +21,6 @@ export const CLIENT_COLUMNS = [
 ] as const satisfies (keyof RunRecord)[];
 const OWN = new Set<string>(CLIENT_COLUMNS);
 const COLUMNS = new Set<string>(RUN_COLUMNS);
-const FAILURES = new Set(["failure", "timeout", "cancelled"]);
 /** How many parts a value may have that is not plain JSON. The walk blocks the agent for less than a second. */
 const MAX_JSON_PARTS = 2_000_000;
 const NUMBERS = new Set(["items_discovered", "items_succeeded", "items_failed", "duration_ms"]);
@@ -245,7 +245,7 @@ export function toEndStatus(given: unknown, warnings: Warnings): { status: RunSt
   const known = RUN_STATUSES.find((known) => known === given && known !== "running");
   if (known) return { status: known };
   const original = toText(given);
-  if (FAILURES.has(original)) return { status: "failed", original };
+  if (LATER_STATUSES.includes(original)) return { status: "failed", original };
   warnings.warn("status", `a run cannot end as ${original}: it is recorded as partial`);
   return { status: "partial", original };
 }

@@ -138,7 +138,7 @@ async function recovered(store: Store, flags: string[] = [], options: RunOptions
   assert.equal(report.ok, true);
   assert.equal(report.recovered, true);
   assert.equal(typeof report.report, "string", stdout);
-  const { ok: _ok, recovered: _recovered, ...told } = JSON.parse(stdout);
+  const { ok: _ok, recovered: _recovered, unused_copies: _copies, ...told } = JSON.parse(stdout);
   assert.deepEqual(JSON.parse(Deno.readTextFileSync(report.report!)), told, "the file says what the screen says");
   assertClean(store);
   assert.deepEqual(valuesIn(store.file, "PRAGMA journal_mode"), ["wal"]);
@@ -734,6 +734,91 @@ Deno.test("--with-backup adds only what neither log nor database has", async () 
       ["thrown away", "success", "p", 1, "then", 0],
     ]);
   }
+});
+
+Deno.test("a copy of a damaged database with data that nothing else has is named, with the command that adds it", async () => {
+  using store = new Store();
+  const copy = `${store.base}/db/telemetry.corrupted.20251209_101500.sqlite`;
+  store.v3([], insertOf("both") + insertOf("posted", { api_posted: 1 }));
+  sqlite(
+    copy,
+    schemaSql() + insertOf("both", { api_posted: 1, api_posted_at: "then" }) + insertOf("posted", { api_posted: 1 }) +
+      insertOf("only there") + "INSERT INTO commits (commit_hash) VALUES ('c0ffee'), (NULL);",
+  );
+  // A page of an index: the Python system moves aside what is damaged.
+  const [root] = valuesIn(copy, "SELECT rootpage FROM sqlite_schema WHERE name='idx_runs_status'");
+  overwrite(copy, 0x55, (Number(root) - 1) * 4096, Number(root) * 4096);
+  const command = `recover_database --force --with-backup ${copy}`;
+  const has = new RegExp(`has 1 run, 1 api_posted marker, 1 commit that the database lacks: ${command}`);
+  for (const flags of [["--check-only"], [], ["--force"]]) {
+    const { code, stderr } = await recover(store.base, flags);
+    assert.deepEqual([code, has.test(stderr)], [0, true], stderr);
+  }
+  const { code, stderr } = await recover(store.base, ["--force", "--with-backup", copy]);
+  assert.deepEqual([code, /lacks/.test(stderr)], [0, false], stderr);
+  assert.deepEqual(rowsIn(store.file, "SELECT run_id, api_posted FROM agent_runs ORDER BY 1").map(Object.values), [
+    ["both", 1],
+    ["only there", 0],
+    ["posted", 1],
+  ]);
+  assert.deepEqual(valuesIn(store.file, "SELECT commit_hash FROM commits ORDER BY 1"), [null, "c0ffee"]);
+  const after = JSON.parse((await recover(store.base, ["--check-only", "--json"])).stdout);
+  assert.deepEqual(after.unused_copies, []);
+});
+
+Deno.test("statuses of later clients are read as failed, keep their word, and are counted", async () => {
+  using store = new Store();
+  store.log(
+    "events_20251210.ndjson",
+    line("a", { status: "timeout" }),
+    line("b", { status: "cancelled", error_summary: "stopped by hand" }),
+    line("c", { status: "failure", event_id: "e", schema_version: 6 }),
+    line("d", { status: "no such word" }),
+  );
+  store.v3([], "");
+  const report = JSON.parse((await recover(store.base, ["--force", "--json"])).stdout);
+  assert.deepEqual(report.read_as_failed, { timeout: 1, cancelled: 1, failure: 1 });
+  assert.deepEqual(report.rejected, { "unknown status": 1 });
+  const rows = rowsIn(store.file, "SELECT run_id, status, error_summary FROM agent_runs ORDER BY 1").map(Object.values);
+  assert.deepEqual(rows, [
+    ["a", "failed", "timeout"],
+    ["b", "failed", "cancelled: stopped by hand"],
+    ["c", "failed", "failure"],
+  ]);
+});
+
+Deno.test("where the database is lost, the log of a later product is refused and nothing is changed", async () => {
+  for (const fields of [{ event_id: "e" }, { schema_version: 6 }]) {
+    for (const how of ["gone", "empty", "garbage"]) {
+      using store = new Store();
+      store.log("events_20251210.ndjson", line("a"), line("b", fields));
+      if (how !== "gone") Deno.writeFileSync(store.file, new Uint8Array(how === "empty" ? 0 : 8192).fill(7));
+      const before = treeOf(store.base);
+      const { code, stderr } = await recover(store.base);
+      assert.equal(code, 1, stderr);
+      assert.match(stderr, /records of v\d.*v3[^]*setup_database/);
+      const after = treeOf(store.base);
+      if (after["reports"] === "folder") delete after["reports"];
+      assert.deepEqual(after, before);
+    }
+  }
+});
+
+Deno.test("runs that have just started are left to their agents, and told", async () => {
+  using store = new Store();
+  const now = new Date().toISOString().replace("Z", "000+00:00");
+  store.v3([], insertOf("there", { status: "running", start_time: now }));
+  store.log(
+    "events_20251210.ndjson",
+    line("there", { status: "running", start_time: now }),
+    line("starting", { status: "running", start_time: now }),
+    line("old", { status: "running" }),
+  );
+  const { stdout } = await recover(store.base, ["--check-only", "--json"]);
+  assert.deepEqual(JSON.parse(stdout).runs.only_in_log_ids, ["old"]);
+  const told = await recover(store.base, ["--force"]);
+  assert.match(told.stdout, /left to their agents: 1 run that started less than 20 s ago/);
+  assert.deepEqual(idsIn(store.file), ["old", "there"]);
 });
 
 Deno.test("--with-backup needs only read permission, and prints the whole command without it", async () => {
