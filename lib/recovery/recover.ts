@@ -28,7 +28,8 @@ import {
 } from "../store/replace_database.ts";
 import { loadLog } from "./load_log.ts";
 import { RecoveryReport, removeStaleReports, type WrittenReport } from "./report.ts";
-import { readThroughSqlite, Salvage } from "./salvage.ts";
+import { Salvage } from "./salvage.ts";
+import { readThroughSqlite } from "./source_schema.ts";
 
 /** Options of {@linkcode recoverDatabase}. */
 export interface RecoveryOptions {

@@ -4,30 +4,29 @@
  * @module
  */
 import { errorMessage, hasCode } from "../errors.ts";
-import { sidecarsOf } from "../layout.ts";
-import { sizeOf } from "../fs/locate.ts";
 import { isOverwrittenId, RUN_COLUMNS, SCHEMA_VERSION } from "../records.ts";
 import { isInIndex, MARK_POSTED_SQL } from "../store/merge.ts";
 import { parametersFor, quotedName, readRows, rowidOf } from "../sqlite/rows.ts";
 import { isOfContract } from "../schema.ts";
 import { newerSchema } from "../sqlite/migrate.ts";
-import { Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
+import { type Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
 import { type IsRow, PageFile } from "./page_reader.ts";
 import {
   assertWritable,
   type Column,
   declarationOf,
   declareTables,
+  isUnreadable,
   readColumns,
   readSchema,
   readSchemaFromPages,
+  readThroughSqlite,
   type Row,
   RowShapes,
   type SchemaObject,
+  versionOf,
 } from "./source_schema.ts";
 
-/** One page of the smallest size. */
-const MIN_DATABASE_BYTES = 512;
 /** SQLite keeps the changes of a transaction in memory. */
 const TRANSACTION_ROWS = 20_000;
 
@@ -354,34 +353,6 @@ export class Salvage {
       this.#refused.delete(`${table} ${rowid}`);
       this.#onRejected(row);
     }
-  }
-}
-
-/** Calls `work` with a database file as far as SQLite can read it. The file is not changed. */
-export function readThroughSqlite(path: string, work: (db: Connection) => void): void {
-  // SQLite takes an empty file for a new database, and deletes its WAL.
-  if ((sizeOf(path) ?? 0) < MIN_DATABASE_BYTES) return;
-  const { wal, journal } = sidecarsOf(path);
-  // A writing connection would put what its WAL or journal holds into the file.
-  const readOnly = [wal, journal].some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
-  try {
-    using db = readOnly ? Connection.open(path, { readOnly }) : Connection.openToRead(path);
-    work(db);
-  } catch (error) {
-    if (!isUnreadable(error)) throw error;
-  }
-}
-
-function isUnreadable(error: unknown): boolean {
-  return hasCode(error, "damaged", "not_a_database", "empty_database", "no_storage", "permission");
-}
-
-/** The version in `schema_migrations`, for the message about a later product. */
-function versionOf(db: Connection): number {
-  try {
-    return Number(db.get("SELECT max(version) AS version FROM schema_migrations")?.["version"] ?? SCHEMA_VERSION + 1);
-  } catch {
-    return SCHEMA_VERSION + 1;
   }
 }
 

@@ -2,12 +2,17 @@
  * What the schema of a damaged database declares, and how the rows of its tables are stored.
  * @module
  */
-import { errorMessage } from "../errors.ts";
-import { RUN_COLUMNS, RUN_STATUSES } from "../records.ts";
+import { errorMessage, hasCode } from "../errors.ts";
+import { sizeOf } from "../fs/locate.ts";
+import { sidecarsOf } from "../layout.ts";
+import { RUN_COLUMNS, RUN_STATUSES, SCHEMA_VERSION } from "../records.ts";
 import { isOfContract, type TableName, TABLES } from "../schema.ts";
 import { Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
 import { quotedName } from "../sqlite/rows.ts";
 import type { PageFile } from "./page_reader.ts";
+
+/** One page of the smallest size. */
+const MIN_DATABASE_BYTES = 512;
 
 /** A row of `sqlite_schema`. */
 export interface SchemaObject {
@@ -44,6 +49,34 @@ export interface Declared {
   tables: Map<string, Column[]>;
   /** The other tables and the computed columns, each with what to do about it. */
   unusual: Map<string, string>;
+}
+
+/** Calls `work` with a database file as far as SQLite can read it. The file is not changed. */
+export function readThroughSqlite(path: string, work: (db: Connection) => void): void {
+  // SQLite takes an empty file for a new database, and deletes its WAL.
+  if ((sizeOf(path) ?? 0) < MIN_DATABASE_BYTES) return;
+  const { wal, journal } = sidecarsOf(path);
+  // A writing connection would put what its WAL or journal holds into the file.
+  const readOnly = [wal, journal].some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
+  try {
+    using db = readOnly ? Connection.open(path, { readOnly }) : Connection.openToRead(path);
+    work(db);
+  } catch (error) {
+    if (!isUnreadable(error)) throw error;
+  }
+}
+
+export function isUnreadable(error: unknown): boolean {
+  return hasCode(error, "damaged", "not_a_database", "empty_database", "no_storage", "permission");
+}
+
+/** The version in `schema_migrations`, for the message about a later product. */
+export function versionOf(db: Connection): number {
+  try {
+    return Number(db.get("SELECT max(version) AS version FROM schema_migrations")?.["version"] ?? SCHEMA_VERSION + 1);
+  } catch {
+    return SCHEMA_VERSION + 1;
+  }
 }
 
 export function readSchema(db: Connection): SchemaObject[] {
