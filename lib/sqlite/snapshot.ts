@@ -48,15 +48,14 @@ export async function takeSnapshot(
     await source.copyTo(partialPath, options.onProgress);
   }
   // The disk writes while the copy is checked.
-  const synced = partial.file.sync();
-  // A failure of the check is thrown first.
-  synced.catch(() => {});
-  checkCopy(partialPath, database, options);
+  const syncing = partial.file.sync().then(() => {}, (error) => fileError(error, `cannot sync ${partialPath}`));
+  let failure: TelemetryError | void;
   try {
-    await synced;
-  } catch (error) {
-    throw fileError(error, `cannot sync ${partialPath}`);
+    checkCopy(partialPath, database, options);
+  } finally {
+    failure = await syncing;
   }
+  if (failure) throw failure;
   return partial.publish(base, newPaths(folder, kind))!;
 }
 
