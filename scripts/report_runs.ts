@@ -6,6 +6,7 @@
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
 import { print } from "../lib/cli/output.ts";
 import { TelemetryError } from "../lib/errors.ts";
+import { assertUsable } from "../lib/export/export.ts";
 import { ensureFolder, writeFileAtomic } from "../lib/fs/atomic_file.ts";
 import { type Layout, newPaths } from "../lib/layout.ts";
 import { followLogs } from "../lib/log/tail.ts";
@@ -23,6 +24,9 @@ import {
 import { detailLines, recordLine, runLines, type Screen, summaryLines, summaryMarkdown } from "../lib/report/text.ts";
 import { parseDurationFlag, parseLocalTimeFlag } from "../lib/time.ts";
 
+/** The flags of a whole report, which do not go with a list or a single run. */
+const REPORT = ["html", "output", "overwrite", "max-failed", "max-stale", "max-silent", "max-backup-age"];
+
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {
   name: "report_runs",
@@ -38,10 +42,20 @@ export const COMMAND: Command = {
     agent: { value: "A,B", about: "only these agents" },
     "job-type": { value: "A,B", about: "only these job types" },
     "stale-after": { value: "AGE", about: "a run that is running for longer is stale (default: 24h)" },
-    failed: { about: "list only the failed runs, one line a run" },
-    running: { about: "list only the runs without an end, of any age unless --since is given" },
-    run: { value: "ID", about: "show one run with its metrics and events; the end of an id is enough" },
-    follow: { about: "print new runs and events until Ctrl-C" },
+    failed: {
+      about: "list only the failed runs, one line a run",
+      excludes: [...REPORT, "running", "run", "follow"],
+    },
+    running: {
+      about: "list only the runs without an end, of any age unless --since is given",
+      excludes: [...REPORT, "run", "follow"],
+    },
+    run: {
+      value: "ID",
+      about: "show one run with its metrics and events; the end of an id is enough",
+      excludes: [...REPORT, "follow"],
+    },
+    follow: { about: "print new runs and events until Ctrl-C", excludes: REPORT },
     output: {
       value: "PATH",
       path: "write",
@@ -62,8 +76,6 @@ export const COMMAND: Command = {
   example: "--since 24h",
 };
 
-const MODES = ["failed", "running", "run", "follow"];
-
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { flags } = terminal;
@@ -71,10 +83,12 @@ if (import.meta.main) {
     const limits = readLimits(terminal);
     const format = readFormat(terminal);
     const layout = terminal.locate();
+    if (flags["output"] !== undefined) assertUsable(String(flags["output"]), flags["overwrite"] === true);
     if (flags["follow"]) return await follow(terminal, layout, options);
     if (flags["run"] !== undefined) return await showRun(terminal, layout, String(flags["run"]));
-    if (flags["failed"]) return await list(terminal, layout, options, "failed");
-    if (flags["running"]) return await list(terminal, layout, options, "running");
+    if (flags["failed"] || flags["running"]) {
+      return await list(terminal, layout, { ...options, status: flags["failed"] ? "failed" : "running" });
+    }
     const summary = await summarizeRuns(layout, options);
     warnOf(terminal, summary);
     const path = format && await write(terminal, layout, summary, format);
@@ -90,15 +104,18 @@ function usage(message: string, hint = `see ${COMMAND.name} --help`): TelemetryE
   return new TelemetryError("usage", message, { hint });
 }
 
-function readOptions({ flags }: Terminal): SummaryOptions {
-  const text = (flag: string) => flags[flag] as string | undefined;
+function textOf({ flags }: Terminal, flag: string): string | undefined {
+  return flags[flag] as string | undefined;
+}
+
+function readOptions(terminal: Terminal): SummaryOptions {
   const now = new Date();
   const time = (flag: string, dayIs: "start" | "end") => {
-    const value = text(flag);
+    const value = textOf(terminal, flag);
     return value === undefined ? undefined : new Date(parseLocalTimeFlag(flag, value, now, dayIs) / 1000);
   };
   const names = (flag: string) => {
-    const value = text(flag);
+    const value = textOf(terminal, flag);
     if (value === "") throw usage(`--${flag} needs a name`);
     // A name may have a comma.
     return value === undefined ? undefined : [value, ...value.split(",")];
@@ -107,39 +124,40 @@ function readOptions({ flags }: Terminal): SummaryOptions {
   if ((since ?? new Date(now.getTime() - 7 * 86_400_000)) >= (until ?? now)) {
     throw usage("--until is not after --since: nothing can be between them");
   }
-  const [agents, jobTypes, staleAfter] = [names("agent"), names("job-type"), text("stale-after")];
+  const [agents, jobTypes, staleAfterMs] = [names("agent"), names("job-type"), readAge(terminal, "stale-after")];
   return {
     now,
     ...since && { since },
     ...until && { until },
     ...agents && { agents },
     ...jobTypes && { jobTypes },
-    ...staleAfter !== undefined && { staleAfterMs: parseDurationFlag("stale-after", staleAfter) },
+    ...staleAfterMs !== undefined && { staleAfterMs },
   };
 }
 
-function readLimits({ flags }: Terminal): Limits {
-  const text = (flag: string) => flags[flag] as string | undefined;
-  const [failed, stale, silent, age] = ["max-failed", "max-stale", "max-silent", "max-backup-age"].map(text);
+function readAge(terminal: Terminal, flag: string): number | undefined {
+  const value = textOf(terminal, flag);
+  return value === undefined ? undefined : parseDurationFlag(flag, value);
+}
+
+function readLimits(terminal: Terminal): Limits {
+  const [failed, stale] = [textOf(terminal, "max-failed"), textOf(terminal, "max-stale")];
   if (stale !== undefined && !/^\d{1,9}$/.test(stale)) {
     throw usage(`--max-stale takes a number of runs, not "${stale}"`);
   }
   return {
-    ...failed !== undefined && { maxFailed: parseMaxFailed(failed) },
-    ...stale !== undefined && { maxStale: Number(stale) },
-    ...silent !== undefined && { maxSilentMs: parseDurationFlag("max-silent", silent) },
-    ...age !== undefined && { maxBackupAgeMs: parseDurationFlag("max-backup-age", age) },
+    maxFailed: failed === undefined ? undefined : parseMaxFailed(failed),
+    maxStale: stale === undefined ? undefined : Number(stale),
+    maxSilentMs: readAge(terminal, "max-silent"),
+    maxBackupAgeMs: readAge(terminal, "max-backup-age"),
   };
 }
 
-/** In which format to write the report. Undefined when it is printed. Checks that the flags go together. */
-function readFormat({ flags }: Terminal): "html" | "json" | "md" | undefined {
-  const [mode, ...others] = MODES.filter((flag) => flags[flag] !== undefined);
-  const alone = ["html", "output", ...Object.keys(flags).filter((flag) => flag.startsWith("max-"))];
-  const other = others[0] ?? alone.find((flag) => flags[flag] !== undefined);
-  if (mode !== undefined && other !== undefined) throw usage(`--${other} does not go with --${mode}`);
+/** In which format to write the report. Undefined when it is printed. */
+function readFormat(terminal: Terminal): "html" | "json" | "md" | undefined {
+  const { flags } = terminal;
   if (flags["run"] === "") throw usage("--run needs an id");
-  const path = flags["output"] as string | undefined;
+  const path = textOf(terminal, "output");
   if (flags["overwrite"] && path === undefined) throw usage("--overwrite goes only with --output");
   if (path === undefined) return flags["html"] ? "html" : undefined;
   const ending = /[^/\\]\.(html|json|md)$/.exec(path)?.[1] as "html" | "json" | "md" | undefined;
@@ -165,33 +183,26 @@ async function write(terminal: Terminal, layout: Layout, summary: RunSummary, fo
     : format === "md"
     ? summaryMarkdown(summary)
     : `${JSON.stringify(summary, null, 2)}\n`;
-  const content = new TextEncoder().encode(text);
-  let path = terminal.flags["output"] as string | undefined;
-  // The page shows what is in the database: who may not read that may not read this.
-  const like = layout.database;
-  if (path !== undefined) {
-    const replace = terminal.flags["overwrite"] === true;
-    if (!writeFileAtomic(layout.base, path, content, { replace, like })) {
-      throw usage(`${path} exists already, and is not replaced`, "name another file, or add --overwrite");
-    }
-  } else {
-    ensureFolder(layout.base, layout.reports);
-    for (path of newPaths(layout.reports, "runs_report")) {
-      if (writeFileAtomic(layout.base, path, content, { replace: false, like })) break;
-    }
+  const output = textOf(terminal, "output");
+  const replace = terminal.flags["overwrite"] === true;
+  if (output === undefined) ensureFolder(layout.base, layout.reports);
+  for (const path of output === undefined ? newPaths(layout.reports, "runs_report") : [output]) {
+    // Who may not read the database may not read what is in it.
+    const options = { replace, like: layout.database };
+    if (!writeFileAtomic(layout.base, path, new TextEncoder().encode(text), options)) continue;
+    terminal.say(path);
+    return path;
   }
-  terminal.say(path!);
-  return path!;
+  throw usage(`${output ?? layout.reports}: another program has created that file`, "run this again");
 }
 
 async function list(
   terminal: Terminal,
   layout: Layout,
-  options: SummaryOptions,
-  status: "failed" | "running",
+  options: SummaryOptions & { status: "failed" | "running" },
 ): Promise<Result> {
   const runs: FailedRun[] = [];
-  const origin = await listRuns(layout, { ...options, status }, (run) => runs.push(run));
+  const origin = await listRuns(layout, options, (run) => runs.push(run));
   warnOf(terminal, origin);
   if (runs.length > 0) { for (const line of runLines(runs, screenOf())) terminal.say(line); }
   return { ...origin, runs };
@@ -200,12 +211,8 @@ async function list(
 async function showRun(terminal: Terminal, layout: Layout, id: string): Promise<Result> {
   const found = await findRun(layout, id);
   if ("ids" in found) {
-    const several = found.ids.length > 0;
-    throw new TelemetryError(
-      "usage",
-      several ? `several ids end in ${id}: ${found.ids.join(", ")}` : `no run has the id ${id}, or one that ends in it`,
-      { hint: several ? "give more of the id" : "report_runs --failed and --running list ids" },
-    );
+    if (found.ids.length > 0) throw usage(`several ids end in ${id}: ${found.ids.join(", ")}`, "give more of the id");
+    throw usage(`no run has the id ${id}, or one that ends in it`, "report_runs --failed and --running list ids");
   }
   warnOf(terminal, found.origin);
   for (const line of detailLines(found, screenOf())) terminal.say(line);
@@ -217,23 +224,20 @@ async function showRun(terminal: Terminal, layout: Layout, id: string): Promise<
 async function follow(terminal: Terminal, layout: Layout, { agents, jobTypes }: SummaryOptions): Promise<Result> {
   const stop = new AbortController();
   terminal.onInterrupt = () => stop.abort();
-  const wanted = new Map<string, boolean>();
-  const [names, jobs] = [agents && new Set(agents), jobTypes && new Set(jobTypes)];
+  const isWanted = new Map<string, boolean>();
   let records = 0;
   for await (const batch of followLogs(layout.raw, stop.signal)) {
     for (const found of batch) {
       if (!("record" in found)) continue;
       const { record } = found;
+      const id = record.run_id;
       if (record.record_type === "run") {
-        wanted.set(
-          record.run_id,
-          (names?.has(record.agent_name) ?? true) && (jobs?.has(record.job_type ?? "") ?? true),
-        );
+        const { agent_name, job_type } = record;
+        isWanted.set(id, (agents?.includes(agent_name) ?? true) && (jobTypes?.includes(job_type ?? "") ?? true));
       }
       // The start of a run may have been written before: then only its id tells the agent.
-      const isWanted = wanted.get(record.run_id) ??
-        (!jobs && (!names || [...names].some((name) => record.run_id.includes(`-${name}-`))));
-      if (!isWanted || terminal.flags["quiet"]) continue;
+      const mayBe = () => !jobTypes && (!agents || agents.some((name) => id.includes(`-${name}-`)));
+      if (!(isWanted.get(id) ?? mayBe()) || terminal.flags["quiet"]) continue;
       records++;
       const line = terminal.flags["json"] ? JSON.stringify(record) : recordLine(found, screenOf());
       if (!print(Deno.stdout, line)) return { records };

@@ -19,7 +19,7 @@ import {
   isHomeKnown,
 } from "./access.ts";
 import { type Access, HOME_STORES, quoteForShell, shellFlags } from "../fs/permissions.ts";
-import { paint, print, progressBar, wrap } from "./output.ts";
+import { clearBar, paint, print, progressBar, wrap } from "./output.ts";
 
 export type { Command } from "./access.ts";
 
@@ -52,7 +52,7 @@ export interface Terminal {
   say(line: string): void;
   /** Prints a warning on stderr. */
   warn(line: string): void;
-  /** A progress bar for steps of so many bytes. Undefined when stderr is not a terminal. */
+  /** Shows what is being done, and a progress bar for steps of so many bytes. Undefined when stderr is not a terminal. */
   progress(label: string, unitBytes: number): OnProgress | undefined;
   /** Asks a question. Returns undefined when stdin is not a terminal. */
   confirm(question: string): boolean | undefined;
@@ -75,17 +75,24 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
     const terminal: Terminal = {
       exitCode: 0,
       flags,
-      locate: () => locateStore(command, flags, warn),
+      locate: () => {
+        const layout = locateStore(command, flags, warn);
+        terminal.progress(command.name, 1);
+        return layout;
+      },
       say: (line) => isSilent || print(Deno.stdout, line),
       warn,
       progress: (label, unitBytes) => isSilent || !Deno.stderr.isTerminal() ? undefined : progressBar(label, unitBytes),
-      confirm: (question) =>
-        Deno.stdin.isTerminal() ? /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? "") : undefined,
+      confirm: (question) => {
+        clearBar();
+        return Deno.stdin.isTerminal() ? /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? "") : undefined;
+      },
       onInterrupt: () => exitInterrupted(command),
     };
     Deno.addSignalListener("SIGINT", () => terminal.onInterrupt());
     const result = await task(terminal);
     if (json) print(Deno.stdout, JSON.stringify({ ok: terminal.exitCode === 0, ...result }));
+    clearBar();
     Deno.exit(terminal.exitCode);
   } catch (error) {
     Deno.exit(reportFailure(command, isSystemError(error) ? fileError(error, "this failed") : error, { json }));

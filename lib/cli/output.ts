@@ -19,6 +19,7 @@ const PIPE_PAUSE_MS = 5;
  */
 export const stdoutSink = {
   async write(bytes: Uint8Array): Promise<number> {
+    clearBar();
     const first = bytes.subarray(0, PIPE_BYTES);
     const piece = first.subarray(0, first.lastIndexOf(0x0a) + 1 || first.length);
     for (;;) {
@@ -55,7 +56,8 @@ export function paint(word: string, colour: number): string {
 /** Whether a progress bar is drawn on the line where the next text would go. */
 let isBarDrawn = false;
 
-function clearBar(): void {
+/** Removes what was drawn. Everything that prints does this first. */
+export function clearBar(): void {
   if (isBarDrawn) printRaw("\r\x1b[K");
   isBarDrawn = false;
 }
@@ -68,23 +70,30 @@ function printRaw(text: string): void {
 const BAR_INTERVAL_MS = 100;
 const BAR_WIDTH = 30;
 
-/** A progress bar on stderr, with the rate and the time left. It is removed at the end. */
+/**
+ * A progress bar on stderr, with the rate and the time left. Before and after the steps that it counts, it shows only what
+ * is being done. The next output replaces it.
+ */
 export function progressBar(label: string, unitBytes: number): OnProgress {
+  const draw = (progress: string) => {
+    isBarDrawn = true;
+    printRaw(`\r${label} ${progress}\x1b[K`);
+  };
+  draw("…");
   // The first step starts the clock: other work may come before it.
   let start: number | undefined;
   let drawn = 0;
   return (done, total) => {
     const now = performance.now();
     start ??= now;
-    if (done >= total) return clearBar();
+    if (done >= total) return draw("…");
     if (now - start < BAR_INTERVAL_MS || now - drawn < BAR_INTERVAL_MS) return;
     drawn = now;
-    isBarDrawn = true;
     const perSecond = done / (now - start) * 1000;
     const left = Math.ceil((total - done) / perSecond);
     const bar = "#".repeat(Math.round(done / total * BAR_WIDTH)).padEnd(BAR_WIDTH, ".");
     const rate = formatBytes(perSecond * unitBytes);
-    printRaw(`\r${label} [${bar}] ${Math.floor(done / total * 100)}% ${rate}/s, ${left} s left\x1b[K`);
+    draw(`[${bar}] ${Math.floor(done / total * 100)}% ${rate}/s, ${left} s left`);
   };
 }
 

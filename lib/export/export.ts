@@ -221,8 +221,8 @@ export async function exportToFile(
   return { ...exported, path: published };
 }
 
-/** Checks a path that was given for a file. */
-function assertUsable(path: string, overwrite: boolean): void {
+/** Checks a path that was given for a file: its folder exists, and it is free unless it may be overwritten. */
+export function assertUsable(path: string, overwrite: boolean): void {
   const folder = folderOf(path);
   if (isGranted({ name: "read", path: folder }) && !statIfExists(folder)?.isDirectory) {
     throw new TelemetryError("no_storage", `the folder ${folder} does not exist`, {
@@ -234,7 +234,7 @@ function assertUsable(path: string, overwrite: boolean): void {
 
 function isTaken(path: string): TelemetryError {
   return new TelemetryError("usage", `${path} exists already, and is not replaced`, {
-    hint: "name another file, or add --overwrite; --output - writes to stdout",
+    hint: "name another file, or add --overwrite",
   });
 }
 

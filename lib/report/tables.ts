@@ -150,14 +150,20 @@ export function storeFacts({ store, schema_version, source, rejected_parts, unti
     ["not read", store.unreadable_logs.length > 0 && store.unreadable_logs.join(", ")],
     [
       "compared",
-      check !== null &&
+      check !== null && check.checked > 0 &&
       (check.missing + check.older === 0
         ? `the newest ${plural(check.checked, "run")} of the log agree with the database`
         : `of the newest ${plural(check.checked, "run")} of the log: ${differences!.join(", ")} in the database`),
     ],
-    ["unposted", store.pending_posts > 0 && `${plural(store.pending_posts, "ended run")} not posted to the web API`],
+    [
+      "unposted",
+      store.pending_posts > 0 && `${plural(store.pending_posts, "ended run")}, which matters only with a web API`,
+    ],
     ["left out", untimed > 0 && `${plural(untimed, "run")} whose start is not a time`],
-    ["rejected", source === "log" && `${plural(rejected_parts, "part")} of the log without a valid record`],
+    [
+      "rejected",
+      source === "log" && rejected_parts > 0 && `${plural(rejected_parts, "part")} of the log without a valid record`,
+    ],
   ];
   return facts.filter((fact): fact is [string, string] => fact[1] !== false);
 }

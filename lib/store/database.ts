@@ -6,6 +6,7 @@ import { ensureFolder, pathExists, removeIfExists, writeFileAtomic } from "../fs
 import { fileError, TelemetryError } from "../errors.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
+import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { schemaSql } from "../schema.ts";
 import { applySchema, emptyDatabase, inspect, type Inspection, newerSchema } from "../sqlite/migrate.ts";
@@ -47,8 +48,12 @@ export async function setUpDatabase(layout: Layout): Promise<DatabaseSetup> {
 }
 
 /** Describes what {@linkcode setUpDatabase} did, in lines for the operator. */
-export function describeSetup({ outcome, before, copy }: DatabaseSetup, { database }: Layout): string[] {
-  if (before === undefined) return [`created the database ${database}, schema v${SCHEMA_VERSION}`];
+export function describeSetup({ outcome, before, copy }: DatabaseSetup, { database, raw }: Layout): string[] {
+  if (before === undefined) {
+    const remedy = "  the log has earlier runs: recover_database --force adds them to the database";
+    const isNew = `created the database ${database}, schema v${SCHEMA_VERSION}`;
+    return logFiles(raw).length > 0 ? [isNew, remedy] : [isNew];
+  }
   if (outcome === "unchanged") return [`the database ${database} has schema v${SCHEMA_VERSION}: nothing to do`];
   if (before.missing.length === 0) return [`switched the database ${database} to WAL mode`];
   const recorded = before.recorded !== null && before.recorded !== before.version

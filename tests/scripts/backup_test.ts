@@ -1215,5 +1215,10 @@ testWith(
     const { stderr, stdout } = await runScript("backup_database", base);
     assert.deepEqual([stderr, stdout.split("\n").length], ["", 2]);
     assert.equal(names(backups).length, 4);
+    // A check has no steps to count: it shows only what is being done.
+    const check = [Deno.execPath(), ...scriptArgs("recover_database", base, ["--check-only"])].join(" ");
+    const checked = await run("script", ["-qec", check, "/dev/null"]);
+    // deno-lint-ignore no-control-regex
+    assert.match(checked.stdout, /^\rrecover_database …\x1b\[K\r\x1b\[K\S+ is healthy/);
   },
 );

@@ -234,6 +234,11 @@ Deno.test("--html writes a page to reports/, and --output a file by its ending, 
     assert.ok(Deno.readTextFileSync(path).startsWith(start!));
     assert.ok(!isThere(`${path}.partial`));
   }
+  const lost = await runScript("report_runs", base, ["--output", `${temp.path}/no/report.md`]);
+  assert.equal(lost.code, 1);
+  assert.match(lost.stderr, /^report_runs: the folder \S+\/no does not exist\n {2}-> create it/);
+  const relative = await runScript("report_runs", base, ["--output", "here.md"], { cwd: temp.path });
+  assert.deepEqual([relative.code, relative.stdout, isThere(`${temp.path}/here.md`)], [0, "here.md\n", true]);
 });
 
 Deno.test("control characters of the data never reach the terminal, Markdown or page as they are", async () => {

@@ -455,6 +455,15 @@ function leaveSidecar(file: string, journal: Journal): void {
 }
 
 for (const [what, code, make] of REFUSED) {
+  Deno.test("a new database beside a log with runs names the recovery", async () => {
+    using temp = new TempFolder();
+    for (const folder of ["db", "raw"]) Deno.mkdirSync(`${temp.path}/${folder}`);
+    Deno.writeTextFileSync(`${temp.path}/raw/events_20251210.ndjson`, "{}\n");
+    const { code, stdout } = await runScript("setup_database", temp.path);
+    assert.equal(code, 0);
+    assert.match(stdout, /^created .*\n {2}the log has earlier runs: recover_database --force adds them/);
+  });
+
   Deno.test(`setup refuses ${what} and changes nothing`, async () => {
     using temp = new TempFolder();
     const { base, file } = newStore(temp);
