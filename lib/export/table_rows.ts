@@ -84,8 +84,10 @@ export function* tableRows(db: Connection, { table, columns, order }: TableQuery
 function chunkSql(db: Connection, table: string, order: TableQuery["order"]): string {
   const rowid = rowidOf(db, table);
   if (rowid === undefined) return `FROM ${table} AS t ORDER BY ${order} LIMIT ?1 OFFSET ?2`;
-  // The order, kept as row numbers: with any number of equal keys, NULLs and BLOBs, each chunk is read directly.
-  db.exec(`CREATE TEMP TABLE in_order AS SELECT ${rowid} AS at FROM ${table} ORDER BY ${order}`);
+  // The order, kept as row numbers: with any number of equal keys, NULLs and BLOBs, each chunk is read directly. Where no
+  // two rows have the same first key, its index has the order, and nothing is sorted.
+  const tie = db.get(`SELECT 1 FROM ${table} GROUP BY ${order[0]} HAVING count(*) > 1 LIMIT 1`);
+  db.exec(`CREATE TEMP TABLE in_order AS SELECT ${rowid} AS at FROM ${table} ORDER BY ${tie ? order : order[0]}`);
   return `FROM temp.in_order AS o CROSS JOIN ${table} AS t ON t.${rowid}=o.at
     WHERE o.rowid > ?2 AND o.rowid <= ?2 + ?1 ORDER BY o.rowid`;
 }

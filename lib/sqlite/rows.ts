@@ -42,7 +42,7 @@ export function parametersFor(cells: readonly SqlValue[]): string[] {
  * Functions", "JSONB"), so BLOBs are cast to text. All other values sort before BLOBs; comparing is faster than `typeof`.
  */
 export function blobAsText(cell: string): string {
-  return `CASE WHEN ${cell} < x'' THEN ${cell} ELSE CAST(${cell} AS TEXT) END`;
+  return `CASE WHEN ${cell} >= x'' THEN CAST(${cell} AS TEXT) ELSE ${cell} END`;
 }
 
 /** Whether `JSON.parse` may have rounded this integer. */
