@@ -109,6 +109,7 @@ const SYSTEM_CODES: Record<string, ErrorCode> = { ENOSPC: "disk_full", EDQUOT: "
 const DENO_ERRORS: Record<string, ErrorCode> = {
   NotCapable: "permission",
   PermissionDenied: "permission",
+  AlreadyExists: "in_the_way",
   NotADirectory: "in_the_way",
   IsADirectory: "in_the_way",
   NotFound: "no_storage",

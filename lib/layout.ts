@@ -3,7 +3,7 @@
  * a path or a file name. It does not touch the disk: `fs/locate.ts` reads environment and folders.
  * @module
  */
-import { basename, dirname, join, posix, sep, win32 } from "node:path";
+import { basename, dirname, join, normalize, posix, sep, win32 } from "node:path";
 
 /** An operating system, as `Deno.build.os` names it. Only Windows differs here. */
 export type Platform = typeof Deno.build.os;
@@ -291,9 +291,10 @@ export function fileNameOf(path: string): string {
   return basename(path);
 }
 
-/** Whether a path is inside a folder, or the folder itself. Compares text: `..` and links are not resolved. */
+/** Whether a path is inside a folder, or the folder itself. Compares text: links are not resolved. */
 export function isInFolder(path: string, folder: string): boolean {
-  return path === folder || path.startsWith(folder.endsWith(sep) ? folder : `${folder}${sep}`);
+  const [inside, outside] = [normalize(path), normalize(folder)];
+  return inside === outside || inside.startsWith(outside.endsWith(sep) ? outside : `${outside}${sep}`);
 }
 
 /** Where a file is written before it is published: `NAME.partial`. */

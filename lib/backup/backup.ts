@@ -3,9 +3,8 @@
  * @module
  */
 import { hasCode, TelemetryError, withHint } from "../errors.ts";
-import { removeIfExists } from "../fs/atomic_file.ts";
 import { isGranted, sizeOf } from "../fs/locate.ts";
-import { folderOf, type Layout, pathIn, sidecarsOf } from "../layout.ts";
+import { folderOf, type Layout, pathIn } from "../layout.ts";
 import { Connection, noDatabase, type OnProgress, retryWhileLocked } from "../sqlite/connection.ts";
 import { emptyDatabase, inspect } from "../sqlite/migrate.ts";
 import {
@@ -13,6 +12,7 @@ import {
   type DatabaseCopy,
   listCopies,
   OpenableBackup,
+  removeEmptySidecars,
   SOON_MS,
   takeSnapshot,
 } from "../sqlite/snapshot.ts";
@@ -108,11 +108,8 @@ export function countRuns(path: string): number | "none" | "unread" {
   } catch (error) {
     runs = hasCode(error, ...NO_DATABASE) ? "none" : "unread";
   }
-  // A read-only connection leaves sidecars behind.
-  const isRemoved = sizeOf(path) === undefined;
-  const { wal, shm } = sidecarsOf(path);
-  if (isRemoved || sizeOf(wal) === 0) [wal, shm].forEach(removeIfExists);
-  return isRemoved ? "none" : runs;
+  removeEmptySidecars(path);
+  return sizeOf(path) === undefined ? "none" : runs;
 }
 
 /**

@@ -72,34 +72,26 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   // 1. Refuse a path that is not a backup.
   assertNotLive(database, path);
   // 2. Copy the backup beside the database, and check the copy.
-  using partial = PartialFile.claim(partialOf(database), {
-    forSqlite: true,
-    like: sizeOf(database) === undefined ? path : database,
-  });
+  const like = sizeOf(database) === undefined ? path : database;
+  using partial = PartialFile.claim(partialOf(database), { forSqlite: true, like });
   const version = await copyBackup(layout, path, partial.path);
   // 3. Check what is there.
   const current = inspectCurrent(database);
   assertSameProduct(path, version, current);
-  const live = current.state === "intact" && options.replay ? LiveDatabase.watch(database) : undefined;
-  let kept: string | null = null;
-  let prepared: Prepared;
+  using live = current.state === "intact" && options.replay ? LiveDatabase.watch(database) : undefined;
+  // 4. Upgrade the copy, and add runs.
+  const prepared = await prepare(layout, path, partial.path, version, current, options);
+  // 5. Preserve the current database.
+  const kept = await preserveCurrent(layout, current, "before_restore");
+  // 6. Install the new content.
   try {
-    // 4. Upgrade the copy, and add runs.
-    prepared = await prepare(layout, path, partial.path, version, current, options);
-    // 5. Preserve the current database.
-    kept = await preserveCurrent(layout, current, "before_restore");
-    // 6. Install the new content.
-    try {
-      const onLocked = () => live?.mergeInto(partial.path, mergeRuns);
-      const warning = await installDatabase(partial, layout, current, { onProgress: options.onProgress, onLocked });
-      if (warning !== undefined) prepared.warnings.push(warning);
-    } catch (error) {
-      if (kept !== null && discardCopy(kept, partial, database, current)) throw mentioning(error, kept);
-      throw error;
-    }
-  } finally {
-    live?.close();
+    const onLocked = () => live?.mergeInto(partial.path, mergeRuns);
+    const warning = await installDatabase(partial, layout, current, { onProgress: options.onProgress, onLocked });
+    if (warning !== undefined) prepared.warnings.push(warning);
+  } catch (error) {
+    throw kept === null ? error : discardCopy(error, kept, partial, database, current);
   }
+  live?.close();
   // 7. Verify what agents see now, and put the old content back when it is not what was installed.
   await verify(database, prepared, kept, current);
   // 8. Add what agents have written to the log in the meantime.
@@ -131,14 +123,8 @@ async function prepare(
 ): Promise<Prepared> {
   using db = Connection.open(target);
   if (current.state === "intact") assertSamePages(db, path, current);
-  const prepared: Prepared = {
-    ...contentOf(db),
-    from_version: version,
-    newer_in_log: 0,
-    replayed: false,
-    refused: { log: 0, replaced: 0 },
-    warnings: [],
-  };
+  const nothingAdded = { newer_in_log: 0, replayed: false, refused: { log: 0, replaced: 0 } };
+  const prepared: Prepared = { ...contentOf(db), from_version: version, ...nothingAdded, warnings: [] };
   if (version > SCHEMA_VERSION) {
     if (replay) prepared.warnings.push("the log cannot be replayed into the database of a later product");
     return prepared;
@@ -218,33 +204,23 @@ function assertSamePages(db: Connection, path: string, { settings }: Current & {
   );
 }
 
-function mentioning(error: unknown, kept: string): unknown {
-  if (!(error instanceof TelemetryError)) return error;
-  return new TelemetryError(error.code, `${error.message}; the only complete copy is ${kept}`, {
-    hint: error.hint,
-    cause: error.cause,
-  });
-}
-
 /** Verifies what was installed. The content was checked before, so this reads what every program reads. */
 async function verify(database: string, expected: BackupContent, kept: string | null, current: Current): Promise<void> {
-  let problem: unknown;
+  let cause: unknown;
   try {
     using db = Connection.open(database);
     if (contentOf(db).runs >= expected.runs) return;
   } catch (error) {
-    problem = error;
+    cause = error;
   }
-  const isPutBack = kept !== null && current.state === "intact";
-  if (isPutBack) {
+  let now = `the old content is in ${kept ?? "no file, since there was none"}`;
+  if (kept !== null && current.state === "intact") {
     using source = Connection.open(kept);
     await source.copyOver(database, () => {});
+    now = "the old content is back";
   }
-  const now = isPutBack
-    ? "the old content is back"
-    : `the old content is in ${kept ?? "no file, since there was none"}`;
   throw new TelemetryError("damaged", `the restored ${database} does not pass its check; ${now}`, {
     hint: "try another backup (--list), and check the disk",
-    cause: problem,
+    cause,
   });
 }

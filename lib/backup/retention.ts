@@ -2,7 +2,7 @@
  * Which backups are removed.
  * @module
  */
-import { fileError, hasCode } from "../errors.ts";
+import { errorMessage, fileError, hasCode } from "../errors.ts";
 import { readFull, removeIfExists, syncFolder } from "../fs/atomic_file.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { type DatabaseCopy, SOON_MS } from "../sqlite/snapshot.ts";
@@ -117,6 +117,10 @@ export function removeBackups(
     Object.values(sidecarsOf(path)).forEach(removeIfExists);
     return true;
   });
-  if (removed.length > 0) syncFolder(backups);
+  try {
+    if (removed.length > 0) syncFolder(backups);
+  } catch (error) {
+    warnings.push(errorMessage(error));
+  }
   return { removed, warnings };
 }

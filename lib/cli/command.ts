@@ -252,7 +252,7 @@ function helpText(command: Command): string {
     .map(([flag, { value, about }]) => ({ usage: `--${flag}${value ? ` ${value}` : ""}`, about }));
   const column = Math.max(...all.map(({ usage }) => usage.length)) + 4;
   const indented = (text: string, indent: number) => wrap(text, HELP_WIDTH - indent).join(`\n${" ".repeat(indent)}`);
-  const base = "/srv/telemetry";
+  const base = Deno.build.os === "windows" ? "C:\\telemetry" : "/srv/telemetry";
   const access = accessOf(command, { base }, layoutOf(base));
   const words = ["deno run", ...shellFlags(access), `scripts/${name}.ts --base ${base}`, ...example ? [example] : []];
   const folders = [...candidateFolders(Deno.build.os, undefined), HOME_STORES[0]!];

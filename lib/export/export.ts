@@ -7,10 +7,10 @@ import { type Cell, type CellCounts, CsvText, noCounts, type RowFitter } from ".
 import { PostgresRows } from "./postgres.ts";
 import { SpreadsheetRows } from "./spreadsheet.ts";
 import { type Definition, type ExportRequest, type ExportTable, RowFilter, TABLES } from "./request.ts";
-import { ensureFolder, PartialFile, pathExists, removeStalePartials } from "../fs/atomic_file.ts";
+import { ensureFolder, PartialFile, removeStalePartials } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { type FileKind, folderOf, type Layout, newPaths, parseFileName, partialOf } from "../layout.ts";
-import { isFolder, isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
+import { isFolder, isGranted, pathExists, sizeOf, statIfExists } from "../fs/locate.ts";
 import { sourceOf } from "../log/json_source.ts";
 import { logFiles, readLogs } from "../log/read.ts";
 import { inspect } from "../sqlite/migrate.ts";

@@ -4,7 +4,7 @@
  */
 import { fileError, isInUse, TelemetryError } from "../errors.ts";
 import { folderOf, lockOf, partialOf, pathIn, sidecarsOf } from "../layout.ts";
-import { isGranted, isSameFile, statIfExists } from "./locate.ts";
+import { isGranted, isSameFile, pathExists, statIfExists } from "./locate.ts";
 
 /** System errors of file systems that lack an operation, which is then skipped (CIFS, WSL, some NFS and FUSE). */
 const UNSUPPORTED = ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"];
@@ -26,23 +26,18 @@ export function syncFolder(folder: string): void {
  * agents cannot append to it. Does nothing for links, for other users, and on Windows.
  */
 export function chownToOwnerOf(base: string, path: string): void {
-  try {
+  // Only root can do this, and only root has to.
+  attempt(() => {
     const owner = Deno.statSync(base);
     const created = Deno.lstatSync(path);
     if (created.isSymlink || owner.uid === null || (created.uid === owner.uid && created.gid === owner.gid)) return;
     Deno.chownSync(path, owner.uid, owner.gid);
-  } catch { /* only root can do this, and only root has to */ }
+  });
 }
 
 /** Creates a folder and its parents. Returns whether it had to be created. */
 export function ensureFolder(base: string, folder: string): boolean {
-  const stat = statIfExists(folder);
-  if (stat?.isDirectory) return false;
-  if (stat) {
-    throw new TelemetryError("in_the_way", `${folder} is a file, but a folder is needed there`, {
-      hint: "move that file away, then run this again",
-    });
-  }
+  if (statIfExists(folder)?.isDirectory) return false;
   try {
     Deno.mkdirSync(folder, { recursive: true });
   } catch (error) {
@@ -53,17 +48,6 @@ export function ensureFolder(base: string, folder: string): boolean {
   const parent = folderOf(folder);
   if (isGranted({ name: "read", path: parent })) syncFolder(parent);
   return true;
-}
-
-/** Whether a path exists. A link counts even if its target is missing. */
-export function pathExists(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw fileError(error, `cannot examine ${path}`);
-  }
 }
 
 /** Writes all bytes. A single write may be short. */
@@ -104,11 +88,16 @@ export function copyContent(path: string, to: Deno.FsFile): void {
   for (let count; (count = readFull(from, buffer)) > 0;) writeAll(to, buffer.subarray(0, count));
 }
 
+/** Does what may fail without harm. */
+function attempt(work: () => void): void {
+  try {
+    work();
+  } catch { /* it is not needed for a right result */ }
+}
+
 /** Removes a file. A file that cannot be removed stays. */
 export function removeIfExists(path: string): void {
-  try {
-    Deno.removeSync(path);
-  } catch { /* it does not exist, or cannot be removed */ }
+  attempt(() => Deno.removeSync(path));
 }
 
 /** Removes a database with its sidecars. */
@@ -157,20 +146,19 @@ export function unfinishedFiles(): string[] {
  * Disposing it removes the partial unless it was published. SQLite must have closed the file before.
  */
 export class PartialFile implements Disposable {
-  readonly path: string;
-  readonly file: Deno.FsFile;
-  /** Whether the claim had to wait for another process. */
-  readonly hasWaited: boolean;
-  /** The lock of a partial that SQLite writes. Otherwise, `file` is locked itself. */
-  readonly #lock: Deno.FsFile | undefined;
   /** Whether the path may be another process's from now on. */
   #isReleased = false;
 
-  private constructor(path: string, file: Deno.FsFile, lock: Deno.FsFile | undefined, hasWaited: boolean) {
-    this.path = path;
-    this.file = file;
-    this.hasWaited = hasWaited;
-    this.#lock = lock;
+  /**
+   * @param lock the lock of a partial that SQLite writes; otherwise, `file` is locked itself
+   * @param hasWaited whether the claim had to wait for another process
+   */
+  private constructor(
+    readonly path: string,
+    readonly file: Deno.FsFile,
+    private readonly lock: Deno.FsFile | undefined,
+    readonly hasWaited: boolean,
+  ) {
     claimed.add(this);
   }
 
@@ -192,7 +180,8 @@ export class PartialFile implements Disposable {
       if (file && lock) {
         // SQLite would apply the hot journal of a killed process to the new content.
         Object.values(sidecarsOf(path)).forEach(removeIfExists);
-        file.unlockSync();
+        // Only on Windows would this lock hinder SQLite.
+        attempt(() => file.unlockSync());
       }
       if (file) return new PartialFile(path, file, lock, hasWaited);
       if (performance.now() >= deadline) {
@@ -215,14 +204,19 @@ export class PartialFile implements Disposable {
 
   /**
    * Gives the synced file the first of these names that is free, and the owner of `{base}`. Returns its path, or undefined
-   * when all names are taken.
+   * when all names are taken. When the name cannot be made durable, there is none: what fails leaves no file.
    */
   publish(base: string, paths: Iterable<string>): string | undefined {
     chownToOwnerOf(base, this.path);
     for (const path of paths) {
       if (!link(this.path, path)) continue;
       this.#isReleased = true;
-      syncFolder(folderOf(path));
+      try {
+        syncFolder(folderOf(path));
+      } catch (error) {
+        removeIfExists(path);
+        throw error;
+      }
       return path;
     }
     return undefined;
@@ -240,9 +234,9 @@ export class PartialFile implements Disposable {
   [Symbol.dispose](): void {
     if (!claimed.delete(this)) return;
     // Other files have no sidecars, and Deno would ask for the permission to remove them.
-    if (!this.#isReleased) (this.#lock ? removeDatabase : removeIfExists)(this.path);
+    if (!this.#isReleased) (this.lock ? removeDatabase : removeIfExists)(this.path);
     this.file.close();
-    if (this.#lock) removeLock(this.path, this.#lock);
+    if (this.lock) removeLock(this.path, this.lock);
   }
 }
 
@@ -253,7 +247,9 @@ export class PartialFile implements Disposable {
  */
 function tryLock(path: string, like?: string): Deno.FsFile | undefined {
   const isNew = !pathExists(path);
-  const rights = rightsOf(like);
+  const mode = like === undefined ? undefined : statIfExists(like)?.mode;
+  // This process must be able to write it, also when the other file is read-only.
+  const rights = typeof mode === "number" ? { mode: mode & 0o777 | 0o600 } : undefined;
   let file: Deno.FsFile;
   try {
     file = Deno.openSync(path, { read: true, write: true, create: true, ...rights });
@@ -265,7 +261,7 @@ function tryLock(path: string, like?: string): Deno.FsFile | undefined {
     const stat = file.tryLockSync(true) ? statIfSameFile(file, path) : undefined;
     if (stat && (stat.nlink ?? 1) === 1) {
       file.truncateSync(0);
-      setRights(path, rights);
+      if (rights) attempt(() => Deno.chmodSync(path, rights.mode));
       return file;
     }
     // Its owner was killed between link and unlink, or could not unlink it: this is a second name of a finished file, which
@@ -278,18 +274,6 @@ function tryLock(path: string, like?: string): Deno.FsFile | undefined {
   }
   file.close();
   return undefined;
-}
-
-/** The rights of a file. This process must be able to write its copy, also when the file is read-only. */
-function rightsOf(path: string | undefined): { mode?: number } {
-  const mode = path === undefined ? null : statIfExists(path)?.mode ?? null;
-  return mode === null ? {} : { mode: mode & 0o777 | 0o600 };
-}
-
-function setRights(path: string, { mode }: { mode?: number }): void {
-  try {
-    if (mode !== undefined) Deno.chmodSync(path, mode);
-  } catch { /* a file system without access rights */ }
 }
 
 /** Only the owner of a lock may remove its file, before it releases the lock: others look whether theirs is still there. */
@@ -348,7 +332,7 @@ export function writeFileAtomic(base: string, path: string, content: Uint8Array,
 /** Removes the partials that killed processes have left in a folder. `isOurs` gets a name without `.partial`. */
 export function removeStalePartials(folder: string, isOurs: (name: string) => boolean): void {
   for (const { name } of [...Deno.readDirSync(folder)]) {
-    const [, stem] = /^(.*)\.partial(?:\.lock)?$/s.exec(name) ?? [];
+    const [, stem] = /^(.*)\.partial(?:\.lock|-wal|-shm|-journal)?$/s.exec(name) ?? [];
     if (stem === undefined || !isOurs(stem)) continue;
     try {
       PartialFile.claim(partialOf(pathIn(folder, stem)), { wait: false, forSqlite: true })[Symbol.dispose]();

@@ -99,23 +99,25 @@ export function otherStoresWithData(layout: Layout): string[] {
 function holdsData({ base, raw, database }: Layout): boolean {
   if (!isGranted({ name: "read", path: base })) return false;
   try {
-    if (Deno.statSync(database).size > 0) return true;
-  } catch { /* there may be logs without a database */ }
-  try {
-    return Deno.readDirSync(raw).some(({ name }) => parseFileName(name)?.kind === "log");
+    return (sizeOf(database) ?? 0) > 0 || Deno.readDirSync(raw).some(({ name }) => parseFileName(name)?.kind === "log");
   } catch {
     return false;
   }
 }
 
 /** The file at a path, links resolved; undefined when there is none. Throws a `TelemetryError` when it cannot be examined. */
-export function statIfExists(path: string): Deno.FileInfo | undefined {
+export function statIfExists(path: string, stat = Deno.statSync): Deno.FileInfo | undefined {
   try {
-    return Deno.statSync(path);
+    return stat(path);
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return undefined;
     throw fileError(error, `cannot examine ${path}`);
   }
+}
+
+/** Whether a path exists. A link counts even if its target is missing. */
+export function pathExists(path: string): boolean {
+  return statIfExists(path, Deno.lstatSync) !== undefined;
 }
 
 /**

@@ -3,8 +3,8 @@
  * @module
  */
 import { TelemetryError } from "../errors.ts";
-import { ensureFolder, PartialFile, pathExists } from "../fs/atomic_file.ts";
-import { sizeOf, statIfExists } from "../fs/locate.ts";
+import { ensureFolder, PartialFile } from "../fs/atomic_file.ts";
+import { pathExists, sizeOf, statIfExists } from "../fs/locate.ts";
 import type { Layout } from "../layout.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
@@ -153,8 +153,7 @@ export async function recoverChecked(
     const warning = await installDatabase(partial, layout, current, { onLocked });
     if (warning !== undefined) warnings.push(warning);
   } catch (error) {
-    if (kept !== null && !isPreserved) discardCopy(kept, partial, database, current);
-    throw error;
+    throw kept === null || isPreserved ? error : discardCopy(error, kept, partial, database, current);
   }
   live?.close();
   // Opening it as agents do removes sidecars that a reader has left.

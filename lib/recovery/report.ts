@@ -3,14 +3,8 @@
  * @module
  */
 import { errorMessage } from "../errors.ts";
-import {
-  ensureFolder,
-  PartialFile,
-  pathExists,
-  removeStalePartials,
-  writeAll,
-  writeFileAtomic,
-} from "../fs/atomic_file.ts";
+import { ensureFolder, PartialFile, removeStalePartials, writeAll, writeFileAtomic } from "../fs/atomic_file.ts";
+import { pathExists } from "../fs/locate.ts";
 import { fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
 import type { Rejection } from "../log/read.ts";
 import type { RejectedRow } from "./salvage.ts";

@@ -3,7 +3,7 @@
  * @module
  */
 import { fileError, TelemetryError } from "../errors.ts";
-import { copyContent, ensureFolder, PartialFile, removeStalePartials } from "../fs/atomic_file.ts";
+import { copyContent, ensureFolder, PartialFile, removeIfExists, removeStalePartials } from "../fs/atomic_file.ts";
 import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
 import {
   type FileKind,
@@ -152,11 +152,12 @@ function timeOf(name: string, named: Date, mtime: Date): Date {
 export class OpenableBackup implements Disposable {
   readonly path: string;
   readonly #copy: PartialFile | undefined;
+  readonly #hasSidecars: boolean;
 
   constructor({ db }: Layout, path: string) {
-    const sidecars = Object.values(sidecarsOf(path)).some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
+    this.#hasSidecars = Object.values(sidecarsOf(path)).some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
     // With sidecars it must be opened where it is.
-    if (!sidecars && !isGranted({ name: "write", path }) && statIfExists(path)?.isFile) {
+    if (!this.#hasSidecars && !isGranted({ name: "write", path }) && statIfExists(path)?.isFile) {
       // Backups are in another folder: here, a partial of this kind was left by a killed process.
       removeStalePartials(db, (name) => parseFileName(name)?.kind === "full_backup");
       const copy = partialOf(pathIn(db, fileName("full_backup", new Date())));
@@ -168,5 +169,12 @@ export class OpenableBackup implements Disposable {
 
   [Symbol.dispose](): void {
     this.#copy?.[Symbol.dispose]();
+    if (!this.#copy && !this.#hasSidecars) removeEmptySidecars(this.path);
   }
+}
+
+/** Removes the sidecars that SQLite leaves beside a backup: of a read-only connection, and where the disk was full. */
+export function removeEmptySidecars(path: string): void {
+  const { wal, shm } = sidecarsOf(path);
+  if ((sizeOf(wal) ?? 0) === 0) [wal, shm].forEach(removeIfExists);
 }

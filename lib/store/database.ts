@@ -2,10 +2,10 @@
  * The database file of a store: created, or upgraded to schema v3.
  * @module
  */
-import { ensureFolder, pathExists, removeIfExists, writeFileAtomic } from "../fs/atomic_file.ts";
+import { ensureFolder, removeIfExists, writeFileAtomic } from "../fs/atomic_file.ts";
 import { fileError, TelemetryError } from "../errors.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
-import { sizeOf } from "../fs/locate.ts";
+import { pathExists, sizeOf } from "../fs/locate.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { schemaSql } from "../schema.ts";

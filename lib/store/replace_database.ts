@@ -3,20 +3,20 @@
  * the old content or the new.
  * @module
  */
+import { Buffer } from "node:buffer";
 import { type ErrorCode, fileError, hasCode, TelemetryError, withHint } from "../errors.ts";
 import {
   COPY_BYTES,
   copyContent,
   PartialFile,
-  pathExists,
   readFull,
   removeDatabase,
   removeIfExists,
   removeStalePartials,
 } from "../fs/atomic_file.ts";
-import { sizeOf, statIfExists } from "../fs/locate.ts";
+import { pathExists, sizeOf, statIfExists } from "../fs/locate.ts";
 import { type FileKind, type Layout, newPaths, parseFileName, partialOf, pathIn, sidecarsOf } from "../layout.ts";
-import { Connection, type OnProgress, retryWhileLocked } from "../sqlite/connection.ts";
+import { Connection, type OnProgress, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
 import { inspect } from "../sqlite/migrate.ts";
 import { takeSnapshot } from "../sqlite/snapshot.ts";
 
@@ -29,19 +29,14 @@ export type Current =
   | { state: "damaged"; problems: string[] }
   | { state: "intact"; version: number; missingTables: string[]; settings: FileSettings };
 
+const SETTINGS = ["page_size", "encoding", "auto_vacuum", "user_version", "application_id"] as const;
+
 /** Settings of a database file that new content must have, too: open connections rely on them. */
-export interface FileSettings {
-  page_size: number;
-  encoding: string;
-  auto_vacuum: number;
-  user_version: number;
-  application_id: number;
-}
+export type FileSettings = Record<typeof SETTINGS[number], SqlValue>;
 
 /** Reads the settings of a database file. */
 export function readSettings(db: Connection): FileSettings {
-  const names = ["page_size", "encoding", "auto_vacuum", "user_version", "application_id"];
-  return Object.fromEntries(names.map((name) => [name, db.get(`PRAGMA ${name}`)![name]])) as unknown as FileSettings;
+  return Object.fromEntries(SETTINGS.map((name) => [name, db.get(`PRAGMA ${name}`)![name]])) as FileSettings;
 }
 
 /**
@@ -111,9 +106,9 @@ function copyFiles({ base, database }: Layout, copy: string): void {
   const created: string[] = [];
   try {
     for (const [source, target] of pairs) {
-      // A WAL without its database is preserved beside an empty file.
-      if (sizeOf(source) === undefined && target !== copy) continue;
       const exists = sizeOf(source) !== undefined;
+      // A WAL without its database is preserved beside an empty file.
+      if (!exists && target !== copy) continue;
       using partial = PartialFile.claim(partialOf(target), { like: source });
       if (exists) copyContent(source, partial.file);
       partial.sync();
@@ -128,18 +123,29 @@ function copyFiles({ base, database }: Layout, copy: string): void {
 
 /**
  * Removes a copy whose replacement failed, if the database still has all that the copy has. Otherwise it is the only copy,
- * and stays. Returns whether it stays. Disposes the partial of the new content.
+ * and stays. Disposes the partial of the new content.
+ *
+ * @param error why the replacement failed
+ * @returns the error to throw, which names a copy that stays
  */
-export function discardCopy(copy: string, partial: PartialFile, database: string, current: Current): boolean {
+export function discardCopy(
+  error: unknown,
+  copy: string,
+  partial: PartialFile,
+  database: string,
+  current: Current,
+): unknown {
   // On a full disk, the two can be compared only with the space of the new content.
   partial[Symbol.dispose]();
   try {
-    if (current.state === "intact" ? !hasAsManyRuns(database, copy) : !hasSameFiles(database, copy)) return true;
-    removeDatabase(copy);
-    return false;
-  } catch {
-    return true;
-  }
+    if (current.state === "intact" ? hasAsManyRuns(database, copy) : hasSameFiles(database, copy)) {
+      removeDatabase(copy);
+      return error;
+    }
+  } catch { /* what cannot be compared stays */ }
+  if (!(error instanceof TelemetryError)) return error;
+  const { code, message, hint, cause } = error;
+  return new TelemetryError(code, `${message}; the only complete copy is ${copy}`, { hint, cause });
 }
 
 function hasAsManyRuns(database: string, copy: string): boolean {
@@ -156,18 +162,17 @@ export function hasSameFiles(database: string, copy: string): boolean {
 }
 
 function hasSameBytes(a: string, b: string): boolean {
-  const [size, otherSize] = [sizeOf(a) ?? 0, sizeOf(b) ?? 0];
-  if (size !== otherSize) return false;
+  const size = sizeOf(a) ?? 0;
+  if (size !== (sizeOf(b) ?? 0)) return false;
   if (size === 0) return true;
   using one = Deno.openSync(a);
   using other = Deno.openSync(b);
   const [bytes, otherBytes] = [new Uint8Array(COPY_BYTES), new Uint8Array(COPY_BYTES)];
-  for (;;) {
-    const [count, otherCount] = [readFull(one, bytes), readFull(other, otherBytes)];
-    if (count !== otherCount) return false;
-    if (count === 0) return true;
-    for (let i = 0; i < count; i++) if (bytes[i] !== otherBytes[i]) return false;
+  for (let count; (count = readFull(one, bytes)) > 0;) {
+    const read = otherBytes.subarray(0, readFull(other, otherBytes));
+    if (Buffer.compare(bytes.subarray(0, count), read) !== 0) return false;
   }
+  return true;
 }
 
 /** Options of {@linkcode installDatabase}. */
@@ -223,14 +228,10 @@ function installNew(prepared: PartialFile, base: string, database: string): unde
   // SQLite would read another database's sidecars.
   for (const sidecar of Object.values(sidecarsOf(database))) if (!pathExists(database)) removeIfExists(sidecar);
   if (prepared.publish(base, [database]) !== undefined) return;
-  if (statIfExists(database) === undefined) {
-    throw new TelemetryError("in_the_way", `${database} is a link whose target does not exist`, {
-      hint: "fix or remove that link, then run this again",
-    });
-  }
-  throw new TelemetryError("in_the_way", `another program has created ${database} in the meantime`, {
-    hint: "run this again, which preserves that database first",
-  });
+  const [what, hint] = statIfExists(database) === undefined
+    ? [`${database} is a link whose target does not exist`, "fix or remove that link, then run this again"]
+    : [`another program has created ${database}`, "run this again, which preserves that database first"];
+  throw new TelemetryError("in_the_way", what, { hint });
 }
 
 function isIntact(database: string): boolean {
@@ -275,7 +276,7 @@ export class LiveDatabase implements Disposable {
 
   private constructor(db: Connection) {
     this.#db = db;
-    this.#version = dataVersionOf(db);
+    this.#version = this.#dataVersion;
   }
 
   /** Begins to watch. Without WAL, a reader would keep the new content from being written, so nothing is watched. */
@@ -286,13 +287,19 @@ export class LiveDatabase implements Disposable {
     return undefined;
   }
 
+  /** A number that changes when another connection changes the database. */
+  get #dataVersion(): unknown {
+    return this.#db.get("PRAGMA data_version")?.["data_version"];
+  }
+
   /** Merges what was written since, at a moment when no other program can write. */
   mergeInto(prepared: string, merge: (db: Connection, current: Connection) => void): void {
-    if (dataVersionOf(this.#db) === this.#version) return;
+    if (this.#dataVersion === this.#version) return;
     using db = Connection.open(prepared);
     merge(db, this.#db);
   }
 
+  /** Stops watching. Closing twice does nothing. */
   close(): void {
     this.#db.close();
   }
@@ -300,9 +307,4 @@ export class LiveDatabase implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
-}
-
-/** A number that changes when another connection changes the database. */
-function dataVersionOf(db: Connection): unknown {
-  return db.get("PRAGMA data_version")?.["data_version"];
 }

@@ -5,7 +5,18 @@ import { checkHealth } from "../../lib/recovery/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { logFiles, scan } from "../../lib/log/read.ts";
 import { recoverDatabase } from "../../lib/recovery/recover.ts";
-import { interpreter, Live, ROOT, rounds, run, runScript, SmallDisk, TempFolder, testWith } from "../fixtures/mod.ts";
+import {
+  interpreter,
+  Live,
+  ROOT,
+  ROOT_URL,
+  rounds,
+  run,
+  runScript,
+  SmallDisk,
+  TempFolder,
+  testWith,
+} from "../fixtures/mod.ts";
 import {
   contentOf,
   copyDatabase,
@@ -44,7 +55,7 @@ const force = (state: State) => state === "sound" ? ["--force"] : [];
 
 /** Runs of our client, each told of when `endRun` is done. */
 const AGENT = `
-import { TelemetryClient } from ${JSON.stringify(`file://${ROOT}mod.ts`)};
+import { TelemetryClient } from ${JSON.stringify(`${ROOT_URL}mod.ts`)};
 const telemetry = new TelemetryClient({ base: Deno.args[0], onWarning: () => {} });
 for (;;) {
   const id = await telemetry.startRun("live", "job");
@@ -194,8 +205,8 @@ Deno.test({
     const store = makeIn("without a header", base, 60);
     // What a busy machine may do by chance: pause between two lines.
     const program = `
-      import { layoutOf } from ${JSON.stringify(`file://${ROOT}lib/layout.ts`)};
-      import { recoverDatabase } from ${JSON.stringify(`file://${ROOT}lib/recovery/recover.ts`)};
+      import { layoutOf } from ${JSON.stringify(`${ROOT_URL}lib/layout.ts`)};
+      import { recoverDatabase } from ${JSON.stringify(`${ROOT_URL}lib/recovery/recover.ts`)};
       const rename = Deno.renameSync;
       Deno.renameSync = (from, to) => {
         if (to.endsWith("/telemetry.sqlite")) {

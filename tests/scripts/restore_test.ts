@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
+import { gzipSync } from "node:zlib";
 import { listOtherCopies } from "../../lib/backup/backup.ts";
 import { restoreBackup } from "../../lib/backup/restore.ts";
 import { TelemetryError } from "../../lib/errors.ts";
@@ -146,7 +147,7 @@ const NO_BACKUPS: Record<string, (path: string, store: Store) => void> = {
 };
 
 for (const [name, make] of Object.entries(NO_BACKUPS)) {
-  testWith(["unix"], `restore refuses ${name}`, async () => {
+  testWith(/symbolic|dangling/.test(name) ? ["unix"] : [], `restore refuses ${name}`, async () => {
     using temp = new TempFolder();
     const store = newStore(temp);
     const path = `${store.base}/backups/this_one.sqlite`;
@@ -393,8 +394,7 @@ testWith(
     assert.equal(wals.length, 1);
     assert.deepEqual(Deno.readFileSync(`${base}/db/${wals[0]}`), wal);
     assert.ok(kept === `${base}/db/${wals[0]}` || Deno.statSync(String(kept)).isFile, "what is told is there");
-    const { code } = await run("test", ["-e", String(kept)]);
-    assert.equal(code, 0, `${kept} is said to be what was there, but is no file`);
+    assert.ok(Deno.statSync(String(kept)).isFile, `${kept} is said to be what was there, but is no file`);
     sqlite(file, "SELECT 1");
     await assertRestoredBeside(store);
   },
@@ -644,9 +644,8 @@ Deno.test("--replay reads old logs", async () => {
     `INSERT INTO agent_runs (run_id, agent_name, start_time, status, api_posted, api_posted_at) VALUES
       ('started', 'a', 't', 'success', 1, 'in the database'), ('glued', 'a', 't', 'success', 1, NULL)`,
   );
-  const gz = `${base}/raw/events_20251209.ndjson`;
-  Deno.writeTextFileSync(gz, runLine("gzipped") + runLine("gzipped", ENDED));
-  assert.equal((await run("gzip", [gz])).code, 0);
+  const gzipped = gzipSync(runLine("gzipped") + runLine("gzipped", ENDED));
+  Deno.writeFileSync(`${base}/raw/events_20251209.ndjson.gz`, gzipped);
   Deno.writeTextFileSync(
     `${base}/raw/events_20251210.ndjson`,
     "\ufeff" + runLine("ended", { product: "stale" }) + runLine("started") + runLine("started", ENDED) +
@@ -780,6 +779,7 @@ testWith(["unix"], "--replay beside a live agent loses no run of the log", async
 /** Marks one run after the other in the database alone, as the Python client does, and says which. */
 const MARKER = `
 import { DatabaseSync } from "node:sqlite";
+import { gzipSync } from "node:zlib";
 const db = new DatabaseSync(Deno.args[0], { timeout: 10000, enableForeignKeyConstraints: false });
 const ids = db.prepare("SELECT run_id FROM agent_runs").all();
 const mark = db.prepare("UPDATE agent_runs SET api_posted=1 WHERE run_id=?");

@@ -83,6 +83,26 @@ Deno.test("publish gives one name where another program has the partial open, an
   assert.equal(Deno.readTextFileSync(`${temp.path}/a`), "content");
 });
 
+// Windows has no sync of folders.
+testWith(["unix"], "a name that cannot be made durable is taken back, and a folder without sync is no error", () => {
+  using temp = new TempFolder();
+  const { syncSync } = Deno.FsFile.prototype;
+  for (const [code, left] of [["EIO", []], ["EINVAL", ["a"]]] as const) {
+    using partial = claim(`${temp.path}/a.partial`);
+    Deno.FsFile.prototype.syncSync = () => {
+      throw Object.assign(new Error("refused"), { code });
+    };
+    try {
+      const publish = () => partial.publish(temp.path, [`${temp.path}/a`]);
+      if (code === "EIO") assert.throws(publish, { code: "io", message: /cannot sync/ });
+      else publish();
+    } finally {
+      Deno.FsFile.prototype.syncSync = syncSync;
+    }
+    assert.deepEqual(names(temp.path), left);
+  }
+});
+
 Deno.test("a partial that SQLite writes is locked for others, and not for SQLite", () => {
   using temp = new TempFolder();
   const path = `${temp.path}/a.partial`;
@@ -104,11 +124,25 @@ Deno.test("a partial that SQLite writes is locked for others, and not for SQLite
 
 Deno.test("the lock that a killed process has left is removed, with a partial and without one", () => {
   using temp = new TempFolder();
-  for (const name of ["a.partial", "a.partial.lock", "a.partial-wal", "b.partial.lock", "mine.lock"]) {
+  for (const name of ["a.partial", "a.partial.lock", "a.partial-wal", "b.partial.lock", "c.partial-shm", "mine.lock"]) {
     Deno.writeTextFileSync(`${temp.path}/${name}`, "left");
   }
-  removeStalePartials(temp.path, (name) => name === "a" || name === "b");
+  removeStalePartials(temp.path, (name) => ["a", "b", "c"].includes(name));
   assert.deepEqual(names(temp.path), ["mine.lock"]);
+});
+
+testWith(["unix"], "a claim of SQLite's partial does not fail where a lock cannot be released", () => {
+  using temp = new TempFolder();
+  const { unlockSync } = Deno.FsFile.prototype;
+  Deno.FsFile.prototype.unlockSync = () => {
+    throw new Error("no locks available");
+  };
+  try {
+    PartialFile.claim(`${temp.path}/a.partial`, { forSqlite: true })[Symbol.dispose]();
+  } finally {
+    Deno.FsFile.prototype.unlockSync = unlockSync;
+  }
+  assert.deepEqual(names(temp.path), []);
 });
 
 Deno.test("a claim that fails leaves no lock", () => {

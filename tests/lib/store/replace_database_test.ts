@@ -31,7 +31,7 @@ async function costOf(work: () => Promise<unknown>): Promise<{ checked: string[]
   const { prepare, close } = DatabaseSync.prototype;
   const cost = { checked: [] as string[], closed: 0 };
   DatabaseSync.prototype.prepare = function (sql, ...rest) {
-    if (/quick_check|integrity_check/.test(sql)) cost.checked.push(this.location()!.replace(/^.*\//, ""));
+    if (/quick_check|integrity_check/.test(sql)) cost.checked.push(this.location()!.replace(/^.*[\\/]/, ""));
     return prepare.call(this, sql, ...rest);
   };
   DatabaseSync.prototype.close = function () {

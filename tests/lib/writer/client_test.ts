@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { type ClientOptions, TelemetryClient } from "../../../lib/writer/client.ts";
 import { createDatabase, setUpDatabase } from "../../../lib/store/database.ts";
-import { pathExists } from "../../../lib/fs/atomic_file.ts";
+import { pathExists } from "../../../lib/fs/locate.ts";
 import { type Layout, layoutOf } from "../../../lib/layout.ts";
 import type { RunRecord } from "../../../lib/records.ts";
 import { createStorage } from "../../../lib/store/folders.ts";
@@ -11,7 +11,7 @@ import {
   makeOldDatabase,
   type Output,
   pathWithDeno,
-  ROOT,
+  ROOT_URL,
   run,
   SmallDisk,
   TempFolder,
@@ -107,7 +107,7 @@ function lockHolder(database: string): Promise<Holder> {
 /** Runs a program with a client named `telemetry` in a process of its own. */
 function agent(folder: TempFolder, code: string, args: string[], env: Record<string, string> = {}): Promise<Output> {
   const path = `${folder.path}/agent_${crypto.randomUUID()}.ts`;
-  Deno.writeTextFileSync(path, `import { TelemetryClient } from "file://${ROOT}mod.ts";\n${code}`);
+  Deno.writeTextFileSync(path, `import { TelemetryClient } from "${ROOT_URL}mod.ts";\n${code}`);
   return run(Deno.execPath(), ["run", "--no-prompt", "--quiet", ...withoutStores(), ...args, path], { env });
 }
 
@@ -188,7 +188,7 @@ testWith(["unix"], "the hint about a store in the home folder works when it is p
   const program = `${folder.path}/agent.ts`;
   Deno.writeTextFileSync(
     program,
-    `import { TelemetryClient } from "file://${ROOT}mod.ts";
+    `import { TelemetryClient } from "${ROOT_URL}mod.ts";
      await using telemetry = new TelemetryClient();
      await telemetry.trackRun("tester", "job", () => {});`,
   );
@@ -1072,7 +1072,7 @@ Deno.test("two concurrent calls of postPending post each run once", async () => 
 Deno.test("endStale ends the run of a killed agent, and a run that goes on overrides its end", async () => {
   await using stage = new Stage();
   const { client, layout } = stage;
-  const code = `import { TelemetryClient } from "file://${ROOT}mod.ts";
+  const code = `import { TelemetryClient } from "${ROOT_URL}mod.ts";
     const telemetry = new TelemetryClient({ base: ${JSON.stringify(layout.base)} });
     await telemetry.logEvent(await telemetry.startRun("dies", "job"), "last");
     console.log("held"); setInterval(() => {}, 1000);`;

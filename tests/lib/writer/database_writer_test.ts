@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { createDatabase } from "../../../lib/store/database.ts";
 import { DatabaseWriter } from "../../../lib/writer/database_writer.ts";
-import { pathExists } from "../../../lib/fs/atomic_file.ts";
+import { pathExists } from "../../../lib/fs/locate.ts";
 import type { TelemetryError } from "../../../lib/errors.ts";
 import { type Layout, layoutOf } from "../../../lib/layout.ts";
 import { newRun, type RunRecord } from "../../../lib/records.ts";
