@@ -122,7 +122,7 @@ async function prepare(
   { replay = false }: RestoreOptions,
 ): Promise<Prepared> {
   using db = Connection.open(target);
-  if (current.state === "intact") assertSamePages(db, path, current);
+  if (current.state === "intact") assertSameFormat(db, path, current);
   const nothingAdded = { newer_in_log: 0, replayed: false, refused: { log: 0, replaced: 0 } };
   const prepared: Prepared = { ...contentOf(db), from_version: version, ...nothingAdded, warnings: [] };
   if (version > SCHEMA_VERSION) {
@@ -193,15 +193,15 @@ function assertSameProduct(path: string, version: number, current: Current): voi
   }
 }
 
-/** SQLite cannot replace pages of one size by pages of another in a live database. */
-function assertSamePages(db: Connection, path: string, { settings }: Current & { state: "intact" }): void {
-  const { page_size } = readSettings(db);
-  if (page_size === settings.page_size) return;
-  throw new TelemetryError(
-    "in_the_way",
-    `${path} has pages of ${page_size} bytes, the database has pages of ${settings.page_size} bytes`,
-    { hint: "stop the agents, move the database with its -wal and -shm away, then restore again" },
-  );
+/** SQLite cannot replace pages of another size in a live database, and agents that have it open cannot read other text. */
+function assertSameFormat(db: Connection, path: string, { settings }: Current & { state: "intact" }): void {
+  const own = readSettings(db);
+  for (const name of ["page_size", "encoding"] as const) {
+    if (own[name] === settings[name]) continue;
+    throw new TelemetryError("in_the_way", `${path} has ${name} ${own[name]}, the database has ${settings[name]}`, {
+      hint: "stop the agents, move the database with its -wal and -shm away, then restore again",
+    });
+  }
 }
 
 /** Verifies what was installed. The content was checked before, so this reads what every program reads. */

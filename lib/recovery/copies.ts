@@ -3,7 +3,7 @@
  * @module
  */
 import { TelemetryError } from "../errors.ts";
-import { pathExists } from "../fs/atomic_file.ts";
+import { pathExists } from "../fs/locate.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { isOverwrittenId } from "../records.ts";
 import { Connection } from "../sqlite/connection.ts";

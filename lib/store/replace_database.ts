@@ -230,7 +230,10 @@ function installNew(prepared: PartialFile, base: string, database: string): unde
   if (prepared.publish(base, [database]) !== undefined) return;
   const [what, hint] = statIfExists(database) === undefined
     ? [`${database} is a link whose target does not exist`, "fix or remove that link, then run this again"]
-    : [`another program has created ${database}`, "run this again, which preserves that database first"];
+    : [
+      `another program has created ${database} in the meantime`,
+      "run this again, which preserves that database first",
+    ];
   throw new TelemetryError("in_the_way", what, { hint });
 }
 

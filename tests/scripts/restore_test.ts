@@ -209,6 +209,16 @@ testWith(
   },
 );
 
+Deno.test("another text encoding is refused over an intact database, which agents may have open", async () => {
+  using temp = new TempFolder();
+  const { base, file, backup } = newStore(temp, "none");
+  sqlite(file, `PRAGMA encoding='UTF-16le'; ${schemaSql()}`);
+  assert.match((await assertRefused(base, backup)).what, /encoding UTF-8, the database has UTF-16le/);
+  Deno.removeSync(file);
+  await restored(base, backup);
+  assert.equal(valueIn(file, "SELECT count(*) FROM agent_runs"), 30);
+});
+
 testWith(
   ["python"],
   "another page size over a damaged database is restored, or refused without a change",

@@ -107,7 +107,7 @@ Deno.test("logFiles returns nothing for a missing folder, and throws for a file 
   }));
 
 testWith(
-  ["unix"],
+  ["links"],
   "logFiles lists links to files, and broken links, which the scan reports",
   () =>
     inFolder(async (folder) => {

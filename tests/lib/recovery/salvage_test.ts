@@ -753,7 +753,7 @@ const ODD: Record<string, () => Promise<void>> = {
   },
 };
 
-for (const [name, fn] of Object.entries(ODD)) Deno.test({ name, fn });
+for (const [name, fn] of Object.entries(ODD)) testWith(/^a link/.test(name) ? ["links"] : [], name, fn);
 
 // ------------------------------------------------------------------------------------------------ concurrent agents
 
@@ -801,7 +801,7 @@ Deno.test("a database that an agent creates during a recovery is not replaced, a
   assert.deepEqual(store.values("SELECT api_posted FROM agent_runs ORDER BY run_id"), [0, 1]);
 });
 
-testWith(["unix"], "a link that leads nowhere is not replaced, and the error names it", async () => {
+testWith(["links"], "a link that leads nowhere is not replaced, and the error names it", async () => {
   using store = new Store();
   store.log(line("x"));
   Deno.symlinkSync(`${store.layout.base}/nowhere.sqlite`, store.file);

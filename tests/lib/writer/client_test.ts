@@ -328,7 +328,8 @@ Deno.test("missing folders are created, with one warning", async () => {
   assert.equal(stage.lines().length, 2);
 });
 
-Deno.test("folders that are removed while a client is open are created again", async () => {
+// Windows removes no file that SQLite has open.
+testWith(["unix"], "folders that are removed while a client is open are created again", async () => {
   await using stage = new Stage();
   const { client, layout } = stage;
   await client.trackRun("tester", "one", () => {});

@@ -125,7 +125,8 @@ Deno.test("a BLOB in a run does not stop its post, and a run whose id is a BLOB 
   assert.equal(writer.getRunStats().pending_api_posts, 2);
 });
 
-Deno.test("a database that replaces the open one is opened", () => {
+// Windows removes and renames no file that SQLite has open.
+testWith(["unix"], "a database that replaces the open one is opened", () => {
   using folder = new TempFolder();
   const layout = freshBase(folder);
   using writer = new DatabaseWriter(layout);
@@ -147,7 +148,7 @@ Deno.test("a database that replaces the open one is opened", () => {
   assert.deepEqual(rows.map((row) => row["run_id"]), ["after", "theirs"]);
 });
 
-Deno.test("a missing database is created, also after it was removed", () => {
+testWith(["unix"], "a missing database is created, also after it was removed", () => {
   using folder = new TempFolder();
   const layout = layoutOf(folder.path);
   Deno.mkdirSync(layout.db);
