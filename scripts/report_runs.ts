@@ -204,7 +204,11 @@ async function list(
   const runs: FailedRun[] = [];
   const origin = await listRuns(layout, options, (run) => runs.push(run));
   warnOf(terminal, origin);
-  if (runs.length > 0) { for (const line of runLines(runs, screenOf())) terminal.say(line); }
+  if (runs.length > 0 || Deno.stdout.isTerminal()) {
+    for (const line of runLines(runs, screenOf())) {
+      terminal.say(line);
+    }
+  }
   return { ...origin, runs };
 }
 

@@ -14,8 +14,6 @@ export const STATUS_ORDER: readonly Status[] = ["success", "partial", "running",
 /** From the worst on. */
 const WORST_FIRST: readonly Status[] = ["failed", "unknown", "partial", "running", "success"];
 const MAX_BARS = 120;
-/** How many days one bar can stand for. */
-const BAR_DAYS = [1, 7, 28, 91, 364];
 const MAX_NAME = 30;
 const MAX_DURATION_ROWS = 40, MAX_STRIPS = 100;
 const DAY_MS = 86_400_000;
@@ -34,7 +32,7 @@ export function barsOf({ since, until, now, days }: RunSummary): string[][] {
   const first = localDate(new Date(since));
   const start = Date.parse(countFrom(first) <= MAX_BARS ? first : known[0] ?? end);
   const count = Math.round((Date.parse(end) - start) / DAY_MS) + 1;
-  const size = BAR_DAYS.find((size) => count / size <= MAX_BARS) ?? Math.ceil(count / MAX_BARS);
+  const size = Math.ceil(count / MAX_BARS);
   const dayAt = (i: number) => new Date(start + i * DAY_MS).toISOString().slice(0, 10);
   return Array.from(
     { length: Math.ceil(count / size) },

@@ -189,9 +189,9 @@ function summarize(layout: Layout, runs: Runs, origin: RunOrigin, options: Summa
   const length = Math.max(0, (until ?? now).getTime() * 1000 - since);
   const tally = new Tally(since);
   const untimed = runs.each({ ...filter, since: since - length }, (row, start) => tally.add(row, start));
-  const groups = tally.groups().sort(worstFirst);
+  const groups = tally.groups();
   const summaries = groups.map(({ summary }) => summary);
-  const days = Map.groupBy(summaries.flatMap((group) => Object.entries(group.days)), ([day]) => day);
+  const days = new Set(summaries.flatMap((group) => Object.keys(group.days)).sort());
   const [counts, before] = [sumCounts(summaries), sumCounts(groups.map((group) => group.before))];
   // 2. Find the runs that are running for too long, whenever they started.
   const stale: StaleRun[] = [];
@@ -223,7 +223,9 @@ function summarize(layout: Layout, runs: Runs, origin: RunOrigin, options: Summa
     groups: summaries,
     failures: tally.newestFailures().flatMap((found) => readRun(runs, found)),
     stale: stale.sort((a, b) => b.age_ms - a.age_ms),
-    days: sortedByName(days.entries().map(([day, all]) => [day, sumCounts(all.map(([, counts]) => counts))])),
+    days: Object.fromEntries(
+      days.keys().map((day) => [day, sumCounts(summaries.flatMap((group) => group.days[day] ?? []))]),
+    ),
     points: pointsOf(groups),
     store: { ...stateOf(layout, runs, origin, now), running_before },
   };
@@ -290,20 +292,17 @@ function isoOf(at: Instant): string {
 interface Group {
   summary: GroupSummary;
   before: StatusCounts;
-  days: Map<string, StatusCounts>;
   durations: number[];
   newest: Instant;
 }
 
 function newGroup(agent_name: string, job_type: string | null): Group {
+  const unknown = { failure_rate: null, failure_rate_before: null, p50_ms: null, p95_ms: null, last_start: "" };
   const summary: GroupSummary = {
-    agent_name,
-    job_type,
-    ...sumCounts([]),
-    ...{ failure_rate: null, failure_rate_before: null, p50_ms: null, p95_ms: null, items: 0 },
-    ...{ last_start: "", last_status: "unknown", days: {} },
+    ...{ agent_name, job_type, ...sumCounts([]), ...unknown },
+    ...{ items: 0, last_status: "unknown", days: {} },
   };
-  return { summary, before: sumCounts([]), days: new Map(), durations: [], newest: -Infinity };
+  return { summary, before: sumCounts([]), durations: [], newest: -Infinity };
 }
 
 /** Counts runs of the window and of the window before, in any order. */
@@ -332,7 +331,7 @@ class Tally {
       group.summary.last_status = status;
     }
     const isBefore = start < this.#since;
-    const counts = isBefore ? group.before : group.days.getOrInsertComputed(this.#dayOf(start), () => sumCounts([]));
+    const counts = isBefore ? group.before : group.summary.days[this.#dayOf(start)] ??= sumCounts([]);
     counts.runs++;
     counts[status]++;
     if (isBefore) return;
@@ -352,11 +351,11 @@ class Tally {
     return this.#failures.toSorted(newestFirst).slice(0, MAX_FAILURES);
   }
 
-  /** All groups, when everything is counted. */
+  /** All groups when everything is counted, the highest failure rate first. */
   groups(): Group[] {
     const groups = this.#agents.values().flatMap((jobs) => jobs.values()).toArray();
-    for (const { summary, before, days, durations, newest } of groups) {
-      Object.assign(summary, sumCounts(days.values()));
+    for (const { summary, before, durations, newest } of groups) {
+      Object.assign(summary, sumCounts(Object.values(summary.days)));
       summary.failure_rate = failureRate(summary);
       summary.failure_rate_before = failureRate(before);
       // Numbers in a typed array are sorted much faster.
@@ -364,9 +363,8 @@ class Tally {
       summary.p50_ms = percentile(sorted, 0.5);
       summary.p95_ms = percentile(sorted, 0.95);
       summary.last_start = isoOf(newest);
-      summary.days = sortedByName(days);
     }
-    return groups;
+    return groups.sort(worstFirst);
   }
 }
 
@@ -392,8 +390,4 @@ function pointsOf(groups: Group[]): RunSummary["points"] {
   return groups.flatMap(({ durations }, group) =>
     durations.filter(() => at++ % step === 0).map((duration): [number, number] => [group, duration])
   );
-}
-
-function sortedByName<T>(entries: Iterable<[string, T]>): Record<string, T> {
-  return Object.fromEntries([...entries].sort(([a], [b]) => a < b ? -1 : 1));
 }
