@@ -12,7 +12,7 @@ export interface EventLogOptions {
   /** How long a batch waits for the lock of the file, in milliseconds. @default 10_000 */
   lockTimeoutMs?: number;
   /**
-   * How many characters may wait to be written before `append` refuses events. Runs may take as much again.
+   * How many characters may wait to be written. More of them drop the oldest events. Runs may take as much again.
    * @default 67_108_864 (64 Mi)
    */
   maxQueued?: number;
@@ -32,8 +32,11 @@ const TRUSTED_AFTER = 4;
 /** Records that share one open, lock, write and fsync. */
 interface Batch {
   lines: string[];
+  /** Where in `lines` the runs are, which are never dropped. */
+  runs: number[];
   characters: number;
-  written: PromiseWithResolvers<void>;
+  /** What `append` returned: apart, because the events can be dropped. */
+  promises: { [type in LogRecord["record_type"]]?: PromiseWithResolvers<void> };
   /** Whether `flushSync` has taken it over. */
   isTaken: boolean;
 }
@@ -68,6 +71,8 @@ interface LockedFile {
  * ```
  */
 export class EventLog {
+  /** How many events were dropped because too much waited. */
+  dropped = 0;
   readonly #base: string;
   readonly #raw: string;
   readonly #lockTimeoutMs: number;
@@ -87,9 +92,6 @@ export class EventLog {
   #fastSyncs = 0;
   /** The last written file, whose name is durable, and its size. */
   #end: { ino: number | null; size: number } | undefined;
-  /** The UTC day of the last write, in days since 1970, and its file. */
-  #day = NaN;
-  #path = "";
 
   /**
    * Touches no file: the log is opened for each batch.
@@ -107,15 +109,12 @@ export class EventLog {
   /**
    * Appends one record. The record is copied: it may be changed after the call.
    *
-   * @returns resolves when the line is on the disk; rejects with a {@linkcode TelemetryError} `invalid_record` (it cannot be written as JSON, or readers would reject it), `queue_full`,
-   * `locked`, `disk_full`, `permission`, `in_the_way`, `closed`, `io`. Then the log contains nothing of it.
+   * @returns resolves when the line is on the disk; rejects with a {@linkcode TelemetryError} `invalid_record` (not JSON, or
+   * readers would reject it), `queue_full` (too much waits, and an event was dropped), `locked`, `disk_full`, `permission`, `in_the_way`, `closed`, `io`. Then the log contains nothing of it.
    */
   append(record: LogRecord): Promise<void> {
     try {
-      const line = lineOf(record);
-      // A flood of events must not push out the end of a run.
-      const maxQueued = record.record_type === "run" ? 2 * this.#maxQueued : this.#maxQueued;
-      return this.#enqueue(line, maxQueued);
+      return this.#enqueue(lineOf(record), record.record_type);
     } catch (error) {
       return Promise.reject(error);
     }
@@ -131,24 +130,42 @@ export class EventLog {
     this.#abandoned = true;
   }
 
-  #enqueue(text: string, maxQueued: number): Promise<void> {
+  #enqueue(text: string, type: LogRecord["record_type"]): Promise<void> {
     if (this.#abandoned) throw closed();
-    if (this.#queued > 0 && this.#queued + text.length > maxQueued) {
-      throw new TelemetryError("queue_full", `${this.#queued} characters already wait to be written to the log`, {
-        hint: "await the promises of append, or find out what blocks the disk or the lock",
-      });
+    const queued = this.#queued + text.length;
+    if (queued > this.#maxQueued && this.#queued > 0 && !this.#dropOldestEvents()) {
+      // A flood of events must not push out the end of a run.
+      if (type === "event" || queued > 2 * this.#maxQueued) {
+        if (type === "event") this.dropped++;
+        throw queueFull();
+      }
     }
     let batch = this.#waiting.at(-1);
     if (batch === undefined || batch.characters >= BATCH_CHARACTERS) {
-      batch = { lines: [], characters: 0, written: Promise.withResolvers(), isTaken: false };
+      batch = { lines: [], runs: [], characters: 0, promises: {}, isTaken: false };
       this.#waiting.push(batch);
     }
+    if (type === "run") batch.runs.push(batch.lines.length);
     batch.lines.push(text);
     batch.characters += text.length;
     this.#queued += text.length;
     // In a microtask, so that all appends of this turn of the event loop share the batch.
     this.#drained ??= Promise.resolve().then(() => this.#drain());
-    return batch.written.promise;
+    return (batch.promises[type] ??= Promise.withResolvers()).promise;
+  }
+
+  /** Drops the events of the oldest batch that has some. Returns false when there is none. */
+  #dropOldestEvents(): boolean {
+    const batch = this.#waiting.find(({ promises }) => promises.event);
+    if (batch === undefined) return false;
+    const runs = batch.runs.map((i) => batch.lines[i]!);
+    const characters = runs.reduce((sum, { length }) => sum + length, 0);
+    this.dropped += batch.lines.length - runs.length;
+    this.#queued -= batch.characters - characters;
+    batch.promises.event!.reject(queueFull());
+    delete batch.promises.event;
+    Object.assign(batch, { lines: runs, runs: [...runs.keys()], characters });
+    return true;
   }
 
   async #drain(): Promise<void> {
@@ -157,9 +174,9 @@ export class EventLog {
         if (this.#abandoned) throw closed();
         this.#current = batch;
         await this.#write(batch);
-        batch.written.resolve();
+        settle(batch);
       } catch (error) {
-        batch.written.reject(fileError(error, `cannot write to the log in ${this.#raw}`));
+        settle(batch, fileError(error, `cannot write to the log in ${this.#raw}`));
       }
       this.#current = undefined;
       this.#queued -= batch.characters;
@@ -187,11 +204,11 @@ export class EventLog {
       const end = this.#writeLines(locked, batches.flatMap(({ lines }) => lines).join(""));
       file.syncSync();
       this.#end = end;
-      for (const { written } of batches) written.resolve();
+      for (const batch of batches) settle(batch);
     } catch (error) {
       truncate(locked);
       const failure = fileError(error, `cannot write to the log in ${this.#raw}`);
-      for (const { written } of batches) written.reject(failure);
+      for (const batch of batches) settle(batch, failure);
       throw failure;
     }
   }
@@ -238,13 +255,7 @@ export class EventLog {
   }
 
   #pathNow(): string {
-    const now = Date.now();
-    const day = Math.floor(now / 86_400_000);
-    if (day !== this.#day) {
-      this.#path = pathIn(this.#raw, fileName("log", new Date(now)));
-      this.#day = day;
-    }
-    return this.#path;
+    return pathIn(this.#raw, fileName("log", new Date(Date.now())));
   }
 
   /** Opens and locks the file of the current UTC day. Makes sure that it is still the file at its path. */
@@ -335,6 +346,10 @@ export class EventLog {
   }
 }
 
+function settle({ promises }: Batch, failure?: TelemetryError): void {
+  for (const { resolve, reject } of Object.values(promises)) failure ? reject(failure) : resolve();
+}
+
 function lineOf(record: LogRecord): string {
   const line = toJson(record, "record") + "\n";
   const reason = validateRecord(record);
@@ -345,13 +360,10 @@ function lineOf(record: LogRecord): string {
   }
   // A character takes at most three bytes, so only long lines need to be encoded to count them.
   if (line.length * 3 > MAX_LINE_BYTES && new TextEncoder().encode(line).length > MAX_LINE_BYTES) {
-    throw new TelemetryError(
-      "invalid_record",
-      `the record has ${line.length} characters, which is too long for the log`,
-      {
-        hint: `the limit is ${MAX_LINE_BYTES} bytes; write large data to a file and record its path`,
-      },
-    );
+    const hint = `the limit is ${MAX_LINE_BYTES} bytes; write large data to a file and record its path`;
+    throw new TelemetryError("invalid_record", `the record has ${line.length} characters, too many for the log`, {
+      hint,
+    });
   }
   return line;
 }
@@ -364,13 +376,14 @@ function truncate({ file, size }: LockedFile): void {
 }
 
 function lockedTooLong(raw: string): TelemetryError {
-  return new TelemetryError(
-    "locked",
-    `another process holds the lock of the log in ${raw}; the record was not written`,
-    {
-      hint: "find the process that holds the lock (lsof or fuser show it) and stop it",
-    },
-  );
+  const hint = "find the process that holds the lock (lsof or fuser show it) and stop it";
+  const message = `another process holds the lock of the log in ${raw}; the record was not written`;
+  return new TelemetryError("locked", message, { hint });
+}
+
+function queueFull(): TelemetryError {
+  const hint = "await the promises of append, or find out what blocks the disk or the lock";
+  return new TelemetryError("queue_full", "too many records wait for the log: the oldest events are dropped", { hint });
 }
 
 function closed(): TelemetryError {

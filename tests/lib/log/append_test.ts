@@ -518,14 +518,35 @@ testWith(["unix"], "after one full wait for a held lock, the next appends wait o
   assert.equal(test.text, lines(event(4)));
 });
 
-Deno.test("a queue that is full of events still takes runs", async () => {
+const ended = (n: number) =>
+  ({
+    ...newRun({ run_id: `r${n}`, agent_name: "a", start_time: NOON, status: "success" }),
+    record_type: "run",
+  }) as LogRecord;
+
+Deno.test("a flood drops and counts the oldest events, and never a run", async () => {
+  using test = new TestLog({ maxQueued: 10_000 });
+  const records = [ended(0), ...events(0, 50), ended(1), ...events(50, 400), ended(2)];
+  const results = await Promise.allSettled(records.map((record) => test.append(record)));
+  const dropped = records.filter((_, i) => results[i]!.status === "rejected");
+  assert.ok(dropped.every(({ record_type }) => record_type === "event"));
+  assert.ok(dropped.length > 300 && dropped.length < 400, `${dropped.length} were dropped`);
+  assert.equal(test.log.dropped, dropped.length);
+  assert.deepEqual(dropped, events(0, 400).slice(0, dropped.length), "the oldest were dropped");
+  assert.equal(test.text, lines(...records.filter((record) => !dropped.includes(record))));
+});
+
+Deno.test("an event that is dropped while nobody awaits a run does not reject anything else", async () => {
   using test = new TestLog({ maxQueued: 2_000 });
-  const appended = events(0, 50).map((record) => test.append(record));
-  const run = { ...newRun({ run_id: "r", agent_name: "a", start_time: NOON, status: "success" }), record_type: "run" };
-  appended.push(test.append(run as LogRecord));
-  const results = await Promise.allSettled(appended);
-  assert.equal(results.at(-2)!.status, "rejected");
-  assert.equal(results.at(-1)!.status, "fulfilled");
+  using held = test.hold();
+  using refused = refusal();
+  const first = test.append(ended(0));
+  await refused.seen;
+  const run = test.append(ended(1));
+  const flood = Promise.allSettled(events(0, 50).map((record) => test.append(record)));
+  held.close();
+  await Promise.all([first, run]);
+  assert.ok((await flood).some(({ status }) => status === "rejected"));
 });
 
 testWith(["unix"], "append does not block the event loop while it waits for the lock", async () => {
@@ -555,25 +576,26 @@ Deno.test("append does not block the event loop while a slow disk syncs", async 
   assert.deepEqual([slow, blocking], [3, 0]);
 });
 
-Deno.test("append rejects when maxQueued characters wait, until they are written", async () => {
+Deno.test("when maxQueued characters wait, the oldest events that can still be dropped are", async () => {
   using test = new TestLog({ maxQueued: 2_000 });
   const length = lines(event(0)).length;
   using held = test.hold();
   using refused = refusal();
   const accepted = [test.append(event(0))];
   await refused.seen;
-  // The one that waits for the lock counts, too.
+  // The one that waits for the lock counts, too, and is not dropped.
   const room = Math.floor(2_000 / length);
-  for (let n = 1; n < room; n++) accepted.push(test.append(event(n)));
-  const { hint } = await rejectsWith("queue_full", test.log.append(event(room)));
-  assert.ok(hint !== undefined);
+  const oldest: Promise<unknown>[] = [];
+  for (let n = 1; n < room; n++) oldest.push(rejectsWith("queue_full", test.append(event(n))));
+  accepted.push(test.append(event(room)));
+  for (const { hint } of await Promise.all(oldest) as TelemetryError[]) assert.ok(hint !== undefined);
   held.close();
   await Promise.all(accepted);
-  assert.equal(test.text, lines(...events(0, room)));
+  assert.equal(test.text, lines(event(0), event(room)));
   await test.log.append(event(98));
   // A single one that is longer than the bound is let through when nothing waits.
   await test.log.append(event(99, "x".repeat(3_000)));
-  assert.equal(test.text, lines(...events(0, room), event(98), event(99, "x".repeat(3_000))));
+  assert.equal(test.text, lines(event(0), event(room), event(98), event(99, "x".repeat(3_000))));
 });
 
 Deno.test("failed appends no longer count as waiting", async () => {
