@@ -47,6 +47,9 @@ interface Hop {
 const MAX_REDIRECTS = 10;
 const MAX_RETRY_AFTER_MS = 60_000;
 const MAX_BODY_BYTES = 64 * 1024;
+const HTML_TAGS = "html|head|body|title|meta|script|style|h\\d|p|br|b|div|center";
+/** The start of an HTML page. */
+const HTML = new RegExp(`^\\s*(?:<\\?xml[^>]*>\\s*)?<(?:!--|(?:!doctype\\s+html|${HTML_TAGS})\\b)`, "i");
 
 // deno-fmt-ignore
 const API_FIELDS = [
@@ -110,8 +113,10 @@ export class ApiClient {
    *
    * @param run the run
    * @param signal ends the post immediately, also during a pause; the default is none
+   * @param aliveForMs how long the post may keep a process alive that has nothing else to do, in milliseconds: that
+   * bounds the first attempt, and the pauses keep no process alive; the default is no limit
    */
-  async post(run: RunRecord, signal?: AbortSignal): Promise<PostResult> {
+  async post(run: RunRecord, signal?: AbortSignal, aliveForMs?: number): Promise<PostResult> {
     let body: string;
     try {
       body = toJson(apiPayload(run), "run");
@@ -120,16 +125,18 @@ export class ApiClient {
     }
     for (let tries = 0;;) {
       if (signal?.aborted) return { posted: false, tries, final: false, reason: "posting was stopped" };
-      const reason = missingPermission(this.#url) ?? proxyOnTheWay(this.#url);
+      const reason = missingPermission(this.#url);
       if (reason) return { posted: false, tries, final: true, reason };
 
-      const failure = await this.#attempt(body, signal);
+      const timeoutMs = tries === 0 ? Math.min(this.#timeoutMs, aliveForMs ?? Infinity) : this.#timeoutMs;
+      const failure = await this.#attempt(body, timeoutMs, signal);
       const delayMs = this.#delaysMs[tries++];
       if (!failure) return { posted: true, tries };
       if (signal?.aborted) continue; // The attempt failed because of the signal.
       const { final, retryAfter = null } = failure;
       if (final || delayMs === undefined) return { posted: false, tries, final, reason: failure.reason };
-      await delay(retryWaitMs(delayMs, retryAfter), undefined, { signal }).catch(() => {});
+      const ref = aliveForMs === undefined;
+      await delay(retryWaitMs(delayMs, retryAfter), undefined, { signal, ref }).catch(() => {});
     }
   }
 
@@ -137,13 +144,14 @@ export class ApiClient {
    * Makes one attempt. Returns undefined on success. It follows redirects itself, because each target must be checked
    * before anything is sent to it: for the permission, for https, and for whether it may receive the token.
    */
-  async #attempt(body: string, stop?: AbortSignal): Promise<Failure | undefined> {
-    const timeout = AbortSignal.timeout(this.#timeoutMs);
+  async #attempt(body: string, timeoutMs: number, stop?: AbortSignal): Promise<Failure | undefined> {
+    const timeout = AbortSignal.timeout(timeoutMs);
     const signal = stop ? AbortSignal.any([stop, timeout]) : timeout;
     let hop: Hop = { url: this.#url, method: "POST", isTrusted: true };
     try {
       for (let redirects = 0; redirects <= MAX_REDIRECTS; redirects++) {
-        const response = await this.#send(hop, body, signal);
+        using direct = directClient(hop.url);
+        const response = await fetch(hop.url, { ...this.#request(hop, body), signal, ...direct && { client: direct } });
         const next = nextHop(response, hop);
         this.#isTokenRefused = response.status === 401 || response.status === 403;
         if (!next) return await checkResponse(response, hop.url.host);
@@ -153,17 +161,16 @@ export class ApiClient {
       }
       return { final: false, reason: `${hop.url.host} redirects too often` };
     } catch (error) {
-      const timedOut = `did not answer within ${this.#timeoutMs / 1000} s`;
+      const timedOut = `did not answer within ${Math.round(timeoutMs) / 1000} s`;
       return { final: false, reason: `${hop.url.host} ${signal.aborted ? timedOut : describeFetchError(error)}` };
     }
   }
 
-  #send({ url, method, isTrusted }: Hop, body: string, signal: AbortSignal): Promise<Response> {
+  #request({ method, isTrusted }: Hop, body: string): RequestInit {
     const headers = new Headers();
     if (isTrusted) headers.set("authorization", `Bearer ${this.#token}`);
-    if (method === "GET") return fetch(url, { headers, redirect: "manual", signal });
-    headers.set("content-type", "application/json");
-    return fetch(url, { method, headers, body, redirect: "manual", signal });
+    if (method === "POST") headers.set("content-type", "application/json");
+    return { method, headers, redirect: "manual", ...method === "POST" && { body } };
   }
 }
 
@@ -240,17 +247,12 @@ function missingPermission({ protocol, hostname, port, host }: URL): string | un
 }
 
 /**
- * The proxy that would receive a request to this machine, or undefined. `fetch` also uses the proxy for http to this
- * machine, which would show it the token.
+ * A client that connects to this machine itself, whatever the variables for proxies are: `fetch` would show the token to
+ * the proxy of `HTTP_PROXY`. Undefined for https, where a proxy sees only the name of the host.
  */
-function proxyOnTheWay({ protocol, hostname, host }: URL): string | undefined {
+function directClient({ protocol, hostname, port }: URL): Deno.HttpClient | undefined {
   if (protocol === "https:") return undefined;
-  const variable = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"].find((name) => readEnv(name));
-  if (variable === undefined) return undefined;
-  const direct = (readEnv("NO_PROXY") || readEnv("no_proxy") || "").split(",").map((entry) => entry.trim());
-  const name = hostname.replace(/^\[|\]$/g, "");
-  if (direct.some((entry) => entry === "*" || entry === name)) return undefined;
-  return `${variable} would send the token to a proxy: set NO_PROXY=${name} (${host} is this machine)`;
+  return Deno.createHttpClient({ proxy: { transport: "tcp", hostname, port: Number(port || 80) } });
 }
 
 /** The target of a redirect, a failure when it is refused, or undefined when the response is not a redirect. */
@@ -261,7 +263,7 @@ function nextHop({ status, headers }: Response, hop: Hop): Hop | Failure | undef
   if (!url) return undefined;
   const from = hop.url.host;
   if (!isSafe(url)) return { final: true, reason: `${from} redirects to an address that is not https` };
-  const missing = missingPermission(url) ?? proxyOnTheWay(url);
+  const missing = missingPermission(url);
   if (missing) return { final: true, reason: `${missing} (${from} redirects there)` };
   return {
     url: withoutCredentials(url),
@@ -282,8 +284,7 @@ async function checkResponse(response: Response, host: string): Promise<Failure 
   // Always read: only a connection whose response was read to its end can be used again.
   const start = await readStart(response);
   // By its content: PHP, Flask and CGI label JSON as text/html.
-  const isHtml = /^\s*<(?:!--|(?:!doctype\s+html|html|head|body|title|meta|script)\b)/i.test(start);
-  return isHtml ? { final: false, reason: `${host} answered 200 with an HTML page`, retryAfter } : undefined;
+  return HTML.test(start) ? { final: false, reason: `${host} answered 200 with an HTML page`, retryAfter } : undefined;
 }
 
 /** The first 64 KiB of the body. Leaving the loop cancels the rest. */

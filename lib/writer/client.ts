@@ -9,23 +9,17 @@ import { apiFromEnvironment, postingProblem } from "./api_client.ts";
 import { ClientStore } from "./client_store.ts";
 import type { RunStats } from "./database_writer.ts";
 import { callAtExit, cancelAtExit } from "./exit.ts";
+import { copyOf, type EndFields, errorSummary, hostName, type RunFields, toColumns, toEndStatus } from "./fields.ts";
+import { jsonOf } from "./json.ts";
 import {
-  copyOf,
-  type EndFields,
-  errorSummary,
-  hostName,
-  jsonOf,
-  type RunFields,
-  toColumns,
-  toEndStatus,
-} from "./fields.ts";
-import type {
-  ClientOptions,
-  ClientStats,
-  EndStaleOptions,
-  PostPendingOptions,
-  PostPendingResult,
-  TrackedRun,
+  checkOptions,
+  checkPending,
+  type ClientOptions,
+  type ClientStats,
+  type EndStaleOptions,
+  type PostPendingOptions,
+  type PostPendingResult,
+  type TrackedRun,
 } from "./options.ts";
 import { PostQueue } from "./post_queue.ts";
 import { toText, Warnings } from "./warnings.ts";
@@ -77,11 +71,8 @@ export class TelemetryClient implements AsyncDisposable {
 
   /** Finds the store, and creates missing folders with a warning. Never throws. */
   constructor(options: ClientOptions = {}) {
-    const { base, onWarning, closeTimeoutMs } = copyOf(options, this.#warnings) as ClientOptions;
-    if (typeof onWarning === "function") this.#warnings.onWarning = onWarning;
-    // A timer takes no more than 31 bits.
-    const isTime = typeof closeTimeoutMs === "number" && closeTimeoutMs >= 0;
-    this.#closeTimeoutMs = isTime ? Math.min(closeTimeoutMs, 2 ** 31 - 1) : 5000;
+    const { base, closeTimeoutMs } = checkOptions(options, this.#warnings);
+    this.#closeTimeoutMs = closeTimeoutMs;
     this.#store = new ClientStore(base, this.#warnings);
     try {
       const api = apiFromEnvironment();
@@ -189,7 +180,7 @@ export class TelemetryClient implements AsyncDisposable {
     if (typeof runId !== "string") return undefined;
     const run = await this.#store.read((writer) => writer.getRun(runId));
     // This client may have recorded its end, which the database does not have yet.
-    if (run?.status !== "running" || this.#store.isSaving(`run ${runId}`)) return undefined;
+    if (run?.status !== "running" || this.#store.queue.has(`run ${runId}`)) return undefined;
     const startedAt = parseTimestamp(run.start_time) ?? Date.now() * 1000;
     const age = Math.max(0, Date.now() - startedAt / 1000);
     // The log has no times of rows.
@@ -267,9 +258,9 @@ export class TelemetryClient implements AsyncDisposable {
    * ```
    */
   async postPending(options: PostPendingOptions = {}): Promise<PostPendingResult> {
-    let result: PostPendingResult = { posted: 0, failed: 0 };
+    let result: PostPendingResult = { posted: 0, failed: 0, refused: 0 };
     await this.#enter("api", async () => {
-      const { limit = 100, since } = options ?? {};
+      const { limit, since } = checkPending(options ?? {});
       if (this.#posts !== undefined) result = await this.#posts.addPending(limit, since);
     });
     return result;
@@ -363,7 +354,7 @@ export class TelemetryClient implements AsyncDisposable {
   async #settled(): Promise<void> {
     await this.#store.logged();
     await this.#posts?.idle();
-    await this.#store.saved();
+    await this.#store.queue.flush();
   }
 
   /** The door of every method that records: ignores calls after `close()`, and turns exceptions into warnings. */
@@ -378,7 +369,7 @@ export class TelemetryClient implements AsyncDisposable {
     } catch (error) {
       this.#warnings.fail(area, error);
     }
-    const isIdle = --this.#recording === 0 && this.#store.isSaved();
+    const isIdle = --this.#recording === 0 && this.#store.queue.size === 0;
     // Only a client that has something to record is kept in memory.
     if (isIdle && !this.#runs.values().some(({ results }) => results)) cancelAtExit(this.#atExit);
   }

@@ -1,5 +1,6 @@
 /** The log and the database that a client writes to. Never triggers a permission prompt. @module */
-import { hasCode, TelemetryError } from "../errors.ts";
+import { hasCode, TelemetryError, withHint } from "../errors.ts";
+import { plural } from "../format.ts";
 import { assertGranted, isFolder, isGranted, locate, readEnv } from "../fs/locate.ts";
 import { HOME, HOME_STORES, shellFlags } from "../fs/permissions.ts";
 import { candidateFolders, homeFolderOf, type Layout, layoutOf, STORE_VARIABLES } from "../layout.ts";
@@ -8,7 +9,7 @@ import type { LogRecord, RunRecord } from "../records.ts";
 import { createStorage } from "../store/folders.ts";
 import { findStaleRuns } from "../store/stale_runs.ts";
 import { DatabaseWriter } from "./database_writer.ts";
-import type { Warnings } from "./warnings.ts";
+import { toText, type Warnings } from "./warnings.ts";
 import { pause, WriteQueue } from "./write_queue.ts";
 
 /** How long to wait before a store that could not be opened is tried again, in milliseconds. */
@@ -20,70 +21,75 @@ const MAX_LOGGED_TEXT = 100_000;
 
 /** Writes to the log and, through a queue, to the database. Its methods never throw: they warn. */
 export class ClientStore {
+  /** The writes that wait for the database. */
+  readonly queue: WriteQueue;
   readonly #base: string | undefined;
   readonly #warnings: Warnings;
-  readonly #queue: WriteQueue;
-  #open: { log: EventLog; writer: DatabaseWriter } | undefined;
-  /** Which store it is, and which others there may be. */
-  #found: Layout | undefined;
+  #open: OpenStore | undefined;
   /** Why it could not be opened, and when to try again. */
   #failure: unknown;
   #reopenAt = 0;
   /** Whether the log has every run that was recorded. */
   #isLogComplete = true;
+  /** How many dropped events were reported. */
+  #reported = 0;
 
   constructor(base: string | undefined, warnings: Warnings) {
     this.#base = base;
     this.#warnings = warnings;
-    this.#queue = new WriteQueue({
+    this.queue = new WriteQueue({
       onFailure: (error) => warnings.fail("database", error),
-      onDrop: () =>
-        warnings.warn(
-          "unsaved",
-          `too many changes wait for the database: the oldest are dropped, and ${this.#inLog("are only in the log")}`,
-        ),
+      onDrop: () => {
+        const what = this.#inLog("are only in the log");
+        warnings.warn("unsaved", `too many changes wait for the database: the oldest are dropped, and ${what}`);
+      },
     });
     this.#opened();
   }
 
-  /** Resolves when the record is on the disk or has failed. A run that is too long is logged with its texts cut. */
+  /** Resolves when the record is on the disk or has failed. What is too long for the log is cut or left out. */
   async append(record: LogRecord): Promise<void> {
+    const store = this.#opened();
     try {
-      await this.#opened()?.log.append(record);
+      await store?.log.append(record);
     } catch (error) {
+      if (hasCode(error, "queue_full") && record.record_type === "event") {
+        await store?.log.idle();
+        return this.#warnOfDropped();
+      }
       const shorter = hasCode(error, "invalid_record") ? truncateForLog(record) : undefined;
       if (shorter === undefined) {
         if (record.record_type === "run") this.#isLogComplete = false;
-        return this.#warnings.fail("log", this.#withOtherStores(error));
+        return this.#warnings.fail("log", withOtherStores(error, store?.layout));
       }
-      this.#warnings.warn("long", "a run is too long for the log: its long texts are only in the database");
+      const what = record.record_type === "run"
+        ? "a run is too long for the log: its long texts are only in the database"
+        : "an event is too long for the log: it is recorded without its payload";
+      this.#warnings.warn(`long:${record.record_type}`, what);
       await this.append(shorter);
     }
   }
 
   /** Writes to the database now or as soon as possible, instead of a waiting write of the same key. */
   save(key: string, write: (writer: DatabaseWriter) => void): void {
-    const writer = this.#open?.writer;
-    if (writer) this.#queue.add(key, () => write(writer));
-    if (writer && this.#queue.state === "stopped") closeIfUnused(writer);
+    const layout = this.#open?.layout;
+    if (layout === undefined) return;
+    this.queue.add(key, () => {
+      using database = shareDatabase(layout);
+      write(database.writer);
+    });
   }
 
-  /** Whether a write with this key waits. */
-  isSaving(key: string): boolean {
-    return this.#queue.has(key);
-  }
-
-  /** Reads from the database. Resolves to undefined when that fails. */
+  /** Reads from the database, also after `close`. Resolves to undefined when that fails. */
   async read<T>(read: (writer: DatabaseWriter) => T | Promise<T>): Promise<T | undefined> {
-    const writer = this.#open?.writer;
-    const result = writer && await this.#queue.read(() => read(writer));
-    if (writer && this.#queue.state === "stopped") closeIfUnused(writer);
-    return result;
+    if (this.#open === undefined) return undefined;
+    using database = shareDatabase(this.#open.layout);
+    return await this.queue.read(() => read(database.writer));
   }
 
   /** As {@linkcode findStaleRuns}. */
   async findStale(running: RunRecord[], olderThanMs: number): Promise<RunRecord[]> {
-    return this.#found === undefined ? [] : await findStaleRuns(running, this.#found.raw, olderThanMs);
+    return this.#open ? await findStaleRuns(running, this.#open.layout.raw, olderThanMs) : [];
   }
 
   /** Resolves when the log has nothing more to write. */
@@ -93,16 +99,6 @@ export class ClientStore {
     await pause(0);
   }
 
-  /** Resolves when the database has everything, or cannot be written. */
-  saved(): Promise<void> {
-    return this.#queue.flush();
-  }
-
-  /** Whether the database has every change. */
-  isSaved(): boolean {
-    return this.#queue.size === 0;
-  }
-
   /** Writes synchronously what waits for the log. For the end of the process. */
   flushLog(): void {
     try {
@@ -110,11 +106,12 @@ export class ClientStore {
     } catch (error) {
       this.#warnings.fail("log", error);
     }
+    this.#warnOfDropped();
   }
 
   /** Writes synchronously what waits for the database. For the end of the process. */
   flushDatabase(): void {
-    this.#queue.flushSync();
+    this.queue.flushSync();
     this.#warnOfUnsaved("the process");
   }
 
@@ -125,27 +122,23 @@ export class ClientStore {
 
   /** Writes what can be written to the database without waiting, then closes it. */
   close(): void {
-    this.#queue.stop();
+    this.queue.stop();
     this.#warnOfUnsaved("close()");
-    if (this.#open !== undefined) release(this.#open.writer);
+    this.#open?.database[Symbol.dispose]();
   }
 
-  /** When the store cannot be written, the hint names the other ones that exist. */
-  #withOtherStores(error: unknown): unknown {
-    if (this.#base !== undefined || !(error instanceof TelemetryError)) return error;
-    const others = (this.#found?.choice.others ?? []).filter((other) => {
-      const { raw, db } = layoutOf(other);
-      return isFolder(raw) || isFolder(db);
-    });
-    if (others.length === 0) return error;
-    const instead = `other stores exist, choose one with TELEMETRY_BASE_DIR or the option base: ${others.join(", ")}`;
-    const hint = error.hint === undefined ? instead : `${error.hint}; ${instead}`;
-    return new TelemetryError(error.code, error.message, { hint, cause: error });
+  #warnOfDropped(): void {
+    const count = (this.#open?.log.dropped ?? 0) - this.#reported;
+    if (count === 0) return;
+    this.#reported += count;
+    const message = `${plural(count, "event")} came faster than the log could be written: the oldest are dropped`;
+    this.#warnings.warn("log:queue_full", `${message} (await logEvent to slow down)`, count);
   }
 
   #warnOfUnsaved(what: string): void {
-    if (this.isSaved()) return;
-    const message = `${what} ended before the database had all changes of runs (missing: ${this.#queue.size})`;
+    const { size } = this.queue;
+    if (size === 0) return;
+    const message = `${what} ended before the database had all changes of runs (missing: ${size})`;
     this.#warnings.warn("unsaved", `${message}; ${this.#inLog("recover_database --force adds them from the log")}`);
   }
 
@@ -155,15 +148,16 @@ export class ClientStore {
   }
 
   /** The open store. One that could not be opened is tried again later: its disk may be mounted late. */
-  #opened(): { log: EventLog; writer: DatabaseWriter } | undefined {
+  #opened(): OpenStore | undefined {
     const now = performance.now();
     if (this.#open === undefined && now >= this.#reopenAt) {
       this.#reopenAt = now + REOPEN_AFTER_MS;
+      let found: Layout | undefined;
       try {
-        this.#found = findStore(this.#base, this.#warnings);
-        this.#open = open(this.#found, this.#warnings);
+        found = findStore(this.#base, this.#warnings);
+        this.#open = open(found, this.#warnings);
       } catch (error) {
-        this.#failure = this.#withOtherStores(error);
+        this.#failure = withOtherStores(error, found);
       }
     }
     if (this.#open === undefined) this.#warnings.fail("storage", this.#failure);
@@ -171,22 +165,34 @@ export class ClientStore {
   }
 }
 
+interface OpenStore {
+  layout: Layout;
+  log: EventLog;
+  /** Keeps the database open. */
+  database: Disposable;
+}
+
+/** When a store that nobody named cannot be written, the hint names the other ones that exist. */
+function withOtherStores(error: unknown, layout: Layout | undefined): unknown {
+  const others = (layout?.choice.others ?? []).map((other) => layoutOf(other)).filter(({ raw, db }) =>
+    isFolder(raw) || isFolder(db)
+  );
+  if (!(error instanceof TelemetryError) || others.length === 0) return error;
+  const folders = others.map(({ base }) => base).join(", ");
+  const instead = `other stores exist, choose one with TELEMETRY_BASE_DIR or the option base: ${folders}`;
+  return withHint(error, error.hint === undefined ? instead : `${error.hint}; ${instead}`);
+}
+
 /** Refuses a base folder that no shell would pass, as the scripts do. */
 function assertBase(base: unknown): void {
-  if (typeof base !== "string") {
-    throw new TelemetryError("usage", "the option base is not a text: nothing is recorded", {
-      hint: "name the folder of the store",
-    });
+  const wrong: [isWrong: boolean, what: string, hint: string][] = [
+    [typeof base !== "string", "is not a text", "name the folder of the store"],
+    [base === "", "is empty", "name the folder of the store, or leave the option out to use that of the environment"],
+    [/^~/.test(toText(base)), `is ${toText(base)}, and "~" was not expanded`, "name the whole path"],
+  ];
+  for (const [isWrong, what, hint] of wrong) {
+    if (isWrong) throw new TelemetryError("usage", `the option base ${what}: nothing is recorded`, { hint });
   }
-  if (base === "") {
-    throw new TelemetryError("usage", "the option base is empty: nothing is recorded", {
-      hint: "name the folder of the store, or leave the option out to use that of the environment",
-    });
-  }
-  if (!base.startsWith("~")) return;
-  throw new TelemetryError("usage", `the option base is ${base}, and "~" was not expanded: nothing is recorded`, {
-    hint: "name the whole path",
-  });
 }
 
 /** Finds the store. While permissions hide which one is meant, an existing store is used, but none is created. */
@@ -220,7 +226,7 @@ function findStore(base: string | undefined, warnings: Warnings): Layout {
 }
 
 /** Opens the log and the database, and creates missing folders, with a warning. */
-function open(found: Layout, warnings: Warnings): { log: EventLog; writer: DatabaseWriter } {
+function open(found: Layout, warnings: Warnings): OpenStore {
   let layout = found;
   if (!isFolder(layout.raw) || !isFolder(layout.db)) {
     try {
@@ -234,40 +240,32 @@ function open(found: Layout, warnings: Warnings): { log: EventLog; writer: Datab
   }
   assertGranted([layout.base, layout.raw, layout.db]);
   const onFolderCreated = (folder: string) => warnings.warn("storage:made", `created the missing folder ${folder}`);
-  return { log: new EventLog(layout, { onFolderCreated }), writer: sharedWriter(layout) };
+  return { layout, log: new EventLog(layout, { onFolderCreated }), database: shareDatabase(layout) };
 }
 
-/** The writers of this process by database, and how many stores use each. */
-const writers = new Map<string, { writer: DatabaseWriter; users: number }>();
+/** The writers of this process by database, and how many use each. */
+const shared = new Map<string, { writer: DatabaseWriter; users: number }>();
 
 /** The clients of a process share the open database: those that are never closed would use up its open files. */
-function sharedWriter(layout: Layout): DatabaseWriter {
+function shareDatabase(layout: Layout): { writer: DatabaseWriter } & Disposable {
   const key = `${layout.database}\n${layout.base}`;
-  const shared = writers.get(key) ?? { writer: new DatabaseWriter(layout, { wait: false }), users: 0 };
-  shared.users++;
-  writers.set(key, shared);
-  return shared.writer;
+  const entry = shared.get(key) ?? { writer: new DatabaseWriter(layout, { wait: false }), users: 0 };
+  shared.set(key, entry);
+  entry.users++;
+  const release = () => {
+    if (--entry.users > 0) return;
+    shared.delete(key);
+    entry.writer.close();
+  };
+  return { writer: entry.writer, [Symbol.dispose]: release };
 }
 
-/** Closes the database when no other store uses it. */
-function release(writer: DatabaseWriter): void {
-  const [key, shared] = writers.entries().find(([, shared]) => shared.writer === writer) ?? [];
-  if (shared !== undefined && --shared.users > 0) return;
-  if (key !== undefined) writers.delete(key);
-  writer.close();
-}
-
-/** Closes the database after a use that came after `release`. */
-function closeIfUnused(writer: DatabaseWriter): void {
-  if (!writers.values().some((shared) => shared.writer === writer)) writer.close();
-}
-
-/** Cuts the long texts of a run, or returns undefined. A part of `metrics_json` would not be JSON: it is left out. */
+/** The record without what makes it too long, or undefined. A part of a JSON text would not be JSON: it is left out. */
 function truncateForLog(record: LogRecord): LogRecord | undefined {
-  if (record.record_type === "event") return undefined;
   const isLong = ([name, value]: [string, unknown]) => name !== "run_id" && String(value).length > MAX_LOGGED_TEXT;
-  const cut = Object.entries(record).filter(isLong).map((
-    [name, value],
-  ) => [name, name === "metrics_json" ? null : value.slice(0, MAX_LOGGED_TEXT).toWellFormed()]);
+  const cut = Object.entries(record).filter(isLong).map(([name, value]) => [
+    name,
+    name.endsWith("_json") ? null : String(value).slice(0, MAX_LOGGED_TEXT).toWellFormed(),
+  ]);
   return cut.length === 0 ? undefined : { ...record, ...Object.fromEntries(cut) };
 }

@@ -1,6 +1,9 @@
 /** What callers give to a client and get from it. @module */
+import { TelemetryError } from "../errors.ts";
+import { parseTimestamp } from "../time.ts";
 import type { RunStats } from "./database_writer.ts";
-import type { EndFields } from "./fields.ts";
+import { copyOf, type EndFields } from "./fields.ts";
+import { toText, type Warnings } from "./warnings.ts";
 
 /** Options of a `TelemetryClient`. */
 export interface ClientOptions {
@@ -32,7 +35,7 @@ export interface TrackedRun {
 
 /** Which runs `TelemetryClient.postPending` posts. */
 export interface PostPendingOptions {
-  /** The maximum number of runs: those with the fewest failed posts first, then the newest. @default 100 */
+  /** The maximum number of runs, up to 10,000: those with the fewest failed posts first, then the newest. @default 100 */
   limit?: number;
   /** Only runs that started at or after this time, ISO 8601. @default all runs */
   since?: string;
@@ -44,6 +47,8 @@ export interface PostPendingResult {
   posted: number;
   /** How many runs the API did not accept. They stay pending. */
   failed: number;
+  /** How many of these the API refused for good, with a 4xx. They are tried after all others. */
+  refused: number;
 }
 
 /** Which runs `TelemetryClient.endStale` ends. */
@@ -58,4 +63,37 @@ export interface EndStaleOptions {
 export interface ClientStats extends RunStats {
   /** How often each cause of a failure occurred in this client, by `area:code`. */
   failures: Record<string, number>;
+}
+
+const MAX_PENDING = 10_000;
+/** The longest time of a timer, in milliseconds. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+/** Checks the options of a client. Warns of those that are not used. The store checks `base`. */
+export function checkOptions(given: unknown, warnings: Warnings): { base: string | undefined; closeTimeoutMs: number } {
+  const { base, onWarning, closeTimeoutMs = 5000, ...unknown } = copyOf(given, warnings);
+  if (typeof onWarning === "function") warnings.onWarning = onWarning as Warnings["onWarning"];
+  const wrong = Object.keys(unknown).map((name) => `there is no option ${name}`);
+  if (onWarning !== undefined && typeof onWarning !== "function") wrong.push("the option onWarning is not a function");
+  const isTime = typeof closeTimeoutMs === "number" && closeTimeoutMs >= 0;
+  if (!isTime) wrong.push(`the option closeTimeoutMs takes milliseconds, not ${toText(closeTimeoutMs)}: 5000 are used`);
+  for (const message of wrong) warnings.warn(`options:${message}`, message);
+  return { base: base as string | undefined, closeTimeoutMs: isTime ? Math.min(closeTimeoutMs, MAX_TIMER_MS) : 5000 };
+}
+
+/**
+ * Checks which runs to post.
+ *
+ * @throws {TelemetryError} `usage`
+ */
+export function checkPending({ limit = 100, since }: PostPendingOptions): { limit: number; since: string | undefined } {
+  const refuse = (what: string, value: unknown, hint: string) =>
+    new TelemetryError("usage", `${what}, not ${toText(value)}: nothing is posted`, { hint });
+  if (!Number.isInteger(limit) || limit < 1 || limit > MAX_PENDING) {
+    throw refuse(`limit is a whole number from 1 to ${MAX_PENDING}`, limit, "leave it out for 100 runs");
+  }
+  if (since !== undefined && (typeof since !== "string" || parseTimestamp(since) === undefined)) {
+    throw refuse("since is a time in ISO 8601", since, "for example 2025-12-10T12:00:00Z");
+  }
+  return { limit, since };
 }

@@ -12,9 +12,9 @@ export class Warnings {
     return Object.fromEntries(this.#counts);
   }
 
-  warn(cause: string, message: string): void {
+  warn(cause: string, message: string, times = 1): void {
     const before = this.#counts.get(cause) ?? 0;
-    this.#counts.set(cause, before + 1);
+    this.#counts.set(cause, before + times);
     if (before > 0) return;
     try {
       Promise.resolve(this.onWarning(message) as unknown).catch(() => {});
@@ -32,10 +32,10 @@ function printWarning(message: string): void {
   Deno.stderr.writeSync(new TextEncoder().encode(`telemetry: ${message}\n`));
 }
 
-/** Converts any value to text. Never throws. */
+/** Converts any value to well-formed text. Never throws. */
 export function toText(value: unknown): string {
   try {
-    return String(value);
+    return String(value).toWellFormed();
   } catch {
     return "unknown";
   }

@@ -5,11 +5,8 @@ import { hasCode } from "../errors.ts";
 const LOCKED_PAUSE_MS = 25;
 /** How many writes are made before the agent's own code gets its turn. */
 const WRITES_PER_TURN = 50;
-/** How long `stop` writes at most, in milliseconds. */
-const STOP_MS = 1000;
-
-/** What a {@linkcode WriteQueue} is doing. */
-export type QueueState = "idle" | "writing" | "waiting" | "blocked" | "stopped";
+/** How long a synchronous end writes, or waits for a locked database, in milliseconds. */
+const END_MS = 1000;
 
 /** What a {@linkcode WriteQueue} calls, and its limits. */
 export interface WriteQueueOptions {
@@ -25,35 +22,22 @@ export interface WriteQueueOptions {
 
 /**
  * Makes writes in the order in which they were added, and never blocks the event loop for a lock: an attempt fails at
- * once when the database is locked, and is repeated after a pause. A write that the table rejects is reported and
- * removed. Any other error keeps the write, and the next `add` or `flush` tries it again.
- *
- * ```text
- *              add                    locked
- *    idle ────────────▶ writing ◀──────────────▶ waiting      every 25 ms
- *      ▲                 │   ▲                      │
- *      └─ queue is empty ┘   │ add, flush           │ 15.3 s
- *                            ▼                      ▼
- *            other error ─▶ blocked ◀───────────────┘
- *
- *    any ── stop ──▶ stopped      each write is tried once, without a pause
- * ```
- *
- * The queue is bounded only in `waiting` and `blocked`. While writes succeed, a burst is never dropped.
+ * once when the database is locked, and is repeated every 25 ms. A write that the table rejects is reported and removed.
+ * Any other error, also a lock that is held too long, keeps the writes until the next `add` or `flush`. The queue is
+ * bounded only while the database cannot be written: a burst is never dropped.
  */
 export class WriteQueue {
   /** Oldest first. */
   readonly #writes = new Map<string, () => void>();
   readonly #options: Required<WriteQueueOptions>;
-  #state: QueueState = "idle";
   #running: Promise<void> = Promise.resolve();
+  #isRunning = false;
+  /** Whether the last attempt failed. */
+  #isStuck = false;
+  #isStopped = false;
 
   constructor(options: WriteQueueOptions) {
     this.#options = { lockedForMs: 15_300, maxWaiting: 1000, ...options };
-  }
-
-  get state(): QueueState {
-    return this.#state;
   }
 
   /** How many writes wait. */
@@ -68,41 +52,30 @@ export class WriteQueue {
 
   /** Makes a write now or as soon as possible. It replaces a waiting write of the same key, and takes its place. */
   add(key: string, write: () => void): void {
-    const isBounded = this.#state === "waiting" || this.#state === "blocked";
-    if (isBounded && this.#writes.size >= this.#options.maxWaiting && !this.#writes.has(key)) {
-      const [oldest] = this.#writes.keys();
-      this.#writes.delete(oldest!);
+    if (this.#isStuck && this.#writes.size >= this.#options.maxWaiting && !this.#writes.has(key)) {
+      this.#writes.delete(this.#writes.keys().next().value!);
       this.#options.onDrop();
     }
     this.#writes.set(key, write);
-    this.#start();
+    if (this.#isStopped) this.stop();
+    else void this.flush();
   }
 
-  /** Tries again what is blocked. Resolves when the queue is idle, blocked or stopped. */
-  flush(): Promise<void> {
-    if (this.#writes.size > 0) this.#start();
-    return this.#running;
+  /** Writes what waits. Resolves when that is done or has failed. */
+  async flush(): Promise<void> {
+    if (this.#writes.size > 0 && !this.#isRunning && !this.#isStopped) this.#running = this.#run();
+    await this.#running;
   }
 
   /** Writes synchronously what waits, for the end of the process. Waits up to a second for a locked database. */
   flushSync(): void {
-    const deadline = performance.now() + STOP_MS;
-    while (this.#writes.size > 0) {
-      const error = this.#writeOldest();
-      if (error === undefined) continue;
-      if (!hasCode(error, "locked") || performance.now() > deadline) return this.#options.onFailure(error);
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, LOCKED_PAUSE_MS);
-    }
+    this.#writeAll({ lockedForMs: END_MS, timeoutMs: Infinity });
   }
 
-  /** Ends all waiting. Writes synchronously what can be written now; a later write is tried once. */
+  /** Ends all waiting. Writes synchronously what can be written within a second; a later write is tried once. */
   stop(): void {
-    this.#state = "stopped";
-    const deadline = performance.now() + STOP_MS;
-    while (this.#writes.size > 0 && performance.now() < deadline) {
-      const error = this.#writeOldest();
-      if (error !== undefined) return this.#options.onFailure(error);
-    }
+    this.#isStopped = true;
+    this.#writeAll({ lockedForMs: 0, timeoutMs: END_MS });
   }
 
   /** Reads, and waits while the database is locked. Resolves to undefined when that fails. */
@@ -112,7 +85,7 @@ export class WriteQueue {
       try {
         return await read();
       } catch (error) {
-        if (!hasCode(error, "locked") || this.#state === "stopped" || performance.now() > deadline) {
+        if (!hasCode(error, "locked") || this.#isStopped || performance.now() > deadline) {
           this.#options.onFailure(error);
           return undefined;
         }
@@ -121,42 +94,46 @@ export class WriteQueue {
     }
   }
 
-  #start(): void {
-    if (this.#state === "stopped") this.stop();
-    else if (this.#state === "idle" || this.#state === "blocked") this.#running = this.#run();
-  }
-
-  /** Writes until the queue is empty, blocked or stopped. The first attempt is made before this returns. */
+  /** Writes until the queue is empty, stuck or stopped. The first attempt is made before this returns. */
   async #run(): Promise<void> {
-    this.#state = "writing";
+    this.#isRunning = true;
     let deadline = performance.now() + this.#options.lockedForMs;
-    for (let written = 1; this.#writes.size > 0;) {
+    for (let written = 1; this.#writes.size > 0 && !this.#isStopped;) {
       const error = this.#writeOldest();
       if (error === undefined) {
-        this.#state = "writing";
         deadline = performance.now() + this.#options.lockedForMs;
         // Always awaits: writes that are added in the same turn must join this run, to be counted.
         await (written++ % WRITES_PER_TURN === 0 ? pause(0) : undefined);
       } else if (hasCode(error, "locked") && performance.now() < deadline) {
-        this.#state = "waiting";
         await pause(LOCKED_PAUSE_MS);
       } else {
-        this.#state = "blocked";
-        return this.#options.onFailure(error);
+        this.#options.onFailure(error);
+        break;
       }
-      if (this.state === "stopped") return;
     }
-    this.#state = "idle";
+    this.#isRunning = false;
+  }
+
+  #writeAll({ lockedForMs, timeoutMs }: { lockedForMs: number; timeoutMs: number }): void {
+    const start = performance.now();
+    while (this.#writes.size > 0 && performance.now() < start + timeoutMs) {
+      const error = this.#writeOldest();
+      if (error === undefined) continue;
+      if (!hasCode(error, "locked") || performance.now() > start + lockedForMs) return this.#options.onFailure(error);
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, LOCKED_PAUSE_MS);
+    }
   }
 
   /** Returns the error that keeps the write in the queue, or undefined. */
   #writeOldest(): unknown {
     const [[key, write]] = this.#writes as Iterable<[string, () => void]> as [[string, () => void]];
+    this.#isStuck = false;
     try {
       write();
     } catch (error) {
+      this.#isStuck = !hasCode(error, "invalid_record");
+      if (this.#isStuck) return error;
       // The table would reject it every time.
-      if (!hasCode(error, "invalid_record")) return error;
       this.#options.onFailure(error);
     }
     this.#writes.delete(key);

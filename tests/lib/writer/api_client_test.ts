@@ -9,7 +9,7 @@ import {
 } from "../../../lib/writer/api_client.ts";
 import { TelemetryError } from "../../../lib/errors.ts";
 import { newRun, type RunRecord } from "../../../lib/records.ts";
-import { testWith } from "../../fixtures/mod.ts";
+import { ROOT_URL, run, TempFolder, testWith } from "../../fixtures/mod.ts";
 
 // Off by default since Deno 2.8. Many of these tests check that no timer or connection is left behind.
 Deno.test.sanitizer({ ops: true, resources: true });
@@ -182,6 +182,9 @@ Deno.test("a 200 with HTML is not success, and is retried", async (t) => {
     "bare html": "<html lang=en>",
     "a comment first": "<!-- error -->",
     "BOM and blanks first": "\uFEFF \r\n\t<HTML>",
+    "XHTML": '<?xml version="1.0"?>\n<html xmlns="x">',
+    "an error of PHP": "<br />\n<b>Fatal error</b>",
+    "a heading": "<h1>502 Bad Gateway</h1>",
   };
   await t.step("three times", async () => {
     await using server = serve(html);
@@ -667,26 +670,36 @@ Deno.test("an invalid URL or token in the environment throws, unless posting is 
   assert.equal(fromEnvironment({ ...bad, TELEMETRY_TEST_MODE: "mock" }), undefined);
 });
 
-Deno.test("a proxy never receives what is for this machine", async () => {
+Deno.test("a proxy never receives what is for this machine, with and without permission to read its variables", async () => {
   await using proxy = serve(ok);
   await using server = serve(ok);
-  const api = client(server.url);
-  // `fetch` reads the variables once in a process, so only what this client checks is tested here.
-  for (
-    const [env, isPosted] of [
-      [{ HTTP_PROXY: proxy.url }, false],
-      [{ all_proxy: proxy.url, NO_PROXY: "example.com" }, false],
-      [{ HTTP_PROXY: proxy.url, NO_PROXY: "example.com, 127.0.0.1" }, true],
-      [{ HTTPS_PROXY: proxy.url }, true],
-    ] as [Record<string, string>, boolean][]
-  ) {
-    for (const [name, value] of Object.entries(env)) Deno.env.set(name, value);
-    const result = await api.post(RUN).finally(() => Object.keys(env).forEach((name) => Deno.env.delete(name)));
-    assert.equal(result.posted, isPosted, JSON.stringify([env, result]));
-    if (!result.posted) assert.match(result.reason, /set NO_PROXY=127\.0\.0\.1/);
+  // `fetch` reads the variables once in a process, so each has its own.
+  const code = `const { ApiClient, newRun } = await import(${JSON.stringify(`${ROOT_URL}mod.ts`)});
+    const api = new ApiClient({ url: ${JSON.stringify(server.url)}, token: "t", delaysMs: [] });
+    console.log((await api.post(newRun({ run_id: "r", agent_name: "a", start_time: "t" }))).posted);`;
+  const variables = [{ HTTP_PROXY: proxy.url }, { all_proxy: proxy.url, NO_PROXY: "example.com" }, {
+    http_proxy: proxy.url,
+    NO_PROXY: "127.0.0.0/8",
+  }];
+  for (const env of variables as Record<string, string>[]) {
+    for (const access of [["-A"], ["--allow-net", "--allow-read"]]) {
+      using folder = new TempFolder();
+      Deno.writeTextFileSync(`${folder.path}/post.ts`, code);
+      const { stdout, stderr } = await run(
+        Deno.execPath(),
+        ["run", "--no-prompt", ...access, `${folder.path}/post.ts`],
+        { env },
+      );
+      assert.equal(stdout, "true\n", stderr);
+    }
   }
-  assert.equal(proxy.seen.length, 0);
-  assert.equal(server.seen.length, 2);
+  assert.deepEqual([proxy.seen.length, server.seen.length], [0, 6]);
+});
+
+testWith(["ipv6"], "http to an IPv6 loopback address is posted", async () => {
+  const server = Deno.serve({ hostname: "::1", port: 0, onListen() {} }, ok);
+  assert.deepEqual(await client(`http://[::1]:${server.addr.port}/`).post(RUN), { posted: true, tries: 1 });
+  await server.shutdown();
 });
 
 Deno.test("a newline after the token is ignored", async () => {

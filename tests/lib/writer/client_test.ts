@@ -431,7 +431,7 @@ Deno.test("a part that JSON refuses costs only that part", async () => {
   assert.match(stage.warnings[0]!, /payload contains itself at self/);
 });
 
-Deno.test("objects that share each other are refused as too long, also beside values that are converted", async () => {
+Deno.test("objects that share each other are recorded as text, also beside values that are converted", async () => {
   await using stage = new Stage();
   const graph = (leaf: unknown) => {
     let parts = leaf;
@@ -440,8 +440,203 @@ Deno.test("objects that share each other are refused as too long, also beside va
   };
   const id = await stage.client.startRun("tester", "job");
   await stage.client.logEvent(id, "event", graph(new Set()));
-  assert.equal(stage.lines().length, 1);
-  assert.match(stage.warnings.join(), /payload is too long or too deep for JSON/);
+  await stage.client.endRun(id, { graph: graph(1), pages: 3 } as object);
+  assert.deepEqual(stage.lines()[1]!["payload_json"], '"[object Object]"');
+  assert.deepEqual(stage.rows()[0]!["metrics_json"], '{"graph":"[object Object]","pages":3}');
+  assert.match(stage.warnings.join(), /payload cannot be written as JSON \(too long\): it is recorded as text/);
+});
+
+Deno.test("every kind of value is recorded, or its loss is told", async () => {
+  await using stage = new Stage();
+  class Secret {
+    readonly #value = 5;
+    toString = undefined;
+    look = () => this.#value;
+  }
+  class Hidden {
+    readonly #value = 5;
+    toString() {
+      return `hidden ${this.#value}`;
+    }
+  }
+  const revoked = Proxy.revocable({}, {});
+  revoked.revoke();
+  const deep: Record<string, unknown> = {};
+  let at = deep;
+  for (let i = 0; i < 100_000; i++) at = at["d"] = {} as Record<string, unknown>;
+  const self = new Error("outer");
+  self.cause = self;
+  const shared = { n: 1 };
+  const bytes = new Uint8Array([1, 2, 3]).buffer;
+  const values: [unknown, unknown, told?: RegExp][] = [
+    [new Error("a", { cause: new TypeError("b") }), {
+      name: "Error",
+      message: "a",
+      cause: { name: "TypeError", message: "b" },
+    }],
+    [new AggregateError([new Error("one"), 2], "all"), {
+      ...{ name: "AggregateError", message: "all", errors: [{ name: "Error", message: "one" }, 2] },
+    }],
+    [self, { name: "Error", message: "outer", cause: "Error: outer" }, /contains itself at cause/],
+    [new DOMException("gone", "AbortError"), { name: "AbortError", message: "gone" }],
+    [new Map<unknown, unknown>([["a", new Map([["b", 1n]])]]), { a: { b: 1 } }],
+    [new Map([[{}, 1], [{}, 2]]), [[{}, 1], [{}, 2]]],
+    [new Set([[1], new Set([2])]), [[1], [2]]],
+    [new Headers([["a", "b"], ["set-cookie", "c"], ["set-cookie", "d"]]), [["a", "b"], ["set-cookie", "c"], [
+      "set-cookie",
+      "d",
+    ]]],
+    [new Date(0), "1970-01-01T00:00:00.000Z"],
+    [new Date(NaN), "Invalid Date"],
+    [new URL("http://a/"), "http://a/"],
+    [/x/g, "/x/g"],
+    [[1n, 2n ** 60n, NaN, -Infinity, -0, undefined], [1, String(2n ** 60n), "NaN", "-Infinity", 0, null]],
+    [bytes, [1, 2, 3]],
+    [new DataView(bytes, 1), [2, 3]],
+    [new Float32Array([1.5, NaN]), [1.5, "NaN"]],
+    [new BigInt64Array([5n]), [5]],
+    [new Blob(["x"]), "[object Blob]", /has no JSON form/],
+    [Promise.resolve(), "[object Promise]", /has no JSON form/],
+    [new Hidden(), "hidden 5", /has no JSON form/],
+    [new Proxy({ a: 1 }, {}), { a: 1 }],
+    [{ in: revoked.proxy, b: 1 }, { in: "unknown", b: 1 }, /payload has no JSON form at in/],
+    [{ a: { toJSON: () => assert.fail("looked at") }, b: 1 }, { a: "[object Object]", b: 1 }, /at a \(looked at\)/],
+    [{ [Symbol("tag")]: 1, b: 2 }, { b: 2, "Symbol(tag)": 1 }],
+    [[shared, shared, [shared]], [shared, shared, [shared]]],
+    [{ "\ud800": "\udfff", "\0": "a\0b", c: "\\u0000 \\ud800" }, {
+      "\ufffd": "\ufffd",
+      "␀": "a␀b",
+      c: "\\u0000 \\ud800",
+    }, /contains NUL/],
+    [JSON.parse('{"__proto__": {"a": 1}}'), JSON.parse('{"__proto__": {"a": 1}}')],
+    [new Secret().look, new Secret().look.toString()],
+    [Symbol("s"), "Symbol(s)"],
+  ];
+  for (const [given, wanted, told] of values) {
+    const warnings: string[] = [];
+    await using client = new TelemetryClient({
+      base: stage.layout.base,
+      onWarning: (text) => void warnings.push(text),
+    });
+    await client.logEvent("run", "event", given);
+    const text = String(stage.lines().at(-1)!["payload_json"]);
+    const without = JSON.parse(text, (key, value) => key === "stack" || key === "code" ? undefined : value);
+    assert.deepEqual(without, wanted, text);
+    assert.match(warnings.join("\n"), told ?? /^$/);
+    assert.doesNotMatch(text.replaceAll("\\\\", ""), /\\u(?:0000|d)/);
+  }
+  await stage.client.logEvent("run", "deep", deep);
+  const line = String(stage.lines().at(-1)!["payload_json"]);
+  assert.ok(line.startsWith('{"d":{"d":') && line.length < 2000, line);
+  assert.match(stage.warnings.join(), /payload is nested too deeply at d/);
+});
+
+Deno.test("an event over 32 MiB is recorded without its payload", async () => {
+  await using stage = new Stage();
+  await stage.client.logEvent("run", "long", "x".repeat(33 * 2 ** 20));
+  await stage.client.logEvent("run", "next");
+  assert.deepEqual(stage.lines().map((line) => [line["event_type"], line["payload_json"]]), [["long", null], [
+    "next",
+    null,
+  ]]);
+  assert.deepEqual(stage.warnings, ["an event is too long for the log: it is recorded without its payload"]);
+});
+
+Deno.test("texts and metrics keep what is well-formed, and numbers their digits", async () => {
+  await using stage = new Stage();
+  const metrics_json = '{"id": 12345678901234567890, "list": [98765432109876543210]}';
+  const id = await stage.client.startRun("a\ud800", "b\udc00", { metrics_json, product: "c\ud800", items_failed: -0 });
+  await stage.client.logEvent(`${id}\ud800`, "e\ud800");
+  await stage.client.endRun(id, { pages: 3, ...{ "\ud800": 1, list: 2 } } as object);
+  for (
+    const line of Deno.readTextFileSync(`${stage.layout.raw}/${[...Deno.readDirSync(stage.layout.raw)][0]!.name}`)
+      .split("\n")
+  ) {
+    assert.doesNotMatch(line, /\\ud[89a-f]/);
+  }
+  assert.equal(stage.rows()[0]!["metrics_json"], '{"id":12345678901234567890,"list":2,"pages":3,"\ufffd":1}');
+});
+
+Deno.test("a field that cannot be read costs only that field", async () => {
+  await using stage = new Stage();
+  const fields = {
+    product: "p",
+    get platform(): string {
+      throw new Error("looked at");
+    },
+  };
+  const id = await stage.client.startRun("tester", "job", fields);
+  await stage.client.endRun(id, new Map<string, unknown>([["items_failed", 3], ["pages", 4]]) as object);
+  const [row] = stage.rows();
+  assert.deepEqual([row!["product"], row!["platform"], row!["items_failed"], row!["metrics_json"]], [
+    "p",
+    null,
+    3,
+    '{"pages":4}',
+  ]);
+  assert.match(stage.warnings.join(), /platform cannot be read/);
+});
+
+Deno.test("a flood of events is told in one warning with its number, and the run is complete", async () => {
+  await using stage = new Stage();
+  const { client } = stage;
+  const id = await client.startRun("tester", "job");
+  const pad = "x".repeat(2 ** 20);
+  for (let n = 0; n < 100; n++) client.logEvent(id, "event", { n, pad });
+  await client.endRun(id);
+  await client.logEvent(id, "after");
+  const events = stage.lines().filter((line) => line["event_type"] === "event").map((line) =>
+    JSON.parse(String(line["payload_json"])).n
+  );
+  const dropped = 100 - events.length;
+  assert.ok(dropped > 30, `${dropped} were dropped`);
+  assert.deepEqual(events, Array.from({ length: events.length }, (_, i) => i + dropped), "the newest are kept");
+  assert.equal(stage.lines().find(({ status }) => status === "success")!["run_id"], id);
+  assert.equal(stage.warnings.length, 1);
+  assert.ok(stage.warnings[0]!.startsWith(`${dropped} events came faster`), stage.warnings[0]);
+  assert.equal((await client.getStats()).failures["log:queue_full"], dropped);
+});
+
+Deno.test("options of wrong kinds warn, and the client records with the others", async () => {
+  using folder = new TempFolder();
+  const cases: [options: Record<string, unknown>, told: RegExp][] = [
+    [{ closeTimeoutMs: "5" }, /closeTimeoutMs takes milliseconds, not 5: 5000 are used/],
+    [{ closeTimeoutMs: NaN }, /not NaN/],
+    [{ closeTimeoutMs: -1 }, /not -1/],
+    [{ closeTimeoutMs: null }, /not null/],
+    [{ closeTimeoutMs: 5n }, /not 5/],
+    [{ timeout: 5 }, /there is no option timeout/],
+  ];
+  for (const [options, told] of cases) {
+    const warnings: string[] = [];
+    const onWarning = (message: string) => void warnings.push(message);
+    await using client = new TelemetryClient({ base: `${folder.path}/base`, onWarning, ...options });
+    await client.trackRun("tester", "job", () => {});
+    assert.match(warnings.filter((text) => !text.startsWith("created")).join("|"), told);
+  }
+  await using client = new TelemetryClient({ base: `${folder.path}/base`, onWarning() {} });
+  assert.equal((await client.getStats()).total_runs, cases.length);
+  for (
+    const options of [
+      { limit: 0 },
+      { limit: 1.5 },
+      { limit: Infinity },
+      { limit: "5" },
+      { since: 5 },
+      { since: "soon" },
+      5,
+      null,
+    ]
+  ) {
+    assert.deepEqual(await client.postPending(options as never), { posted: 0, failed: 0, refused: 0 });
+  }
+  assert.equal((await client.getStats()).failures["api:usage"], 6);
+  for (const base of [5, null, {}, Symbol("s"), []]) {
+    const warnings: string[] = [];
+    await using client = new TelemetryClient({ base, onWarning: (text: string) => void warnings.push(text) } as never);
+    assert.equal(await client.trackRun("tester", "job", () => 5), 5);
+    assert.match(warnings.join(), /the option base is not a text/);
+  }
 });
 
 Deno.test("a run that violates a CHECK constraint is only in the log, and does not block later runs", async () => {
@@ -564,7 +759,7 @@ Deno.test("after close() nothing is recorded, with one warning", async () => {
   await stage.client.endRun(id);
   await stage.client.logEvent(id, "x");
   assert.equal(await stage.client.trackRun("tester", "job", () => 5), 5);
-  assert.deepEqual(await stage.client.postPending(), { posted: 0, failed: 0 });
+  assert.deepEqual(await stage.client.postPending(), { posted: 0, failed: 0, refused: 0 });
   assert.equal((await stage.client.getStats()).total_runs, 1);
   assert.equal(stage.lines().length, 1);
   assert.equal(stage.warnings.length, 1);
@@ -681,7 +876,7 @@ Deno.test("posting sets the markers and the retry count, logs the marker, and do
     args,
     env,
   );
-  assert.equal(second.stdout, '{"posted":0,"failed":0}\n{"posted":1,"failed":0}\n');
+  assert.equal(second.stdout, '{"posted":0,"failed":0,"refused":0}\n{"posted":1,"failed":0,"refused":0}\n');
   assert.deepEqual(rows(), [["accepted", 1, 1, 0], ["refused", 1, 1, 1]]);
   assert.deepEqual(linesOf(layout).at(-1)!["created_at"], null);
   await server.shutdown();
@@ -713,6 +908,57 @@ Deno.test("with an API that never answers, close() ends within its timeout and t
   assert.equal(stats.failures.api, undefined);
   listener.close();
   for (const connection of await accepted) connection.close();
+});
+
+/** A server that accepts connections. It answers those after the first `silent` ones with 200. */
+function silentServer(silent: number) {
+  const listener = Deno.listen({ port: 0, hostname: "127.0.0.1" });
+  const connections: Deno.Conn[] = [];
+  const accepting = (async () => {
+    for await (const connection of listener) {
+      if (connections.push(connection) <= silent) continue;
+      await connection.read(new Uint8Array(65536));
+      await connection.write(new TextEncoder().encode("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"));
+    }
+  })();
+  return {
+    env: { METRICS_API_URL: `http://127.0.0.1:${listener.addr.port}`, METRICS_API_TOKEN: "t" },
+    count: () => connections.length,
+    async [Symbol.asyncDispose]() {
+      listener.close();
+      await accepting;
+      for (const connection of connections) connection.close();
+    },
+  };
+}
+
+Deno.test("without close(), a process ends within 5 s of its work although the API never answers", async () => {
+  using folder = new TempFolder();
+  const base = `${folder.path}/base`;
+  const code = `const telemetry = new TelemetryClient({ base: ${JSON.stringify(base)}, onWarning() {} });
+     for (let i = 0; i < 10; i++) await telemetry.trackRun("tester", "job", () => {});
+     console.log(Date.now());`;
+  await using server = silentServer(Infinity);
+  const access = [`--allow-read=${base}`, `--allow-write=${base}`, "--allow-env", "--allow-net=127.0.0.1"];
+  const { code: exitCode, stdout } = await agent(folder, code, access, server.env);
+  const took = Date.now() - Number(stdout);
+  assert.ok(took > 2000 && took < 5000, `the process ended ${took} ms after its work`);
+  assert.deepEqual([exitCode, server.count()], [0, 1]);
+});
+
+Deno.test("without close(), a process that goes on posts the run when the API answers", async () => {
+  using folder = new TempFolder();
+  const base = `${folder.path}/base`;
+  const code = `const telemetry = new TelemetryClient({ base: ${JSON.stringify(base)}, onWarning() {} });
+     await telemetry.trackRun("tester", "job", () => {});
+     for (let i = 0; i < 100 && (await telemetry.getStats()).pending_api_posts > 0; i++) {
+       await new Promise((resolve) => setTimeout(resolve, 100));
+     }
+     console.log((await telemetry.getStats()).pending_api_posts);`;
+  await using server = silentServer(1);
+  const access = [`--allow-read=${base}`, `--allow-write=${base}`, "--allow-env", "--allow-net=127.0.0.1"];
+  const { stdout } = await agent(folder, code, access, server.env);
+  assert.deepEqual([stdout, server.count()], ["0\n", 2]);
 });
 
 Deno.test("nothing is posted in mock mode, when posting is off, or without a token", async () => {
@@ -1001,8 +1247,8 @@ Deno.test("getters that throw do not throw into the agent", async () => {
       throw new Error("looked at");
     },
   };
-  assert.deepEqual(await client.postPending(options), { posted: 0, failed: 0 });
-  assert.deepEqual(await client.postPending(), { posted: 0, failed: 0 });
+  assert.deepEqual(await client.postPending(options), { posted: 0, failed: 0, refused: 0 });
+  assert.deepEqual(await client.postPending(), { posted: 0, failed: 0, refused: 0 });
   using folder = new TempFolder();
   const { code, stdout } = await agent(
     folder,

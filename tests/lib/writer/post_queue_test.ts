@@ -58,7 +58,7 @@ class Stage implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.posts.stop();
     await this.posts.idle();
-    await this.store.saved();
+    await this.store.queue.flush();
     this.store.close();
     await this.#server.shutdown();
     this.folder[Symbol.dispose]();
@@ -74,7 +74,7 @@ Deno.test("runs are posted one after the other, in the order in which they ended
   await using stage = new Stage();
   for (const id of ["a", "b", "c", "d"]) stage.end(id);
   await stage.posts.idle();
-  await stage.store.saved();
+  await stage.store.queue.flush();
   assert.deepEqual(stage.received, ["a", "b", "c", "d"]);
   assert.equal(stage.maxConcurrent, 1);
   assert.deepEqual(await stage.pending(), []);
@@ -86,8 +86,8 @@ Deno.test("addPending does not post a run that waits for its own post", async ()
   stage.end("first");
   const adding = stage.posts.addPending(100, undefined);
   for (const id of ["late1", "late2"]) stage.end(id);
-  await stage.store.saved();
-  assert.deepEqual(await adding, { posted: 2, failed: 0 });
+  await stage.store.queue.flush();
+  assert.deepEqual(await adding, { posted: 2, failed: 0, refused: 0 });
   await stage.posts.idle();
   assert.deepEqual(stage.received.toSorted(), ["first", "late1", "late2", "old1", "old2"]);
 });
@@ -97,8 +97,8 @@ Deno.test("a run that the API refuses stays pending, and each failed post is cou
   stage.status = 403;
   stage.end("a");
   await stage.posts.idle();
-  assert.deepEqual(await stage.posts.addPending(100, undefined), { posted: 0, failed: 1 });
-  await stage.store.saved();
+  assert.deepEqual(await stage.posts.addPending(100, undefined), { posted: 0, failed: 1, refused: 0 });
+  await stage.store.queue.flush();
   assert.equal(await stage.store.read((writer) => writer.getRun("a")?.api_retry_count), 2);
   assert.deepEqual([await stage.pending(), stage.warnings.counts()], [["a"], { api: 2 }]);
 });
@@ -108,7 +108,7 @@ Deno.test("addPending stops when the token is refused, and when the API is down"
     await using stage = new Stage();
     stage.status = status;
     for (const id of ["a", "b", "c"]) stage.save(id);
-    assert.deepEqual(await stage.posts.addPending(100, undefined), { posted: 0, failed: 1 });
+    assert.deepEqual(await stage.posts.addPending(100, undefined), { posted: 0, failed: 1, refused: 0 });
     assert.equal(stage.received.length, 1);
   }
 });
@@ -118,13 +118,32 @@ Deno.test("runs that end while the API is down are not posted and stay pending",
   stage.status = 500;
   for (const id of ["a", "b", "c"]) stage.end(id);
   await stage.posts.idle();
-  await stage.store.saved();
+  await stage.store.queue.flush();
   assert.deepEqual(stage.received, ["a"]);
   stage.status = 200;
-  assert.deepEqual(await stage.posts.addPending(100, undefined), { posted: 3, failed: 0 });
+  assert.deepEqual(await stage.posts.addPending(100, undefined), { posted: 3, failed: 0, refused: 0 });
   stage.end("d");
   await stage.posts.idle();
   assert.equal(stage.received.length, 5);
+});
+
+Deno.test("after a refused token, runs that end are not posted and stay pending", async () => {
+  await using stage = new Stage();
+  stage.status = 401;
+  for (const id of ["a", "b", "c"]) stage.end(id);
+  await stage.posts.idle();
+  await stage.store.queue.flush();
+  assert.deepEqual([stage.received, await stage.pending()], [["a"], ["a", "b", "c"]]);
+});
+
+Deno.test("addPending goes on after a run that the API refuses, and says how many it refused", async () => {
+  await using stage = new Stage();
+  stage.status = 422;
+  for (const id of ["a", "b", "c"]) stage.save(id);
+  assert.deepEqual(await stage.posts.addPending(2, undefined), { posted: 0, failed: 2, refused: 2 });
+  stage.status = 200;
+  assert.deepEqual(await stage.posts.addPending(2, undefined), { posted: 2, failed: 0, refused: 0 });
+  assert.ok(!stage.received.slice(0, 2).includes(stage.received[2]!), "the one that was not refused comes first");
 });
 
 Deno.test("runs that the API always refuses do not come before the others", async () => {
@@ -146,7 +165,7 @@ Deno.test("stop ends the current post, and the runs that wait stay pending witho
   while (stage.received.length === 0) await new Promise((resolve) => setTimeout(resolve, 5));
   stage.posts.stop();
   await stage.posts.idle();
-  await stage.store.saved();
+  await stage.store.queue.flush();
   assert.deepEqual(stage.received, ["a"]);
   assert.deepEqual([await stage.pending(), stage.warnings.counts()], [["a", "b", "c"], {}]);
   resolve();
