@@ -89,7 +89,7 @@ export function parseDurationFlag(flag: string, text: string): number {
 }
 
 /**
- * Parses the value of a flag: an ISO date or time, or `7d`, `24h`, `30m` for that long before `now`.
+ * Parses the value of a flag: an ISO date or time, a date as Git writes it, or `7d`, `24h`, `30m` for that long before `now`.
  *
  * @param dayIs whether a date without a time means the start of that day, or its end
  * @throws {TelemetryError} `usage`
@@ -97,7 +97,7 @@ export function parseDurationFlag(flag: string, text: string): number {
 export function parseTimeFlag(flag: string, text: string, now: Date, dayIs: "start" | "end" = "start"): Instant {
   const [, count, unit] = /^(\d{1,6})([mhd])$/.exec(text) ?? [];
   if (unit !== undefined) return now.getTime() * 1000 - Number(count) * UNITS[unit]!;
-  const instant = parseTimestamp(text);
+  const instant = parseCommitDate(text);
   if (instant !== undefined) return dayIs === "end" && text.length === 10 ? instant + UNITS["d"]! : instant;
   throw new TelemetryError("usage", `--${flag} takes a date or a time, not "${text}"`, {
     hint: "use a day (2025-12-10), a time (2025-12-10T12:05:30Z), or an age (7d, 24h, 30m)",

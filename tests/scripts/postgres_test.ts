@@ -2,6 +2,8 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { DatabaseSync } from "node:sqlite";
+import { gzipSync } from "node:zlib";
+import { logFiles, scan } from "../../lib/log/read.ts";
 import { RUN_COLUMNS } from "../../lib/records.ts";
 import { pathWithDeno, ROOT, run, runScript, SAMPLE, scriptArgs, TempFolder, testWith } from "../fixtures/mod.ts";
 
@@ -285,14 +287,52 @@ testWith(["postgres"], "the sample in PostgreSQL, cell by cell", async () => {
   assert.deepEqual(await postgres.runs(), wanted.sort(inBytes as never));
 });
 
-Deno.test("DuckDB asks the log as the README says", async () => {
+/** How many ended runs the README's query finds in logs. */
+async function endedRunsByDuckDB(glob: string): Promise<number> {
   const { DuckDBInstance } = await import("npm:@duckdb/node-api@1.5.4-r.1");
   const instance = await DuckDBInstance.create(":memory:");
   const connection = await instance.connect();
-  const sql = blocks("sql")[0]!.replace("raw/*.ndjson*", `${SAMPLE}/base/raw/*.ndjson*`);
-  const result = await connection.runAndReadAll(sql);
-  const ended = result.getRowObjectsJson().reduce((sum, { runs }) => sum + Number(runs), 0);
+  const result = await connection.runAndReadAll(blocks("sql")[0]!.replace("raw/*.ndjson*", glob));
   connection.closeSync();
+  return result.getRowObjectsJson().reduce((sum, { runs }) => sum + Number(runs), 0);
+}
+
+Deno.test("DuckDB asks the log as the README says", async () => {
   const facts = JSON.parse(Deno.readTextFileSync(`${SAMPLE}/facts.json`));
-  assert.equal(ended, facts.runs_in_logs - facts.unended_runs);
+  assert.equal(await endedRunsByDuckDB(`${SAMPLE}/base/raw/*.ndjson*`), facts.runs_in_logs - facts.unended_runs);
+});
+
+Deno.test("DuckDB leaves out of a damaged log what the README says, and nothing else", async () => {
+  let count = 0;
+  const run = (more = "") =>
+    `{"run_id":"r${count++}","agent_name":"a","start_time":"t","status":"success"${more},"record_type":"run"}`;
+  const half = '{"run_id":"h","agent_n';
+  const found = [
+    `${run()}\r\n\0\0\0\n\n[1]\n"x"\nnull\n${half}\n`,
+    `${run(',"duration_ms":NaN,"metrics":{"n":12345678901234567890}')}\n`,
+    `${run(`,"metrics":${"[".repeat(10_000)}${"]".repeat(10_000)}`)}\n`,
+    `${run(`,"input_summary":"${"x".repeat(20_000_000)}"`)}\n${run(String.raw`,"product":"\u0000"`)}\n${run()}\0\0\n`,
+  ];
+  const foundRuns = count;
+  const leftOut = [
+    `${half}${run()}\n`,
+    `${run()}${run()}\n`,
+    `\0\0${run()}\n`,
+    `${run(String.raw`,"product":"\ud800"`)}\n`,
+  ];
+  // And the run behind the BOM.
+  const missing = count - foundRuns + 1;
+  using temp = new TempFolder();
+  const write = (name: string, content: string | Uint8Array) =>
+    Deno.writeFileSync(
+      `${temp.path}/${name}`,
+      typeof content === "string" ? new TextEncoder().encode(content) : content,
+    );
+  write("events_20251210.ndjson", `\ufeff${run()}\n${found.join("")}${leftOut.join("")}${run()}\n`);
+  write("events_20251211.ndjson.gz", new Uint8Array([...gzipSync(`${run()}\n`), ...gzipSync(`${run()}\n`)]));
+  write("events_20251212.ndjson.1", run());
+  const ids = new Set<string>();
+  for await (const item of scan(logFiles(temp.path))) if ("record" in item) ids.add(item.record.run_id);
+  assert.equal(ids.size, count);
+  assert.equal(await endedRunsByDuckDB(`${temp.path}/*.ndjson*`), count - missing);
 });

@@ -516,6 +516,17 @@ Deno.test("--since and --until: days are whole UTC days, 7d and the like count f
   assert.equal(await ids({ since: "29m" }), "");
 });
 
+Deno.test("--since, --until and --updated-since take a date as Git writes it", async () => {
+  const start_time = "2025-12-10T12:05:30+00:00";
+  using store = new Store().add({ start_time, created_at: start_time, updated_at: start_time });
+  const at = ["Wed Dec 10 13:05:30 2025 +0100", "Wed, 10 Dec 2025 12:05:30 +0000", "1765368330 +0100", "@1765368330"];
+  for (const time of [...at, "2025-12-10 13:05:30 +0100", "2025-12-10T13:05:30+01:00"]) {
+    for (const [flag, rows] of [["since", 1], ["until", 0], ["updated-since", 1]] as const) {
+      assert.equal((await exported(store.base, { [flag]: time })).rows.length, rows, `--${flag} ${time}`);
+    }
+  }
+});
+
 Deno.test("a time that cannot be told: exported without a filter, left out and counted with one", async () => {
   using store = new Store().add(
     ...["yesterday", "", "2025-02-30T00:00:00Z", "2025-12-10T25:00:00Z", "1765368330", "12:05:30"]
