@@ -33,8 +33,13 @@ export const FAULTS: Record<string, (layout: Layout) => void> = {
     for (;;);
   },
   // A full disk fails each write from now on, a failing disk a single one.
-  disk_full: () => failWrites("ENOSPC", Infinity),
-  io_error: () => failWrites("EIO", 1),
+  disk_full: () => fail(WRITES, "ENOSPC"),
+  io_error: () => fail(WRITES, "EIO", 1),
+  // What CIFS, WSL, NFS and a mount over a file refuse, from now on.
+  rename_refused: () => fail(["renameSync"], "EBUSY"),
+  sync_refused: () => fail(SYNCS, "EINVAL"),
+  chmod_refused: () => fail(["chmodSync"], "EPERM"),
+  flock_refused: () => fail(LOCKS, "ENOLCK"),
   midnight: () => {
     const now = Date.now;
     const Original = Date;
@@ -52,18 +57,23 @@ export const FAULTS: Record<string, (layout: Layout) => void> = {
   },
 };
 
-let failures = 0;
-let failure = "";
+const SYNCS = ["sync", "syncSync"];
+const WRITES = ["write", "writeSync", ...SYNCS];
+const LOCKS = ["lock", "lockSync", "tryLock", "tryLockSync"];
 
-function failWrites(code: string, times: number): void {
-  failures = times;
-  failure = code;
+let failing: readonly string[] = [];
+let failure = "";
+let failures = 0;
+
+function fail(names: readonly string[], code: string, times = Infinity): void {
+  [failing, failure, failures] = [names, code, times];
 }
 
 /** Throws the error that the operating system would return. */
-function mayFail(): void {
-  if (failures-- <= 0) return;
-  throw Object.assign(new Error(`${failure} (os error)`), { code: failure });
+function mayFail(name: string): void {
+  if (!failing.includes(name) || failures-- <= 0) return;
+  const Kind = failure === "EPERM" ? Deno.errors.PermissionDenied : Error;
+  throw Object.assign(new Kind(`${failure} (os error)`), { code: failure });
 }
 
 if (import.meta.main) {
@@ -74,20 +84,19 @@ if (import.meta.main) {
     if (++calls === Number(call)) FAULTS[fault!]!(layout);
   };
   // deno-lint-ignore no-explicit-any
-  const watch = (object: any, name: string, isWrite = false) => {
+  const watch = (object: any, name: string) => {
     const original = object[name];
     // deno-lint-ignore no-explicit-any
     object[name] = function (this: unknown, ...args: any[]) {
       step();
-      if (isWrite) mayFail();
+      mayFail(name);
       return original.apply(this, args);
     };
   };
   for (const name of ["linkSync", "renameSync", "removeSync", "chmodSync", "openSync", "copyFileSync", "mkdirSync"]) {
     watch(Deno, name);
   }
-  for (const name of ["write", "writeSync", "sync", "syncSync"]) watch(Deno.FsFile.prototype, name, true);
-  for (const name of ["truncateSync", "close"]) watch(Deno.FsFile.prototype, name);
+  for (const name of [...WRITES, ...LOCKS, "truncateSync", "close"]) watch(Deno.FsFile.prototype, name);
   for (const name of ["prepare", "exec", "close"]) watch(DatabaseSync.prototype, name);
   try {
     await OPERATIONS[operation]!(layout);
