@@ -11,7 +11,8 @@ import { SCHEMA_VERSION } from "../records.ts";
 import { Connection, type OnProgress } from "../sqlite/connection.ts";
 import { applySchema, inspect, newerSchema } from "../sqlite/migrate.ts";
 import { assertIntact, OpenableBackup } from "../sqlite/snapshot.ts";
-import { catchUp, mergeRuns, type Replayed, replayLog } from "../store/merge.ts";
+import { compareRuns } from "../store/compare.ts";
+import { catchUp, mergeRuns, replayLog } from "../store/merge.ts";
 import {
   type Current,
   discardCopy,
@@ -157,19 +158,23 @@ async function copyBackup(layout: Layout, path: string, target: string): Promise
 
 /** Adds the runs of the log and of the replaced database; or counts those of the log that are newer. */
 async function addRuns(db: Connection, layout: Layout, prepared: Prepared, replay: boolean): Promise<void> {
-  let done: Replayed = { newer: 0, refused: 0 };
-  try {
-    const logs = logFiles(layout.raw);
-    for (const log of unreadableLogs(logs)) prepared.warnings.push(`${log} cannot be read: its runs are left out`);
-    done = await replayLog(db, logs, { dryRun: !replay });
-  } catch (error) {
-    // Only counting may fail.
-    if (replay) throw error;
-    prepared.warnings.push(`newer runs of the log could not be counted: ${errorMessage(error)}`);
+  const warnOfUnread = (logs: string[]) =>
+    prepared.warnings.push(...logs.map((log) => `${log} cannot be read: its runs are left out`));
+  if (!replay) {
+    try {
+      const { only_in_log, older_in_database, unreadable_logs } = await compareRuns(db, logFiles(layout.raw));
+      prepared.newer_in_log = only_in_log + older_in_database;
+      warnOfUnread(unreadable_logs);
+    } catch (error) {
+      prepared.warnings.push(`newer runs of the log could not be counted: ${errorMessage(error)}`);
+    }
+    return;
   }
-  prepared.newer_in_log = done.newer;
-  prepared.refused.log = done.refused;
-  if (!replay) return;
+  const logs = logFiles(layout.raw);
+  warnOfUnread(unreadableLogs(logs));
+  const { newer, refused } = await replayLog(db, logs);
+  prepared.newer_in_log = newer;
+  prepared.refused.log = refused;
   prepared.replayed = true;
   try {
     // SQLite deletes the WAL of a file of 0 bytes when it opens it.

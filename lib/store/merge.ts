@@ -226,39 +226,27 @@ export interface Replayed {
   refused: number;
 }
 
-/**
- * Merges the runs of logs into a v3 database, in short transactions, since it may be live.
- *
- * @param options `dryRun` counts what would be done and rolls it back: which states violate a constraint shows only when
- * they are written
- */
-export async function replayLog(
-  db: Connection,
-  files: Iterable<string>,
-  options: { dryRun?: boolean } = {},
-): Promise<Replayed> {
+/** Merges the runs of logs into a v3 database, in short transactions, since it may be live. */
+export async function replayLog(db: Connection, files: Iterable<string>): Promise<Replayed> {
   const known = db.prepare("SELECT status FROM agent_runs WHERE run_id=?");
   const upsert = db.prepare(upsertSql(RUN_COLUMNS));
   const mark = db.prepare(MARK_POSTED_SQL);
   const done: Replayed = { newer: 0, refused: 0 };
-  try {
-    for await (const { rows, posted } of readRunStates(files)) {
-      const outcomes = new Map<SqlValue[], "newer" | "refused">();
-      const states = rows.map((row) => () => {
-        const before = known.get(row[0]!);
-        outcomes.delete(row);
-        const isLeft = before === undefined && isLeftToAgent(row);
-        if (!isLeft && !isStored(() => upsert.run(...row.slice(0, RUN_COLUMNS.length)))) outcomes.set(row, "refused");
-        else if (before === undefined || before["status"] === "running" && row[STATUS] !== "running") {
-          outcomes.set(row, "newer");
-        }
-      });
-      const marks = posted.map((values) => () => void isStored(() => mark.run(...values)));
-      writeAll(db, [...states, ...marks], options.dryRun ? "stay open" : "commit");
-      for (const outcome of outcomes.values()) done[outcome]++;
-    }
-  } finally {
-    if (options.dryRun) db.rollback();
+  for await (const { rows, posted } of readRunStates(files)) {
+    // A write is repeated where a trigger rolls back the transaction.
+    const outcomes = new Map<SqlValue[], "newer" | "refused">();
+    const states = rows.map((row) => () => {
+      const before = known.get(row[0]!);
+      outcomes.delete(row);
+      if (before === undefined && isLeftToAgent(row)) return;
+      if (!isStored(() => upsert.run(...row.slice(0, RUN_COLUMNS.length)))) outcomes.set(row, "refused");
+      else if (before === undefined || before["status"] === "running" && row[STATUS] !== "running") {
+        outcomes.set(row, "newer");
+      }
+    });
+    const marks = posted.map((values) => () => void isStored(() => mark.run(...values)));
+    writeAll(db, [...states, ...marks]);
+    for (const outcome of outcomes.values()) done[outcome]++;
   }
   return done;
 }
@@ -278,12 +266,10 @@ export function isLeftToAgent(row: SqlValue[]): boolean {
 /**
  * Writes in one transaction. Where a user-defined trigger rolls it back (`RAISE(ROLLBACK)`), each write gets its own one,
  * so that the trigger stops no write but its own.
- *
- * @param end `stay open` leaves the transaction open, for a caller that rolls it back
  */
-function writeAll(db: Connection, writes: (() => void)[], end: "commit" | "stay open"): void {
+function writeAll(db: Connection, writes: (() => void)[]): void {
   const begin = () => db.isInTransaction || retryWhileLocked(() => db.run("BEGIN IMMEDIATE"));
-  const commit = () => db.isInTransaction && end === "commit" && db.run("COMMIT");
+  const commit = () => db.isInTransaction && db.run("COMMIT");
   try {
     begin();
     for (const write of writes) {
@@ -364,7 +350,7 @@ export function mergeRuns(db: Connection, replaced: Connection): number {
       if (!isStored(() => insert.run(...cells))) refused.add(id);
       if (cells[posted] === 1) isStored(() => mark.run(cells[posted + 1]!, id));
     });
-    writeAll(db, writes, "commit");
+    writeAll(db, writes);
     count += refused.size;
   }
   return count;

@@ -596,14 +596,16 @@ Deno.test("--replay restores every run of the log in its last state, and every a
 
   const told = await restore(base, "latest");
   assert.equal(told.code, 0);
-  assert.match(told.stdout, /the log has 7 runs that the backup lacks or has in an older state: --replay adds them/);
+  // The run that has just started is left to its agent, and counts after 20 s.
+  assert.match(told.stdout, /the log has [67] runs that the backup lacks or has in an older state: --replay adds them/);
   assert.equal(rowsOf(file).size, 7);
   // The marks of what is there when --replay runs: put back what was there first.
   await restored(base, keptIn(base)[0]!);
   assert.deepEqual(rowsOf(file), before);
 
   const { newer_in_log, runs, replayed } = await restored(base, "latest", "--replay");
-  assert.deepEqual([newer_in_log, runs, replayed], [7, 13, true]);
+  assert.ok(newer_in_log === 6 || newer_in_log === 7, `${newer_in_log}`);
+  assert.deepEqual([runs, replayed], [13, true]);
   const after = rowsOf(file);
   assert.deepEqual([...after.keys()].sort(), [...before.keys()].sort());
   for (const [id, row] of after) {
