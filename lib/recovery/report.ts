@@ -30,32 +30,40 @@ export class RecoveryReport implements Disposable {
   readonly #base: string;
   readonly #path: string;
   readonly #rejectedPath: string;
-  readonly #counts = new Map<string, number>();
+  readonly #counts: Record<string, number> = {};
   readonly #unreadable = new Set<string>();
   #partial: PartialFile | undefined;
   #failure: string | undefined;
 
   constructor({ base, reports }: Layout) {
     this.#base = base;
-    const now = new Date();
-    try {
+    this.#attempt(() => {
       ensureFolder(base, reports);
       removeStaleReports(reports);
-    } catch (error) {
-      this.#failure = errorMessage(error);
-    }
-    const rejects = fileNames("recovery_rejects", now);
-    const names = fileNames("recovery_report", now);
+    });
+    const now = new Date();
+    const [names, rejects] = [fileNames("recovery_report", now), fileNames("recovery_rejects", now)];
     do {
       this.#path = pathIn(reports, names.next().value);
       this.#rejectedPath = pathIn(reports, rejects.next().value);
     } while (this.#failure === undefined && [this.#path, this.#rejectedPath].some(pathExists));
   }
 
+  /** Calls `write` unless writing has failed before. */
+  #attempt<T>(write: () => T): T | undefined {
+    if (this.#failure !== undefined) return undefined;
+    try {
+      return write();
+    } catch (error) {
+      this.#failure = errorMessage(error);
+      return undefined;
+    }
+  }
+
   /** Adds a part of a log that is not a record. */
   rejectLine({ rejected, ...rejection }: Rejection): void {
     if (rejected === "cannot be read") this.#unreadable.add(`${rejection.file} cannot be read (${rejection.text})`);
-    this.#add(rejected, { ...rejection, reason: rejected });
+    this.#reject(rejected, rejection);
   }
 
   /** Adds a row that is not in the new database. */
@@ -64,48 +72,32 @@ export class RecoveryReport implements Disposable {
       cells,
       (_, cell) => typeof cell === "bigint" ? String(cell) : cell instanceof Uint8Array ? `x'${cell.toHex()}'` : cell,
     );
-    this.#add(rejected, { ...row, reason: rejected, length: text.length, text: text.slice(0, SHOWN_CHARS) });
+    this.#reject(rejected, { ...row, length: text.length, text: text.slice(0, SHOWN_CHARS) });
   }
 
-  #add(reason: string, entry: object): void {
-    this.#counts.set(reason, (this.#counts.get(reason) ?? 0) + 1);
-    if (this.#failure !== undefined) return;
-    try {
+  #reject(reason: string, entry: object): void {
+    this.#counts[reason] = (this.#counts[reason] ?? 0) + 1;
+    this.#attempt(() => {
       this.#partial ??= PartialFile.claim(partialOf(this.#rejectedPath), { wait: false });
-      writeAll(this.#partial.file, new TextEncoder().encode(`${JSON.stringify(entry)}\n`));
-    } catch (error) {
-      this.#failure = errorMessage(error);
-    }
+      writeAll(this.#partial.file, new TextEncoder().encode(`${JSON.stringify({ ...entry, reason })}\n`));
+    });
   }
 
   /** Publishes the files. Returns the complete summary. */
   finish<Summary extends { warnings: string[] }>(summary: Summary): Summary & WrittenReport {
     const unread = [...this.#unreadable].map((what) => `${what}: fix that, then run recover_database --force`);
-    const warnings = [...summary.warnings, ...unread];
-    let rejectedFile: string | null = null;
-    try {
+    const rejected_file = this.#attempt(() => {
       this.#partial?.sync();
-      rejectedFile = this.#partial?.publish(this.#base, [this.#rejectedPath]) ?? null;
-    } catch (error) {
-      this.#failure ??= errorMessage(error);
-    }
-    const rejected = Object.fromEntries(this.#counts);
-    const done: Summary & WrittenReport = {
-      ...summary,
-      warnings,
-      rejected,
-      report: this.#path,
-      rejected_file: rejectedFile,
-    };
-    try {
-      const text = `${JSON.stringify(done, null, 2)}\n`;
-      writeFileAtomic(this.#base, this.#path, new TextEncoder().encode(text), { replace: false });
-    } catch (error) {
-      this.#failure ??= errorMessage(error);
-      (done as WrittenReport).report = null;
-    }
-    if (this.#failure !== undefined) warnings.push(`the report could not be written: ${this.#failure}`);
-    return done;
+      return this.#partial?.publish(this.#base, [this.#rejectedPath]);
+    }) ?? null;
+    const warnings = [...summary.warnings, ...unread];
+    const done = { ...summary, warnings, rejected: this.#counts, report: this.#path, rejected_file };
+    this.#attempt(() => {
+      const text = new TextEncoder().encode(`${JSON.stringify(done, null, 2)}\n`);
+      writeFileAtomic(this.#base, this.#path, text, { replace: false });
+    });
+    if (this.#failure === undefined) return done;
+    return { ...done, report: null, warnings: [...warnings, `the report could not be written: ${this.#failure}`] };
   }
 
   [Symbol.dispose](): void {

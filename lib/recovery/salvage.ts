@@ -4,13 +4,13 @@
  * @module
  */
 import { errorMessage, hasCode } from "../errors.ts";
-import { isOverwrittenId, RUN_COLUMNS, SCHEMA_VERSION } from "../records.ts";
+import { isOverwrittenId, SCHEMA_VERSION } from "../records.ts";
 import { isInIndex, MARK_POSTED_SQL } from "../store/merge.ts";
 import { parametersFor, quotedName, readRows, rowidOf } from "../sqlite/rows.ts";
 import { isOfContract } from "../schema.ts";
-import { newerSchema } from "../sqlite/migrate.ts";
+import { assertAcceptsRuns, newerSchema } from "../sqlite/migrate.ts";
 import { type Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
-import { type IsRow, PageFile } from "./page_reader.ts";
+import { PageFile } from "./page_reader.ts";
 import {
   assertWritable,
   type Column,
@@ -280,18 +280,18 @@ export class Salvage {
     const isSchemaLost = objects.length === 0;
     if (isSchemaLost) this.#leaveOut("user-defined tables", "the schema is lost: any rows are in the kept database");
     const shapes = new RowShapes(tables);
-    const isRow: IsRow = (table, cells) => shapes.identify(table, 0, cells) !== undefined;
-    for (const found of file.rows(new Map(roots), isRow)) {
+    for (const found of file.rows(new Map(roots))) {
       if ("broken" in found) {
         const { page, broken: rejected } = found;
         this.#onRejected({ file: path, table: null, rowid: null, page, rejected, cells: [] });
         continue;
       }
-      const { table, rowid, cells } = found;
+      const { table, rowid, cells, isSought } = found;
       const row = shapes.identify(table, rowid, cells);
       if (row !== undefined) {
         this.#take(source, row, row.table === table ? "page" : "guess");
-      } else if (table !== undefined && tables.has(table)) {
+      } else if (isSought) continue;
+      else if (table !== undefined && tables.has(table)) {
         this.#reject(source, { table, columns: [], rowid, cells }, "its cells do not fit the table", "page");
       } else if (isSchemaLost) {
         this.#onRejected({ file: path, table: null, rowid, page: null, rejected: "its table is unknown", cells });
@@ -373,9 +373,5 @@ function assertUsable(db: Connection, { type, name, table }: SchemaObject): void
   if (type === "view") db.prepare(`SELECT * FROM ${quotedName(name)}`);
   const isTable = db.get("SELECT 1 FROM sqlite_schema WHERE type='table' AND name=?", table) !== undefined;
   if (type === "trigger" && isTable) assertWritable(db, table);
-  // A trigger can refuse rows.
-  db.exec("SAVEPOINT proof");
-  db.run("INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES ('proof', 'recovery', '')");
-  db.run(`UPDATE agent_runs SET ${RUN_COLUMNS.map((column) => `${column}=${column}`)} WHERE run_id='proof'`);
-  db.exec("ROLLBACK TO proof; RELEASE proof");
+  assertAcceptsRuns(db);
 }

@@ -139,18 +139,19 @@ function addColumn(db: Connection, table: TableName, column: string, declaration
   db.exec(`ALTER TABLE ${table} ADD COLUMN ${column} ${declaration}`);
 }
 
-/** Inserts a row with every v3 column and rolls it back: user-defined objects must not make later inserts fail. */
+/** Writes a run as agents do and rolls that back: user-defined objects must not make later writes fail. */
 export function assertAcceptsRuns(db: Connection): void {
   const run: Partial<RunRecord> = { run_id: crypto.randomUUID(), agent_name: "setup", start_time: "" };
-  db.exec("SAVEPOINT proof");
   const values = RUN_COLUMNS.map((column) => run[column] ?? null);
+  db.exec("SAVEPOINT proof");
   try {
     db.run(`INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")})`, ...values);
+    db.run(`UPDATE agent_runs SET ${RUN_COLUMNS.map((column) => `${column}=${column}`)} WHERE run_id=?`, run.run_id!);
   } catch (error) {
     if (!hasCode(error, "invalid_record")) throw error;
     throw new TelemetryError("invalid_record", `after the upgrade the database would refuse runs: ${error.message}`, {
       hint: "a user-defined column, index or trigger of agent_runs causes this: change it, then run this again",
-      cause: error,
+      cause: error.cause,
     });
   }
   db.exec("ROLLBACK TO proof; RELEASE proof");
