@@ -18,7 +18,7 @@ export interface Access {
 
 /** Paths without those inside another one of them. */
 export function outermost(paths: string[]): string[] {
-  return paths.filter((path) => !paths.some((other) => other !== path && isInFolder(path, other)));
+  return paths.filter((path) => !paths.some((other) => isInFolder(path, other) && !isInFolder(other, path)));
 }
 
 /** The access as flags of `deno run`. */
