@@ -9,7 +9,7 @@ import { layoutOf, parseFileName } from "../../lib/layout.ts";
 import { checkHealth } from "../../lib/recovery/health.ts";
 import { logFiles, scan } from "../../lib/log/read.ts";
 import { newRun, RUN_COLUMNS } from "../../lib/records.ts";
-import { makeOldDatabase, ROOT, run, runScript, TempFolder } from "../fixtures/mod.ts";
+import { copyFolder, makeOldDatabase, ROOT, run, runScript, TempFolder } from "../fixtures/mod.ts";
 import { FAULTS, OPERATIONS } from "./lab_driver.ts";
 
 /** The number of runs in the log, and in the database. */
@@ -45,7 +45,7 @@ export async function* lab(rounds: number, seed: number): AsyncGenerator<Round, 
     const pick = <T>(items: T[]) => items[random(items.length)]!;
     const [operation, fault] = [pick(Object.keys(OPERATIONS)), pick(Object.keys(FAULTS))];
     const store = new Store(`${temp.path}/${round}`, operation);
-    await store.copyOf(`${temp.path}/template`, random);
+    store.copyOf(`${temp.path}/template`, random);
     if (!calls.has(operation)) calls.set(operation, await countCalls(`${temp.path}/count`, store, operation));
     const at = 1 + random(calls.get(operation)!);
     const problems = await store.endure(fault, at);
@@ -56,7 +56,7 @@ export async function* lab(rounds: number, seed: number): AsyncGenerator<Round, 
 
 /** The number of calls that an operation makes without a fault. */
 async function countCalls(path: string, store: Store, operation: string): Promise<number> {
-  await run("cp", ["-r", store.base, path]);
+  copyFolder(store.base, path);
   const { code, stdout, stderr } = await drive(operation, path);
   if (code !== 0) throw new Error(`${operation} fails without a fault: ${stderr}`);
   await Deno.remove(path, { recursive: true });
@@ -100,8 +100,8 @@ class Store {
     this.#database = `${base}/db/telemetry.sqlite`;
   }
 
-  async copyOf(template: string, random: (below: number) => number): Promise<void> {
-    await run("cp", ["-r", template, this.base]);
+  copyOf(template: string, random: (below: number) => number): void {
+    copyFolder(template, this.base);
     if (this.#operation === "upgrade") {
       Deno.removeSync(this.#database);
       makeOldDatabase(this.#database, "v2", STORED);

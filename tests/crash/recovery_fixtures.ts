@@ -4,6 +4,7 @@ import { layoutOf } from "../../lib/layout.ts";
 import { newRun, RUN_COLUMNS, type RunRecord } from "../../lib/records.ts";
 import { schemaSql } from "../../lib/schema.ts";
 
+export { copyFolder as copyStore } from "../fixtures/disks.ts";
 export { sqlite } from "../fixtures/sqlite.ts";
 
 /** The files of a database, by how their names end. */
@@ -48,15 +49,6 @@ export function copyDatabase(from: string, to: string): void {
   for (const end of ENDS) {
     if (isThere(from + end)) Deno.copyFileSync(from + end, to + end);
     else if (isThere(to + end)) Deno.removeSync(to + end);
-  }
-}
-
-/** Copies a store as it is. */
-export function copyStore(from: string, to: string): void {
-  Deno.mkdirSync(to, { recursive: true });
-  for (const { name, isDirectory } of Deno.readDirSync(from)) {
-    if (isDirectory) copyStore(`${from}/${name}`, `${to}/${name}`);
-    else Deno.copyFileSync(`${from}/${name}`, `${to}/${name}`);
   }
 }
 

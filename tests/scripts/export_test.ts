@@ -286,31 +286,27 @@ async function until(isSo: () => boolean): Promise<void> {
   }
 }
 
-testWith(
-  ["unix"],
-  "older and later databases, also with content in their WAL, are exported and not changed",
-  async () => {
-    for (const kind of ["v1", "v2", "v2_recovered", "says3_is2", "v7"] as OldKind[]) {
-      using temp = new TempFolder();
-      const base = `${temp.path}/store`;
-      Deno.mkdirSync(`${base}/db`, { recursive: true });
-      const database = `${base}/db/telemetry.sqlite`;
-      makeOldDatabase(database, kind);
-      using writer = new DatabaseSync(database);
-      writer.exec("UPDATE agent_runs SET host='in the WAL'");
-      const before = treeOf(`${base}/db`);
-      const { code, stdout, stderr } = await runScript("export_csv", base, [
-        "--output",
-        "-",
-        "--columns",
-        "subdomain,host",
-      ]);
-      assert.deepEqual([code, stderr, linesOf(stdout)], [0, "", Array(40).fill(",in the WAL")], kind);
-      const after = treeOf(`${base}/db`);
-      for (const name of ["telemetry.sqlite", "telemetry.sqlite-wal"]) assert.equal(after[name], before[name], kind);
-    }
-  },
-);
+Deno.test("older and later databases, also with content in their WAL, are exported and not changed", async () => {
+  for (const kind of ["v1", "v2", "v2_recovered", "says3_is2", "v7"] as OldKind[]) {
+    using temp = new TempFolder();
+    const base = `${temp.path}/store`;
+    Deno.mkdirSync(`${base}/db`, { recursive: true });
+    const database = `${base}/db/telemetry.sqlite`;
+    makeOldDatabase(database, kind);
+    using writer = new DatabaseSync(database);
+    writer.exec("UPDATE agent_runs SET host='in the WAL'");
+    const before = treeOf(`${base}/db`);
+    const { code, stdout, stderr } = await runScript("export_csv", base, [
+      "--output",
+      "-",
+      "--columns",
+      "subdomain,host",
+    ]);
+    assert.deepEqual([code, stderr, linesOf(stdout)], [0, "", Array(40).fill(",in the WAL")], kind);
+    const after = treeOf(`${base}/db`);
+    for (const name of ["telemetry.sqlite", "telemetry.sqlite-wal"]) assert.equal(after[name], before[name], kind);
+  }
+});
 
 testWith(["mount"], "a database in WAL mode on a read-only file system is refused", async () => {
   using temp = new TempFolder();

@@ -19,6 +19,7 @@ import {
   type RunOptions,
   runScript,
   SAMPLE,
+  slashes,
   sqlite,
   TempFolder,
   testWith,
@@ -139,7 +140,11 @@ async function recovered(store: Store, flags: string[] = [], options: RunOptions
   assert.equal(report.recovered, true);
   assert.equal(typeof report.report, "string", stdout);
   const { ok: _ok, recovered: _recovered, unused_copies: _copies, ...told } = JSON.parse(stdout);
-  assert.deepEqual(JSON.parse(Deno.readTextFileSync(report.report!)), told, "the file says what the screen says");
+  assert.deepEqual(
+    JSON.parse(slashes(Deno.readTextFileSync(report.report!))),
+    told,
+    "the file says what the screen says",
+  );
   assertClean(store);
   assert.deepEqual(valuesIn(store.file, "PRAGMA journal_mode"), ["wal"]);
   assert.deepEqual(valuesIn(store.file, "PRAGMA integrity_check"), ["ok"]);

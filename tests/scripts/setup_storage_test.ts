@@ -159,7 +159,7 @@ Deno.test("a relative base starts in the working folder", async () => {
   assert.deepEqual(shape(temp.path), ["store/", ...STORAGE.map((path) => `store/${path}`)].toSorted());
 });
 
-testWith(["unix"], "TELEMETRY_NDJSON_DIR moves raw/, and is ignored with --base", async () => {
+Deno.test("TELEMETRY_NDJSON_DIR moves raw/, and is ignored with --base", async () => {
   using temp = new TempFolder();
   // Its name starts with the name of the base, but it is not in the base.
   const env = { TELEMETRY_BASE_DIR: `${temp.path}/store`, TELEMETRY_NDJSON_DIR: `${temp.path}/store_log/raw` };
@@ -189,7 +189,7 @@ testWith(
   },
 );
 
-testWith(["unix"], "the base of TELEMETRY_DB_PATH is two folders up, and its folder is created", async () => {
+Deno.test("the base of TELEMETRY_DB_PATH is two folders up, and its folder is created", async () => {
   using temp = new TempFolder();
   const env = { TELEMETRY_DB_PATH: `${temp.path}/store/data/agents.db` };
   const { code, stderr } = await runByEnvironment("setup_storage", [`${temp.path}/store`], { env }, [
@@ -200,7 +200,7 @@ testWith(["unix"], "the base of TELEMETRY_DB_PATH is two folders up, and its fol
   assert.deepEqual(shape(`${temp.path}/store`), expected.toSorted());
 });
 
-testWith(["unix"], "a store that a variable or --base names is used without a warning of other stores", async () => {
+Deno.test("a store that a variable or --base names is used without a warning of other stores", async () => {
   using temp = new TempFolder();
   const [one, two, three] = ["one", "two", "three"].map((name) => `${temp.path}/${name}`) as [string, string, string];
   for (const base of [one, two]) assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);

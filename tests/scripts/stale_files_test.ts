@@ -70,7 +70,7 @@ Deno.test("--check-only and --list remove no partial", async () => {
   assert.deepEqual(pathsOf(base, STALE).filter(exists), pathsOf(base, STALE));
 });
 
-testWith(["unix"], "the partial of a running process stays", async () => {
+Deno.test("the partial of a running process stays", async () => {
   using temp = new TempFolder();
   const base = newStore(temp);
   const path = `${base}/db/telemetry.sqlite.partial`;

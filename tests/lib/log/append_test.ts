@@ -448,7 +448,7 @@ for (
   });
 }
 
-testWith(["unix"], "append rejects after lockTimeoutMs and writes nothing", async () => {
+Deno.test("append rejects after lockTimeoutMs and writes nothing", async () => {
   using test = new TestLog({ lockTimeoutMs: 200 });
   await test.log.append(event(1));
   {
@@ -483,28 +483,24 @@ Deno.test("flushSync writes what waits, also during the sync of another batch, a
   assert.equal(test.text, lines(event(1), event(2), event(3)));
 });
 
-testWith(
-  ["unix"],
-  "flushSync takes over the batch that waits for the lock, and throws when it cannot get it",
-  async () => {
-    using test = new TestLog();
-    const holder = test.hold();
-    using refused = refusal();
-    const appended = [test.append(event(1))];
-    await refused.seen;
-    appended.push(test.append(event(2)));
-    assert.throws(() => test.log.flushSync(20), { code: "locked" });
-    assert.equal(test.text, "");
-    holder.close();
-    test.log.flushSync(0);
-    assert.equal(test.text, lines(event(1), event(2)));
-    await Promise.all(appended);
-    await test.log.idle();
-    assert.equal(test.text, lines(event(1), event(2)));
-  },
-);
+Deno.test("flushSync takes over the batch that waits for the lock, and throws when it cannot get it", async () => {
+  using test = new TestLog();
+  const holder = test.hold();
+  using refused = refusal();
+  const appended = [test.append(event(1))];
+  await refused.seen;
+  appended.push(test.append(event(2)));
+  assert.throws(() => test.log.flushSync(20), { code: "locked" });
+  assert.equal(test.text, "");
+  holder.close();
+  test.log.flushSync(0);
+  assert.equal(test.text, lines(event(1), event(2)));
+  await Promise.all(appended);
+  await test.log.idle();
+  assert.equal(test.text, lines(event(1), event(2)));
+});
 
-testWith(["unix"], "after one full wait for a held lock, the next appends wait only a moment", async () => {
+Deno.test("after one full wait for a held lock, the next appends wait only a moment", async () => {
   using test = new TestLog({ lockTimeoutMs: 1500 });
   {
     using _held = test.hold();
@@ -549,7 +545,7 @@ Deno.test("an event that is dropped while nobody awaits a run does not reject an
   assert.ok((await flood).some(({ status }) => status === "rejected"));
 });
 
-testWith(["unix"], "append does not block the event loop while it waits for the lock", async () => {
+Deno.test("append does not block the event loop while it waits for the lock", async () => {
   using test = new TestLog({ lockTimeoutMs: 250 });
   await using _ = await otherHolder(test.path, Deno.execPath(), ["eval", "--quiet", DENO_HOLDER]);
   // A wait that blocks does so every time; a busy machine does not.
