@@ -24,6 +24,13 @@ import {
 import { detailLines, recordLine, runLines, type Screen, summaryLines, summaryMarkdown } from "../lib/report/text.ts";
 import { parseDurationFlag, parseLocalTimeFlag } from "../lib/time.ts";
 
+const FORMATS = {
+  html: summaryPage,
+  md: summaryMarkdown,
+  json: (summary: RunSummary) => `${JSON.stringify(summary, null, 2)}\n`,
+};
+type Format = keyof typeof FORMATS;
+
 /** The flags of a whole report, which do not go with a list or a single run. */
 const REPORT = ["html", "output", "overwrite", "max-failed", "max-stale", "max-silent", "max-backup-age"];
 
@@ -124,15 +131,8 @@ function readOptions(terminal: Terminal): SummaryOptions {
   if ((since ?? new Date(now.getTime() - 7 * 86_400_000)) >= (until ?? now)) {
     throw usage("--until is not after --since: nothing can be between them");
   }
-  const [agents, jobTypes, staleAfterMs] = [names("agent"), names("job-type"), readAge(terminal, "stale-after")];
-  return {
-    now,
-    ...since && { since },
-    ...until && { until },
-    ...agents && { agents },
-    ...jobTypes && { jobTypes },
-    ...staleAfterMs !== undefined && { staleAfterMs },
-  };
+  const staleAfterMs = readAge(terminal, "stale-after");
+  return { now, since, until, agents: names("agent"), jobTypes: names("job-type"), staleAfterMs };
 }
 
 function readAge(terminal: Terminal, flag: string): number | undefined {
@@ -154,13 +154,13 @@ function readLimits(terminal: Terminal): Limits {
 }
 
 /** In which format to write the report. Undefined when it is printed. */
-function readFormat(terminal: Terminal): "html" | "json" | "md" | undefined {
+function readFormat(terminal: Terminal): Format | undefined {
   const { flags } = terminal;
   if (flags["run"] === "") throw usage("--run needs an id");
   const path = textOf(terminal, "output");
   if (flags["overwrite"] && path === undefined) throw usage("--overwrite goes only with --output");
   if (path === undefined) return flags["html"] ? "html" : undefined;
-  const ending = /[^/\\]\.(html|json|md)$/.exec(path)?.[1] as "html" | "json" | "md" | undefined;
+  const ending = /[^/\\]\.(html|json|md)$/.exec(path)?.[1] as Format | undefined;
   if (ending === undefined || flags["html"] && ending !== "html") {
     throw usage(`--output ${path}: the name must end in ${flags["html"] ? ".html" : ".html, .json or .md"}`);
   }
@@ -177,12 +177,8 @@ function warnOf({ warn }: Terminal, { source, problem }: { source: string; probl
   if (source === "log" && problem !== null) warn(`${problem}: this was read from the log`);
 }
 
-async function write(terminal: Terminal, layout: Layout, summary: RunSummary, format: string): Promise<string> {
-  const text = format === "html"
-    ? await summaryPage(summary)
-    : format === "md"
-    ? summaryMarkdown(summary)
-    : `${JSON.stringify(summary, null, 2)}\n`;
+async function write(terminal: Terminal, layout: Layout, summary: RunSummary, format: Format): Promise<string> {
+  const text = await FORMATS[format](summary);
   const output = textOf(terminal, "output");
   const replace = terminal.flags["overwrite"] === true;
   if (output === undefined) ensureFolder(layout.base, layout.reports);

@@ -10,7 +10,7 @@ import {
 } from "./summary.ts";
 
 /** From the bottom of a bar to its top. */
-export const STATUS_ORDER: readonly Status[] = ["success", "partial", "running", "unknown", "failed"];
+const STATUS_ORDER: readonly Status[] = ["success", "partial", "running", "unknown", "failed"];
 /** From the worst on. */
 const WORST_FIRST: readonly Status[] = ["failed", "unknown", "partial", "running", "success"];
 const MAX_BARS = 120;

@@ -1,8 +1,17 @@
 /** A report as one HTML file that needs nothing else. @module */
-import { barsOf, calendar, durationChart, escapeHtml, rateChart, runsChart, STATUS_ORDER } from "./charts.ts";
-import { fit, fitMiddle, formatAge, formatCount, formatRate, formatTime, plural } from "./format.ts";
+import { barsOf, calendar, durationChart, escapeHtml, rateChart, runsChart } from "./charts.ts";
+import { fit, fitMiddle, formatCount, formatTime, plural } from "./format.ts";
 import type { FailedRun, RunSummary } from "./summary.ts";
-import { type Cell, type Column, storeFacts, type Table, tablesOf, windowText } from "./tables.ts";
+import {
+  type Cell,
+  type Column,
+  countCells,
+  rateText,
+  storeFacts,
+  type Table,
+  tablesOf,
+  windowText,
+} from "./tables.ts";
 
 const MAX_ROWS = 1000;
 /** The longest name, text of a cell, and field of a failed run, in columns of a terminal. */
@@ -22,7 +31,7 @@ export async function summaryPage(summary: RunSummary): Promise<string> {
   const worst = "The colour is the worst status of the day. A gap is a day without a run.";
   const problem = summary.problem && `<p class="warning">Read from the log: ${escapeHtml(summary.problem)}</p>`;
   const sections = [
-    section(`Runs ${perBar}`, legend(summary) + runsChart(summary, bars)),
+    section(`Runs ${perBar}`, runsChart(summary, bars)),
     section(`Failure rate ${perBar}`, rateChart(summary, bars)),
     ...tablesOf(summary).map(table),
     section("Duration", note(`${ticks}; the axis is logarithmic.`) + durationChart(summary)),
@@ -43,7 +52,7 @@ export async function summaryPage(summary: RunSummary): Promise<string> {
 <body>
 <header>
 <h1>Runs in <span class="path">${base}</span></h1>
-<p>${escapeHtml(windowText(summary))}. Written ${formatTime(summary.now)}. Days are local.</p>
+<p>${escapeHtml(windowText(summary))}; ${rateText(summary)}. Written ${formatTime(summary.now)}. Days are local.</p>
 ${problem ?? ""}
 </header>
 <main>
@@ -64,31 +73,13 @@ function note(text: string): string {
   return `<p class="note">${text}</p>`;
 }
 
-function tiles({ counts, failure_rate, failure_rate_before, stale, store }: RunSummary): string {
-  const before = failure_rate_before === null ? "no runs before" : `${formatRate(failure_rate_before)} before`;
-  const backup = store.newest_backup;
-  const all: [name: string, value: string, note: string, kind: string | false][] = [
-    ["runs", formatCount(counts.runs), `${formatCount(counts.success)} success`, false],
-    ["failed", formatCount(counts.failed), `${formatCount(counts.partial)} partial`, counts.failed > 0 && "failed"],
-    ["failure rate", failure_rate === null ? "-" : formatRate(failure_rate), before, false],
-    [
-      "running",
-      formatCount(counts.running),
-      `${formatCount(stale.length)} for too long`,
-      stale.length > 0 && "partial",
-    ],
-    ["newest backup", backup ? formatAge(backup.age_ms) : "none", backup ? "old" : "", backup === null && "partial"],
-  ];
-  return `<div class="tiles">${
-    all.map(([name, value, note, kind]) =>
-      `<div><span>${name}</span><b class="${kind || ""}">${value}</b><span>${note}</span></div>`
-    ).join("")
-  }</div>`;
-}
-
-function legend({ counts }: RunSummary): string {
-  const shown = STATUS_ORDER.filter((status) => counts[status] > 0);
-  return `<p class="legend">${shown.map((status) => `<span><i class="${status}"></i>${status}</span>`).join("")}</p>`;
+/** The counts of the window. The colours are those of the charts. */
+function tiles(summary: RunSummary): string {
+  const all = countCells(summary).map(({ text, status = "" }) => {
+    const [count, name] = text.split(" ");
+    return `<div class="${status}"><b>${count}</b>${name}</div>`;
+  });
+  return `<div class="tiles">${all.join("")}</div>`;
 }
 
 /** A table that a click on a header sorts. */
@@ -168,11 +159,8 @@ h1 { font-size: 22px; margin: 8px 0 4px; } h2 { font-size: 15px; margin: 0 0 10p
 .success { color: var(--success); } .partial { color: var(--partial); } .running { color: var(--running); } .unknown { color: var(--unknown); } .failed, header .warning { color: var(--failed); }
 section, .tiles > div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 section { padding: 14px 16px; margin: 0 0 14px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 12px; margin: 12px 0 14px; }
-.tiles > div { padding: 10px 14px; display: flex; flex-direction: column; } .tiles span, .legend, .value, .axis, .scale, dt { color: var(--soft); }
-.tiles b { font-size: 24px; line-height: 1.3; font-weight: 600; }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 14px; margin: 0 0 10px; }
-.legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; background: currentColor; }
+.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 12px 0 14px; } .tiles > div { padding: 10px 14px; flex: 1 0 110px; border-left: 4px solid; }
+.tiles b { display: block; font-size: 24px; line-height: 1.3; font-weight: 600; } .note, .value, .axis, .scale, dt { color: var(--soft); }
 svg { display: block; width: 100%; fill: currentColor; print-color-adjust: exact; } .bars { height: 180px; } .rate { height: 110px; } .spread { height: 20px; } .strip { height: 14px; background: var(--empty); border-radius: 2px; }
 .bars, .rate { border-bottom: 1px solid var(--line); border-top: 1px dashed var(--line); }
 .line, .ticks, .median { fill: none; vector-effect: non-scaling-stroke; } .line { stroke: var(--failed); stroke-width: 2; }
@@ -196,6 +184,6 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 14px; margi
   .row { grid-template-columns: 32% 1fr 58px 58px; gap: 6px; font-size: 12px; } .strips .row { grid-template-columns: 32% 1fr 42px; } .spreads .axis span:nth-child(2) { display: none; }
   .stack thead { display: none; } .stack tr { display: grid; grid-template-columns: max-content 1fr 1fr; border-bottom: 1px solid var(--line); }
   .stack td { border: 0; } .stack td:last-child { grid-column: 1 / -1; padding-top: 0; } }
-@media print { :root { --page: #fff; --text: #000; } body { max-width: none; padding: 0; font-size: 11px; } i { print-color-adjust: exact; }
-  section { border: 0; padding: 4px 0; } .scroll { overflow: visible; } tr, .row, .frame, .tiles { break-inside: avoid; } h2 { break-after: avoid; } th, td { padding: 3px 5px; } }
+@media print { :root { --page: #fff; --text: #000; } body { max-width: none; padding: 0; font-size: 11px; }
+  section { border: 0; padding: 4px 0; } .scroll { overflow: visible; } tr, .row, .frame { break-inside: avoid; } h2 { break-after: avoid; } th, td { padding: 3px 5px; } }
 `;

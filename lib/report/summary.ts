@@ -8,17 +8,17 @@ import { stateOf, type StoreState } from "./store_state.ts";
 /** Options of {@linkcode summarizeRuns}. */
 export interface SummaryOptions {
   /** Only runs that started then or later. @default 7 days before `now` */
-  since?: Date;
+  since?: Date | undefined;
   /** Only runs that started before. @default no limit */
-  until?: Date;
+  until?: Date | undefined;
   /** Only these agents. @default all */
-  agents?: readonly string[];
+  agents?: readonly string[] | undefined;
   /** Only these job types. @default all */
-  jobTypes?: readonly string[];
+  jobTypes?: readonly string[] | undefined;
   /** A run that is `running` for longer is stale, in milliseconds. @default 86_400_000 (24 hours) */
-  staleAfterMs?: number;
+  staleAfterMs?: number | undefined;
   /** From which time ages are counted. @default the current time */
-  now?: Date;
+  now?: Date | undefined;
 }
 
 /** How many runs have each status. */
