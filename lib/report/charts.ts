@@ -1,5 +1,5 @@
 /** The charts of a report page: shapes as inline SVG, which stretch, and labels as HTML, which do not. @module */
-import { fitMiddle, formatCount, formatDuration, formatRate, localDate, oneLine, plural } from "./format.ts";
+import { fit, formatCount, formatDuration, formatRate, localDate, oneLine, plural } from "./format.ts";
 import {
   failureRate,
   type GroupSummary,
@@ -45,7 +45,7 @@ function countsIn(days: Record<string, StatusCounts>, bar: string[]): StatusCoun
 }
 
 const nameOf = ({ agent_name, job_type }: GroupSummary) =>
-  escapeHtml(`${fitMiddle(agent_name, MAX_NAME)} / ${fitMiddle(job_type ?? "-", MAX_NAME)}`);
+  escapeHtml(`${fit(agent_name, MAX_NAME, "middle")} / ${fit(job_type ?? "-", MAX_NAME, "middle")}`);
 const rounded = (value: number) => Number(value.toFixed(2));
 
 /** A drawing that is as wide as its place. */

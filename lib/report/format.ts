@@ -77,32 +77,20 @@ export function displayWidth(text: string): number {
   return width;
 }
 
-/** Cuts a text to a width. What is cut ends in an ellipsis. */
-export function fit(text: string, width: number): string {
+/** Cuts a text to a width, at its end or in its middle. An ellipsis replaces what is cut. */
+export function fit(text: string, width: number, at: "middle" | "end" = "end"): string {
   // A column is never wider than this, and the rest of a text of megabytes need not be measured.
-  const start = text.length > 4 * width + 100 ? text.slice(0, 4 * width + 100) : text;
-  if (start === text && displayWidth(text) <= width) return text;
-  let cut = "";
-  let used = 0;
-  for (const { segment } of GRAPHEMES.segment(start)) {
-    used += widthOf(segment);
-    if (used > width - 1) break;
-    cut += segment;
-  }
-  return width < 1 ? "" : `${cut}…`;
-}
-
-/** Cuts a text in its middle. */
-export function fitMiddle(text: string, width: number): string {
-  if (text.length <= 1000 && displayWidth(text) <= width || width < 4) return fit(text, width);
-  const end = Math.floor((width - 1) / 2);
-  let tail = "";
-  for (const { segment } of [...GRAPHEMES.segment(text.slice(-200))].reverse()) {
-    if (displayWidth(segment + tail) > end) break;
-    tail = segment + tail;
-  }
-  // The ellipsis of the start is the one in the middle.
-  return fit(text, width - displayWidth(tail)) + tail;
+  const limit = 4 * width + 100;
+  if (text.length <= limit && displayWidth(text) <= width) return text;
+  if (width < 1) return "";
+  const take = (graphemes: string[], width: number) => {
+    const end = graphemes.findIndex((grapheme) => (width -= widthOf(grapheme)) < 0);
+    return end < 0 ? graphemes : graphemes.slice(0, end);
+  };
+  const graphemesOf = (part: string) => Array.from(GRAPHEMES.segment(part), ({ segment }) => segment);
+  const tailWidth = at === "middle" && width > 3 ? (width - 1) >> 1 : 0;
+  const tail = take(graphemesOf(text.slice(-limit)).reverse(), tailWidth).reverse().join("");
+  return `${take(graphemesOf(text.slice(0, limit)), width - 1 - displayWidth(tail)).join("")}…${tail}`;
 }
 
 /** Pads a text to a width, with blanks before it for `right`. */

@@ -1,17 +1,8 @@
 /** A report as one HTML file that needs nothing else. @module */
 import { barsOf, calendar, durationChart, escapeHtml, rateChart, runsChart } from "./charts.ts";
-import { fit, fitMiddle, formatCount, formatTime, plural } from "./format.ts";
+import { fit, formatCount, formatTime, plural } from "./format.ts";
 import type { FailedRun, RunSummary } from "./summary.ts";
-import {
-  type Cell,
-  type Column,
-  countCells,
-  rateText,
-  storeFacts,
-  type Table,
-  tablesOf,
-  windowText,
-} from "./tables.ts";
+import { type Cell, type Column, countCells, rateText, type Table, tablesOf, windowText } from "./tables.ts";
 
 const MAX_ROWS = 1000;
 /** The longest name, text of a cell, and field of a failed run, in columns of a terminal. */
@@ -30,13 +21,15 @@ export async function summaryPage(summary: RunSummary): Promise<string> {
   const ticks = `A tick for each of ${plural(summary.points.length, "run")}, a bar from p50 to p95`;
   const worst = "The colour is the worst status of the day. A gap is a day without a run.";
   const problem = summary.problem && `<p class="warning">Read from the log: ${escapeHtml(summary.problem)}</p>`;
+  const tables = tablesOf(summary);
+  const store = tables.pop();
   const sections = [
     section(`Runs ${perBar}`, runsChart(summary, bars)),
     section(`Failure rate ${perBar}`, rateChart(summary, bars)),
-    ...tablesOf(summary).map(table),
+    ...tables.map(table),
     section("Duration", note(`${ticks}; the axis is logarithmic.`) + durationChart(summary)),
     section("Days with runs", note(worst) + calendar(summary, bars)),
-    section("Store", list(storeFacts(summary), Infinity)),
+    table(store!),
     summary.failures.length === 0 ? "" : section("Details of failures", summary.failures.map(details).join("\n")),
   ];
   return `<!DOCTYPE html>
@@ -83,24 +76,21 @@ function tiles(summary: RunSummary): string {
 }
 
 /** A table that a click on a header sorts. */
-function table({ title, columns, rows, empty, total }: Table): string {
+function table({ title, columns, rows, empty, isPlain, all }: Table): string {
   if (rows.length === 0) return section(title, note(empty));
-  const head = columns.map((column) => `<th${classOf(column)} scope="col"><button>${column.name}</button></th>`);
+  const names = columns.map((column) => `<th${classOf(column)} scope="col"><button>${column.name}</button></th>`);
+  const head = isPlain ? "" : `<thead><tr>${names.join("")}</tr></thead>`;
   const shown = rows.slice(0, MAX_ROWS);
   const body = shown.map((cells) => `<tr>${cells.map((cell, i) => tableCell(cell, columns[i]!)).join("")}</tr>`);
-  const rest = total > shown.length ? note(`${formatCount(shown.length)} of ${formatCount(total)}.`) : "";
+  const rest = all && all.rows > shown.length ? note(`${formatCount(shown.length)} of ${formatCount(all.rows)}.`) : "";
   // In a narrow window, the last column of such a table gets its own line.
   const kind = columns.at(-1)!.cut ? ' class="stack"' : "";
-  return section(
-    title,
-    `<div class="scroll"><table${kind}><thead><tr>${head.join("")}</tr></thead><tbody>${
-      body.join("\n")
-    }</tbody></table></div>${rest}`,
-  );
+  const content = `<table${kind}>${head}<tbody>${body.join("\n")}</tbody></table>`;
+  return section(title, `<div class="scroll">${content}</div>${rest}`);
 }
 
 function tableCell({ text, sort, status, link }: Cell, column: Column): string {
-  const shown = escapeHtml(column.cut === "middle" ? fitMiddle(text, MAX_NAME) : fit(text, MAX_CELL));
+  const shown = escapeHtml(fit(text, column.cut === "middle" ? MAX_NAME : MAX_CELL, column.cut));
   const key = sort === undefined ? "" : ` data-sort="${sort}"`;
   return `<td${classOf(column, status)}${key}>${link === undefined ? shown : `<a href="${link}">${shown}</a>`}</td>`;
 }

@@ -27,13 +27,14 @@ export interface Table {
   rows: Cell[][];
   /** What to show when there is no row. */
   empty: string;
-  /** How many rows there would be without a limit, and the flag that shows them. */
-  total: number;
-  more: string;
+  /** Whether its columns explain themselves. */
+  isPlain?: boolean;
+  /** For a table that may be long: how many rows it would have without a limit, and the flag that shows them. */
+  all?: { rows: number; flag: string };
 }
 
-const left = (name: string, drop = 0): Column => ({ name, align: "left", drop });
-const right = (name: string, drop = 0): Column => ({ name, align: "right", drop });
+export const left = (name: string, drop = 0): Column => ({ name, align: "left", drop });
+export const right = (name: string, drop = 0): Column => ({ name, align: "right", drop });
 /** What tells names and ids apart is often at their end. */
 const named = (name: string): Column => ({ name, align: "left", cut: "middle", drop: 0 });
 const long = (name: string, drop = 0): Column => ({ name, align: "left", cut: "end", drop });
@@ -44,7 +45,8 @@ const number = (value: number | null, format: (value: number) => string, status?
 );
 
 /** The tables of a report, in their order. */
-export function tablesOf({ groups, failures, stale, counts, now }: RunSummary): Table[] {
+export function tablesOf(summary: RunSummary): [groups: Table, ...others: Table[]] {
+  const { groups, failures, stale, counts, now } = summary;
   const ago = (time: string): Cell => {
     const age = Date.parse(now) - Date.parse(time);
     return { text: `${formatAge(age)} ago`, sort: -age };
@@ -75,8 +77,7 @@ export function tablesOf({ groups, failures, stale, counts, now }: RunSummary): 
         ];
       }),
       empty: "no runs in this window or in the one before",
-      total: groups.length,
-      more: "--html or --json",
+      all: { rows: groups.length, flag: "--html or --json" },
     },
     {
       title: "Newest failures",
@@ -88,8 +89,7 @@ export function tablesOf({ groups, failures, stale, counts, now }: RunSummary): 
         { text: errorOf(run), status: "failed", link: `#failure-${i + 1}` },
       ]),
       empty: "no failed runs",
-      total: counts.failed,
-      more: "--failed",
+      all: { rows: counts.failed, flag: "--failed" },
     },
     {
       title: "Running for too long",
@@ -101,8 +101,14 @@ export function tablesOf({ groups, failures, stale, counts, now }: RunSummary): 
         plain(run.run_id),
       ]),
       empty: "no runs",
-      total: stale.length,
-      more: "--running",
+      all: { rows: stale.length, flag: "--running" },
+    },
+    {
+      title: "Store",
+      columns: [left("name"), long("value")],
+      rows: storeFacts(summary).map(([name, value]) => [{ text: name }, { text: value }]),
+      empty: "",
+      isPlain: true,
     },
   ];
 }
@@ -125,45 +131,31 @@ export function runsTable(runs: FailedRun[]): Table {
       plain(run.error_summary ?? ""),
     ]),
     empty: "no runs",
-    total: runs.length,
-    more: "",
+    isPlain: true,
   };
 }
 
 /** The state of the store, as names and values. */
-export function storeFacts({ store, schema_version, source, rejected_parts, untimed }: RunSummary): [string, string][] {
-  const { newest_backup: backup, log_check: check } = store;
-  const version = schema_version === null ? "" : `schema v${schema_version}, `;
-  const differences = check && [`${formatCount(check.missing)} missing`, `${formatCount(check.older)} older`];
+function storeFacts({ store, schema_version, source, rejected_parts, untimed }: RunSummary): [string, string][] {
+  const { newest_backup: backup, backups, database, database_bytes: bytes, log_check, pending_posts } = store;
+  const { checked, missing, older } = log_check ?? { checked: 0, missing: 0, older: 0 };
+  const version = schema_version === null ? "" : `, schema v${schema_version}`;
+  const others = backups > 1 ? `, newest of ${backups}` : "";
+  const newest = `the newest ${plural(checked, "run")} of the log`;
   const facts: [name: string, value: string | false][] = [
-    [
-      "backup",
-      backup === null
-        ? "none"
-        : `${backup.path}, ${formatAge(backup.age_ms)} old${store.backups > 1 ? `, newest of ${store.backups}` : ""}`,
-    ],
-    [
-      "database",
-      store.database_bytes === null ? "none" : `${store.database}, ${version}${formatBytes(store.database_bytes)}`,
-    ],
+    ["backup", backup === null && "none"],
+    ["backup", backup !== null && `${backup.path}, ${formatAge(backup.age_ms)} old${others}`],
+    ["database", bytes === null ? "none" : `${database}${version}, ${formatBytes(bytes)}`],
     ["log", `${plural(store.log_files, "file")}, ${formatBytes(store.log_bytes)}`],
     ["not read", store.unreadable_logs.length > 0 && store.unreadable_logs.join(", ")],
+    ["compared", checked > 0 && missing + older === 0 && `${newest} agree with the database`],
     [
       "compared",
-      check !== null && check.checked > 0 &&
-      (check.missing + check.older === 0
-        ? `the newest ${plural(check.checked, "run")} of the log agree with the database`
-        : `of the newest ${plural(check.checked, "run")} of the log: ${differences!.join(", ")} in the database`),
+      missing + older > 0 && `of ${newest}, the database lacks ${missing}, and has ${older} without their end`,
     ],
-    [
-      "unposted",
-      store.pending_posts > 0 && `${plural(store.pending_posts, "ended run")}, which matters only with a web API`,
-    ],
+    ["unposted", pending_posts > 0 && `${plural(pending_posts, "ended run")}, which matters only with a web API`],
     ["left out", untimed > 0 && `${plural(untimed, "run")} whose start is not a time`],
-    [
-      "rejected",
-      source === "log" && rejected_parts > 0 && `${plural(rejected_parts, "part")} of the log without a valid record`,
-    ],
+    ["rejected", source === "log" && rejected_parts > 0 && `${plural(rejected_parts, "part")} of the log`],
   ];
   return facts.filter((fact): fact is [string, string] => fact[1] !== false);
 }

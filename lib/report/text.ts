@@ -1,25 +1,16 @@
 /** Reports as lines for a terminal, and as Markdown. @module */
 import type { Scanned } from "../log/read.ts";
-import {
-  displayWidth,
-  fit,
-  fitMiddle,
-  formatCount,
-  formatDuration,
-  formatTime,
-  oneLine,
-  pad,
-  plural,
-} from "./format.ts";
+import { displayWidth, fit, formatCount, formatDuration, formatTime, oneLine, pad, plural } from "./format.ts";
 import type { RunDetails } from "./source.ts";
 import { type FailedRun, type RunSummary, type Status, statusOf } from "./summary.ts";
 import {
   type Cell,
   type Column,
   countCells,
+  left,
   rateText,
+  right,
   runsTable,
-  storeFacts,
   type Table,
   tablesOf,
   windowText,
@@ -51,14 +42,15 @@ const colourOf = ({ status }: Cell) => status && COLOURS[status];
 
 /** The whole report, about as long as the screen. */
 export function summaryLines(summary: RunSummary, screen: Screen): string[] {
-  const dim = (text: string) => paint(fit(text, screen.width), DIM, screen);
   const section = (table: Table, limit: number) => {
-    const hidden = table.total - Math.min(limit, table.rows.length);
+    const shown = table.all ? table.rows.slice(0, limit) : table.rows;
+    const hidden = (table.all?.rows ?? 0) - shown.length;
+    const note = fit(`and ${formatCount(hidden)} more: ${table.all?.flag}`, screen.width);
     return [
       "",
       paint(fit(table.title, screen.width), BOLD, screen),
-      ...tableLines({ ...table, rows: table.rows.slice(0, limit) }, screen),
-      ...hidden > 0 ? [dim(`and ${formatCount(hidden)} more: ${table.more}`)] : [],
+      ...tableLines({ ...table, rows: shown }, screen),
+      ...hidden > 0 ? [paint(note, DIM, screen)] : [],
     ];
   };
   const [groups, ...others] = tablesOf(summary);
@@ -69,48 +61,43 @@ export function summaryLines(summary: RunSummary, screen: Screen): string[] {
     countCells(summary).map((cell) => paint(cell.text, colourOf(cell), screen)).join("  "),
     fit(rateText(summary), screen.width),
   ];
-  const store = storeFacts(summary).map(([name, value]) =>
-    `${paint(pad(name, 8, "left"), DIM, screen)}  ${fit(oneLine(value), screen.width - 10)}`
-  );
   const limit = Math.max(2, Math.floor((screen.height - 20) / 4));
-  const lists = others.filter(({ rows }) => rows.length > 0).flatMap((table) => section(table, limit));
-  const end = [...lists, "", paint("Store", BOLD, screen), ...store];
-  // The title and the header of the table, the line about hidden rows, two blanks, and the next prompt.
-  const left = screen.height - heading.length - end.length - 6;
-  return [...heading, ...section(groups!, Math.max(3, left)), ...end];
+  const end = others.filter(({ rows }) => rows.length > 0).flatMap((table) => section(table, limit));
+  // Blank, title and header of the table, the line about hidden rows, and the next prompt.
+  const left = screen.height - heading.length - end.length - 5;
+  return [...heading, ...section(groups, Math.max(3, left)), ...end];
 }
 
 /** One line for each run, with its whole id. */
 export function runLines(runs: FailedRun[], screen: Screen): string[] {
-  return tableLines(runsTable(runs), screen, { header: false });
+  return tableLines(runsTable(runs), screen);
 }
 
 /** All fields of a run, its metrics and its events. */
 export function detailLines({ run, events }: RunDetails, screen: Screen): string[] {
   const { run_id, metrics_json, ...fields } = run;
   const start = Date.parse(String(run["start_time"]));
-  const metrics = metricsOf(metrics_json);
-  const width = Math.max(...[...Object.entries(fields), ...metrics].map(([name]) => displayWidth(oneLine(name))));
-  const line = ([name, value]: [string, unknown]) => {
+  const section = (title: string, columns: Column[], rows: Cell[][]) =>
+    rows.length === 0
+      ? []
+      : [...title && ["", title], ...tableLines({ title, columns, rows, empty: "", isPlain: true }, screen)];
+  const field = ([name, value]: [string, unknown]): Cell[] => {
     const isTime = ["start_time", "end_time", "api_posted_at"].includes(name);
     const extra = name === "duration_ms" ? formatDuration(Number(value)) : isTime ? formatTime(String(value)) : "";
-    const code = name === "status" ? COLOURS[statusOf(String(value))] : undefined;
-    const text = `${oneLine(String(value))}${extra && ` (${extra})`}`;
-    return `${paint(pad(oneLine(name), width, "left"), DIM, screen)}  ${paint(text, code, screen)}`;
+    const status = name === "status" ? statusOf(String(value)) : undefined;
+    return [{ text: name }, { text: `${value}${extra && ` (${extra})`}`, status }];
   };
-  const event = ({ event_type, timestamp, payload_json }: RunDetails["events"][number]) => {
+  const event = ({ event_type, timestamp, payload_json }: RunDetails["events"][number]): Cell[] => {
     const offset = Date.parse(timestamp) - start;
     const when = isNaN(offset) ? "" : `${offset < 0 ? "-" : "+"}${formatDuration(Math.abs(offset))}`;
-    const type = paint(oneLine(event_type), BOLD, screen);
-    return `${pad(when, 11, "right")}  ${type}  ${oneLine(payload_json ?? "")}`.trimEnd();
+    return [{ text: when }, { text: event_type }, { text: payload_json ?? "" }];
   };
-  const section = (title: string, content: string[]) =>
-    content.length === 0 ? [] : ["", paint(title, BOLD, screen), ...content];
+  const pair = [left("name"), left("value")];
   return [
     paint(oneLine(String(run_id)), BOLD, screen),
-    ...Object.entries(fields).map(line),
-    ...section("Metrics", metrics.map(line)),
-    ...section(plural(events.length, "event"), events.map(event)),
+    ...section("", pair, Object.entries(fields).map(field)),
+    ...section("Metrics", pair, metricsOf(metrics_json).map(field)),
+    ...section(plural(events.length, "event"), [right("when"), left("type"), left("payload")], events.map(event)),
   ];
 }
 
@@ -143,18 +130,18 @@ export function recordLine({ record }: Extract<Scanned, { record: unknown }>, sc
 }
 
 /** A table that is as wide as the screen at most: columns are left out, then cut. */
-function tableLines(table: Table, screen: Screen, { header = true } = {}): string[] {
+function tableLines(table: Table, screen: Screen): string[] {
   if (table.rows.length === 0) return [table.empty];
   const names = table.columns.map(({ name }): Cell => ({ text: name.toUpperCase() }));
   const rows = table.rows.map((row) => row.map((cell) => ({ ...cell, text: oneLine(cell.text) })));
-  const all = header ? [names, ...rows] : rows;
+  const all = table.isPlain ? rows : [names, ...rows];
   const natural = names.map((_, i) => all.reduce((most, row) => Math.max(most, displayWidth(row[i]!.text)), 0));
   const { shown, widths } = layOut(table.columns, natural, screen.width);
   return all.map((row) =>
     shown.map((i) => {
       const { align, cut } = table.columns[i]!;
       const cell = row[i]!;
-      const fitted = (cut === "middle" ? fitMiddle : fit)(cell.text, widths[i]!);
+      const fitted = fit(cell.text, widths[i]!, cut);
       const padded = i === shown.at(-1) && align === "left" ? fitted : pad(fitted, widths[i]!, align);
       return paint(padded, row === names ? DIM : colourOf(cell), screen);
     }).join(" ".repeat(GAP)).trimEnd()
@@ -188,14 +175,12 @@ export function summaryMarkdown(summary: RunSummary): string {
     return `## ${title}\n\n${rows.length === 0 ? `${empty}\n` : head + body.join("")}`;
   };
   const problem = summary.problem === null ? [] : [`**Read from the log:** ${markdownText(summary.problem)}\n`];
-  const facts = storeFacts(summary).map(([name, value]) => `- ${name}: ${markdownText(value)}\n`);
   return [
     `# Runs in ${markdownText(summary.base)}\n`,
     `${windowText(summary)}\n`,
     `${countCells(summary).map(({ text }) => text).join(", ")}; ${rateText(summary)}\n`,
     ...problem,
     ...tablesOf(summary).map(table),
-    `## Store\n\n${facts.join("")}`,
   ].join("\n");
 }
 

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { layoutOf } from "../../../lib/layout.ts";
-import { displayWidth, fit, fitMiddle, formatAge, formatDuration, oneLine, pad } from "../../../lib/report/format.ts";
+import { displayWidth, fit, formatAge, formatDuration, oneLine, pad } from "../../../lib/report/format.ts";
 import { listRuns, summarizeRuns } from "../../../lib/report/summary.ts";
 import { runLines, summaryLines, summaryMarkdown } from "../../../lib/report/text.ts";
 import { TempFolder } from "../../fixtures/mod.ts";
@@ -93,7 +93,7 @@ Deno.test("widths are those of a terminal", () => {
   };
   for (const [text, width] of Object.entries(widths)) assert.equal(displayWidth(text), width, JSON.stringify(text));
   assert.deepEqual([fit("日本語", 4), fit("abc", 3), fit("abcd", 3), fit("abc", 0)], ["日…", "abc", "ab…", ""]);
-  assert.deepEqual([fitMiddle("0123456789", 7), fitMiddle("日本語日本語", 7)], ["012…789", "日本…語"]);
+  assert.deepEqual([fit("0123456789", 7, "middle"), fit("日本語日本語", 7, "middle")], ["012…789", "日本…語"]);
   assert.equal(displayWidth(fit("x".repeat(1e6), 50)), 50);
   assert.deepEqual([pad("日", 4, "right"), pad("日", 4, "left")], ["  日", "日  "]);
 });
