@@ -16,15 +16,23 @@ export interface FoundRow {
   rowid: number;
   /** In the order of the stored columns. Old rows lack the columns that were added later. */
   cells: SqlValue[];
-  /** Set where any bytes of a destroyed page were read as a row. Most are none. */
-  isSought?: true;
 }
+
+/** Whether cells can be a row of a table, or where that is undefined, of any table. */
+export type IsRow = (table: string | undefined, cells: SqlValue[]) => boolean;
 
 /** A row that cannot be read. */
 export interface BrokenRow {
   /** Counted from 1. */
   page: number;
   broken: string;
+}
+
+/** One version of a page in the WAL. */
+interface Frame {
+  page: number;
+  /** The offset of the page in the WAL. */
+  at: number;
 }
 
 const INTERIOR_TABLE = 5, LEAF_TABLE = 13;
@@ -55,10 +63,10 @@ export class PageFile implements Disposable {
   /** The bytes of a page without the reserved ones at its end. */
   readonly #usable: number;
   readonly #text: TextDecoder;
-  /** The offset in the WAL of the newest version of each page. */
-  readonly #newest: Map<number, number>;
-  /** Those that `#page` reads instead of the file. */
-  #inWal = new Map<number, number>();
+  /** The frames of each commit in the WAL. */
+  readonly #commits: Frame[][];
+  /** Which WAL offset `#page` reads a page from, instead of the file. */
+  readonly #inWal = new Map<number, number>();
   /** How many more overflow pages may be read: bounds the time that a hostile file takes. */
   #overflowReads = 0;
 
@@ -77,7 +85,7 @@ export class PageFile implements Disposable {
     this.#usable = this.pageSize - (hasHeader ? header[20]! : 0);
     const encoding = hasHeader ? numberAt(header, 56, 4) : this.#guessEncoding();
     this.#text = textDecoder(encoding === 2 ? "utf-16le" : encoding === 3 ? "utf-16be" : "utf-8");
-    this.#newest = this.#readWal();
+    this.#commits = this.#readCommits();
   }
 
   [Symbol.dispose](): void {
@@ -86,31 +94,40 @@ export class PageFile implements Disposable {
   }
 
   /**
-   * Yields the rows of all leaf pages of tables: those of the file, then those of the newest pages of the WAL. Free pages
-   * are skipped while the free list is intact. A leaf page whose header is destroyed is searched for rows.
+   * Yields the rows of all leaf pages of tables: those of the file, then those of the WAL, oldest commit first. Free
+   * pages are skipped while the free list is intact. A leaf page whose header is destroyed is searched for rows.
    *
    * @param roots the known root page of each table
+   * @param isRow judges what a search finds
    * @param options with `onlyTrees`, skips the pages that no root leads to
    */
-  *rows(roots: Map<string, number>, { onlyTrees = false } = {}): Generator<FoundRow | BrokenRow, void> {
-    // 1. Find the table of each page: in the newest state, and in the file alone, whose WAL may be another database's.
+  *rows(
+    roots: Map<string, number>,
+    isRow: IsRow,
+    { onlyTrees = false } = {},
+  ): Generator<FoundRow | BrokenRow, void> {
+    // 1. Find the table of each page: in the newest state, then in the file alone, whose WAL may be another database's.
+    for (const { page, at } of this.#commits.flat()) this.#inWal.set(page, at);
+    const tables = this.#walk(roots);
+    this.#inWal.clear();
+    for (const [page, table] of this.#walk(roots)) if (!tables.has(page)) tables.set(page, table);
+    const isWanted = (page: number) => tables.has(page) || !onlyTrees;
+    // 2. The file.
     const free = this.#freePages();
-    const ofFile = this.#walk(roots);
-    this.#inWal = this.#newest;
-    const tables = new Map([...ofFile, ...this.#walk(roots)]);
-    // 2. The file, then the WAL.
     const pages = Math.ceil(this.#main.size / this.pageSize);
-    const all = Array.from({ length: pages }, (_, i) => i + 1).filter((page) => !free.has(page));
-    for (const [inWal, found] of [[new Map<number, number>(), all], [this.#newest, this.#newest.keys()]] as const) {
-      this.#inWal = inWal;
-      this.#overflowReads = MAX_READS_PER_OVERFLOW_PAGE * (pages + inWal.size);
-      for (const page of found) {
-        if (tables.has(page) || !onlyTrees) yield* this.#rowsIn(page, tables.get(page));
-      }
+    this.#overflowReads = MAX_READS_PER_OVERFLOW_PAGE * pages;
+    for (let page = 1; page <= pages; page++) {
+      if (!free.has(page) && isWanted(page)) yield* this.#rowsIn(page, tables.get(page), isRow);
+    }
+    // 3. The WAL. A row can continue in a later frame of its commit, so apply all frames before reading any.
+    for (const frames of this.#commits) {
+      for (const { page, at } of frames) this.#inWal.set(page, at);
+      this.#overflowReads = MAX_READS_PER_OVERFLOW_PAGE * (pages + frames.length);
+      for (const { page } of frames) if (isWanted(page)) yield* this.#rowsIn(page, tables.get(page), isRow);
     }
   }
 
-  /** A page; empty where there is none. */
+  /** A page as the frames applied so far have it; empty where there is none. */
   #page(page: number): Uint8Array {
     const at = this.#inWal.get(page);
     return at === undefined
@@ -119,23 +136,26 @@ export class PageFile implements Disposable {
   }
 
   /**
-   * The newest pages of the WAL's newest generation. SQLite ignores frames behind a torn one, and those without a commit,
-   * but intact frames there may have been acknowledged.
+   * The frames of the WAL's newest generation. SQLite ignores frames behind a torn one, and those without a commit, but
+   * intact frames there may have been acknowledged.
    */
-  #readWal(): Map<number, number> {
-    const newest = new Map<number, number>();
+  #readCommits(): Frame[][] {
     const header = this.#wal.read(0, WAL_HEADER_BYTES);
     const hasHeader = (numberAt(header, 0, 4) & ~1) === 0x377f0682;
     // The WAL of another database can have another page size.
-    if (hasHeader && numberAt(header, 8, 4) !== this.pageSize) return newest;
+    if (hasHeader && numberAt(header, 8, 4) !== this.pageSize) return [];
     const salt = hasHeader ? header.subarray(16, 24) : this.#wal.read(WAL_HEADER_BYTES + 8, 8);
     const frameBytes = FRAME_HEADER_BYTES + this.pageSize;
+    const commits: Frame[][] = [[]];
     for (let at = WAL_HEADER_BYTES; at + frameBytes <= this.#wal.size; at += frameBytes) {
       const frame = this.#wal.read(at, 16);
       const page = numberAt(frame, 0, 4);
-      if (page > 0 && salt.every((byte, i) => byte === frame[8 + i])) newest.set(page, at + FRAME_HEADER_BYTES);
+      if (page === 0 || !salt.every((byte, i) => byte === frame[8 + i])) continue;
+      commits.at(-1)!.push({ page, at: at + FRAME_HEADER_BYTES });
+      const isCommit = numberAt(frame, 4, 4) > 0;
+      if (isCommit) commits.push([]);
     }
-    return newest;
+    return commits;
   }
 
   /** The table of each page that intact interior pages lead to. */
@@ -167,7 +187,7 @@ export class PageFile implements Disposable {
     return free;
   }
 
-  *#rowsIn(page: number, table: string | undefined): Generator<FoundRow | BrokenRow> {
+  *#rowsIn(page: number, table: string | undefined, isRow: IsRow): Generator<FoundRow | BrokenRow> {
     const bytes = this.#page(page);
     const start = startOf(page);
     const type = bytes[start] ?? 0;
@@ -175,40 +195,45 @@ export class PageFile implements Disposable {
     const firstPlace = start + LEAF_HEADER_BYTES + 2 * places.length;
     const found = places.map((at): FoundRow | BrokenRow => {
       const row = at < firstPlace || at >= this.#usable ? "its page gives an invalid place" : this.#row(bytes, at);
-      return typeof row === "string" ? { page, broken: row } : { table, ...row };
+      return typeof row === "string" ? { page, broken: row } : { table, rowid: row.rowid, cells: row.cells };
     });
-    // A page that does not give the places of its rows: try every byte. Outside of trees, 0 starts an overflow page.
+    // Outside of all trees, a page that starts with 0 is an overflow page.
     const isDestroyed = !PAGE_TYPES.includes(type) && (table !== undefined || type > 0);
-    if (isDestroyed || found.some((row) => "broken" in row)) {
-      for (let at = start; at < this.#usable - 4; at++) {
-        const row = this.#row(bytes, at);
-        if (typeof row !== "string" && row.rowid > 0) yield { table, ...row, isSought: true };
-      }
-    }
-    // These come last: a search also finds deleted rows and old versions.
+    // Rows at known places come last: a search also finds deleted rows and old versions.
+    if (isDestroyed || found.some((row) => "broken" in row)) yield* this.#search(bytes, start, table, isRow);
     yield* found;
   }
 
-  /** The row in a cell of a leaf page, or what is wrong with it. */
-  #row(bytes: Uint8Array, at: number): { rowid: number; cells: SqlValue[] } | string {
+  /** Yields the rows in a page that does not give their places, by trying every byte. */
+  *#search(bytes: Uint8Array, start: number, table: string | undefined, isRow: IsRow): Generator<FoundRow> {
+    for (let at = start; at < this.#usable - 4; at++) {
+      const row = this.#row(bytes, at);
+      if (typeof row === "string" || row.rowid < 1 || !isRow(table, row.cells)) continue;
+      yield { table, rowid: row.rowid, cells: row.cells };
+      at = row.end - 1;
+    }
+  }
+
+  /** The row in a cell of a leaf page, and where the cell ends; or what is wrong with it. */
+  #row(bytes: Uint8Array, at: number): { rowid: number; cells: SqlValue[]; end: number } | string {
     const [size, afterSize] = varintAt(bytes, at);
     const [rowid, start] = varintAt(bytes, afterSize);
     if (!(size > 0 && size <= MAX_ROW_BYTES && Number.isSafeInteger(rowid))) return "its length is invalid";
     const payload = this.#payload(bytes, start, size);
     if (payload === undefined) return "its end is missing";
-    const cells = this.#record(payload);
-    return cells === undefined ? "its cells are invalid" : { rowid, cells };
+    const cells = this.#record(payload.bytes);
+    return cells === undefined ? "its cells are invalid" : { rowid, cells, end: payload.end };
   }
 
   /** A row's bytes, including those in overflow pages ("Cell Payload Overflow Pages"). */
-  #payload(bytes: Uint8Array, at: number, size: number): Uint8Array | undefined {
+  #payload(bytes: Uint8Array, at: number, size: number): { bytes: Uint8Array; end: number } | undefined {
     const usable = this.#usable;
     const most = usable - 35;
     const least = Math.floor((usable - 12) * 32 / 255) - 23;
     const spilled = least + (size - least) % (usable - 4);
     const local = size <= most ? size : spilled <= most ? spilled : least;
     if (at + local > bytes.length) return undefined;
-    if (local === size) return bytes.subarray(at, at + size);
+    if (local === size) return { bytes: bytes.subarray(at, at + size), end: at + size };
     if (size > this.#main.size + this.#wal.size) return undefined;
     // Follow the chain to its end before allocating: garbage can claim any length, and chains can be circular.
     const chain = new Set<number>();
@@ -227,7 +252,7 @@ export class PageFile implements Disposable {
       payload.set(part, filled);
       filled += part.length;
     }
-    return payload;
+    return { bytes: payload, end: at + local + 4 };
   }
 
   /** The cells of a record ("Record Format"); undefined when its lengths do not add up. */

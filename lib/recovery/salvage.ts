@@ -10,7 +10,7 @@ import { parametersFor, quotedName, readRows, rowidOf } from "../sqlite/rows.ts"
 import { isOfContract } from "../schema.ts";
 import { assertAcceptsRuns, newerSchema } from "../sqlite/migrate.ts";
 import { type Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
-import { PageFile } from "./page_reader.ts";
+import { type IsRow, PageFile } from "./page_reader.ts";
 import {
   assertWritable,
   type Column,
@@ -280,18 +280,18 @@ export class Salvage {
     const isSchemaLost = objects.length === 0;
     if (isSchemaLost) this.#leaveOut("user-defined tables", "the schema is lost: any rows are in the kept database");
     const shapes = new RowShapes(tables);
-    for (const found of file.rows(new Map(roots))) {
+    const isRow: IsRow = (table, cells) => shapes.identify(table, 0, cells) !== undefined;
+    for (const found of file.rows(new Map(roots), isRow)) {
       if ("broken" in found) {
         const { page, broken: rejected } = found;
         this.#onRejected({ file: path, table: null, rowid: null, page, rejected, cells: [] });
         continue;
       }
-      const { table, rowid, cells, isSought } = found;
+      const { table, rowid, cells } = found;
       const row = shapes.identify(table, rowid, cells);
       if (row !== undefined) {
         this.#take(source, row, row.table === table ? "page" : "guess");
-      } else if (isSought) continue;
-      else if (table !== undefined && tables.has(table)) {
+      } else if (table !== undefined && tables.has(table)) {
         this.#reject(source, { table, columns: [], rowid, cells }, "its cells do not fit the table", "page");
       } else if (isSchemaLost) {
         this.#onRejected({ file: path, table: null, rowid, page: null, rejected: "its table is unknown", cells });

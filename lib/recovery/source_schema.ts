@@ -87,7 +87,7 @@ export function readSchema(db: Connection): SchemaObject[] {
 /** Reads `sqlite_schema` without SQLite: only from the b-tree of page 1, since user-defined tables can hold similar rows. */
 export function readSchemaFromPages(file: PageFile): SchemaObject[] {
   const found = new Map<string, SchemaObject>();
-  for (const row of file.rows(new Map([["sqlite_schema", 1]]), { onlyTrees: true })) {
+  for (const row of file.rows(new Map([["sqlite_schema", 1]]), (_, cells) => isSchemaRow(cells), { onlyTrees: true })) {
     if ("broken" in row || !isSchemaRow(row.cells)) continue;
     const object = schemaObject(row.cells);
     found.set(`${object.type} ${object.name}`, object);
