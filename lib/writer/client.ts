@@ -329,6 +329,8 @@ export class TelemetryClient implements AsyncDisposable {
     await within(LAST_MOMENT_MS, this.#settled());
     this.#store.close();
     cancelAtExit(this.#atExit);
+    // A pause that began before ends.
+    await this.#store.queue.flush();
   }
 
   /** Records synchronously what waits. The runs of `trackRun` that are open end as failed. */

@@ -8,6 +8,12 @@ const WRITES_PER_TURN = 50;
 /** How long a synchronous end writes, or waits for a locked database, in milliseconds. */
 const END_MS = 1000;
 
+/**
+ * What a {@linkcode WriteQueue} does. `waiting`: for a lock, with more attempts to come. `blocked`: the last attempt failed,
+ * and the next `add` or `flush` makes another one. `stopped`: for ever.
+ */
+type QueueState = "idle" | "writing" | "waiting" | "blocked" | "stopped";
+
 /** What a {@linkcode WriteQueue} calls, and its limits. */
 export interface WriteQueueOptions {
   /** Called with each error that ends an attempt. */
@@ -30,11 +36,8 @@ export class WriteQueue {
   /** Oldest first. */
   readonly #writes = new Map<string, () => void>();
   readonly #options: Required<WriteQueueOptions>;
+  #state: QueueState = "idle";
   #running: Promise<void> = Promise.resolve();
-  #isRunning = false;
-  /** Whether the last attempt failed. */
-  #isStuck = false;
-  #isStopped = false;
 
   constructor(options: WriteQueueOptions) {
     this.#options = { lockedForMs: 15_300, maxWaiting: 1000, ...options };
@@ -52,18 +55,20 @@ export class WriteQueue {
 
   /** Makes a write now or as soon as possible. It replaces a waiting write of the same key, and takes its place. */
   add(key: string, write: () => void): void {
-    if (this.#isStuck && this.#writes.size >= this.#options.maxWaiting && !this.#writes.has(key)) {
+    const isBounded = this.#state !== "idle" && this.#state !== "writing";
+    if (isBounded && this.#writes.size >= this.#options.maxWaiting && !this.#writes.has(key)) {
       this.#writes.delete(this.#writes.keys().next().value!);
       this.#options.onDrop();
     }
     this.#writes.set(key, write);
-    if (this.#isStopped) this.stop();
+    if (this.#isStopped()) this.stop();
     else void this.flush();
   }
 
   /** Writes what waits. Resolves when that is done or has failed. */
   async flush(): Promise<void> {
-    if (this.#writes.size > 0 && !this.#isRunning && !this.#isStopped) this.#running = this.#run();
+    const mayStart = this.#state === "idle" || this.#state === "blocked";
+    if (mayStart && this.#writes.size > 0) this.#running = this.#run();
     await this.#running;
   }
 
@@ -74,7 +79,7 @@ export class WriteQueue {
 
   /** Ends all waiting. Writes synchronously what can be written within a second; a later write is tried once. */
   stop(): void {
-    this.#isStopped = true;
+    this.#state = "stopped";
     this.#writeAll({ lockedForMs: 0, timeoutMs: END_MS });
   }
 
@@ -85,7 +90,7 @@ export class WriteQueue {
       try {
         return await read();
       } catch (error) {
-        if (!hasCode(error, "locked") || this.#isStopped || performance.now() > deadline) {
+        if (!hasCode(error, "locked") || this.#isStopped() || performance.now() > deadline) {
           this.#options.onFailure(error);
           return undefined;
         }
@@ -94,24 +99,32 @@ export class WriteQueue {
     }
   }
 
-  /** Writes until the queue is empty, stuck or stopped. The first attempt is made before this returns. */
+  /** A method, since TypeScript takes a state that was assigned for the state after a wait, too. */
+  #isStopped(): boolean {
+    return this.#state === "stopped";
+  }
+
+  /** Writes until the queue is empty, blocked or stopped. The first attempt is made before this returns. */
   async #run(): Promise<void> {
-    this.#isRunning = true;
+    this.#state = "writing";
     let deadline = performance.now() + this.#options.lockedForMs;
-    for (let written = 1; this.#writes.size > 0 && !this.#isStopped;) {
+    for (let written = 1; this.#writes.size > 0;) {
       const error = this.#writeOldest();
       if (error === undefined) {
+        this.#state = "writing";
         deadline = performance.now() + this.#options.lockedForMs;
         // Always awaits: writes that are added in the same turn must join this run, to be counted.
         await (written++ % WRITES_PER_TURN === 0 ? pause(0) : undefined);
       } else if (hasCode(error, "locked") && performance.now() < deadline) {
+        this.#state = "waiting";
         await pause(LOCKED_PAUSE_MS);
       } else {
-        this.#options.onFailure(error);
-        break;
+        this.#state = "blocked";
+        return this.#options.onFailure(error);
       }
+      if (this.#isStopped()) return;
     }
-    this.#isRunning = false;
+    this.#state = "idle";
   }
 
   #writeAll({ lockedForMs, timeoutMs }: { lockedForMs: number; timeoutMs: number }): void {
@@ -127,12 +140,10 @@ export class WriteQueue {
   /** Returns the error that keeps the write in the queue, or undefined. */
   #writeOldest(): unknown {
     const [[key, write]] = this.#writes as Iterable<[string, () => void]> as [[string, () => void]];
-    this.#isStuck = false;
     try {
       write();
     } catch (error) {
-      this.#isStuck = !hasCode(error, "invalid_record");
-      if (this.#isStuck) return error;
+      if (!hasCode(error, "invalid_record")) return error;
       // The table would reject it every time.
       this.#options.onFailure(error);
     }
