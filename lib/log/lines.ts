@@ -281,8 +281,12 @@ function endsAs(type: LogRecord["record_type"], text: string, end: number): bool
   return text.endsWith(`"record_type":"${type}"}`, end) || text.endsWith(`"record_type": "${type}"}`, end);
 }
 
-/** Whether no second object starts in a line. Quotes in JSON text have a backslash: a brace before a quote is a start. */
+/**
+ * Whether a line has one object, as far as can be told without parsing. Quotes in JSON text have a backslash: a brace before
+ * a quote is a start, and a second `record_type` is that of a record to which the rest of a lost one is glued.
+ */
 function isSingleObject(text: string, start: number, end: number): boolean {
+  if (text.indexOf('record_type"', start) < end - 'record_type": "event"}'.length) return false;
   for (let at = start; (at = text.indexOf("{", at + 1)) >= 0 && at < end;) {
     const next = text.charCodeAt(at + 1);
     if (next === QUOTE || next <= SPACE) return false;
