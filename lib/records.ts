@@ -16,6 +16,8 @@ export type RunStatus = (typeof RUN_STATUSES)[number];
 
 /** Statuses that later clients write, and users say. Such a run has failed. */
 export const LATER_STATUSES: readonly unknown[] = ["failure", "timeout", "cancelled"];
+/** Every status that a line of the log may have. */
+const LOGGED_STATUSES: ReadonlySet<unknown> = new Set([...RUN_STATUSES, ...LATER_STATUSES, null, undefined]);
 
 /** The longest line of a log in bytes, without its newline. Longer lines are neither written nor read. */
 export const MAX_LINE_BYTES: number = 32 * 1024 * 1024;
@@ -234,10 +236,7 @@ export function validateRecord(value: unknown): InvalidRecordReason | undefined 
   for (const field of REQUIRED_FIELDS[record["record_type"]]) {
     if (typeof record[field] !== "string") return `${field} is missing`;
   }
-  const status = record["status"];
-  if (record["record_type"] === "run" && status !== null && status !== undefined) {
-    if (![...RUN_STATUSES, ...LATER_STATUSES].includes(status)) return "unknown status";
-  }
+  if (record["record_type"] === "run" && !LOGGED_STATUSES.has(record["status"])) return "unknown status";
   return undefined;
 }
 

@@ -1,5 +1,6 @@
 /** Summarizes the runs of a store: what ran, what failed, what hangs, and the state of the store. @module */
 import type { Layout } from "../layout.ts";
+import { LATER_STATUSES } from "../records.ts";
 import { type Instant, timestamp } from "../time.ts";
 import { localDate } from "./format.ts";
 import { readRuns, type RecordedRun, type RunFilter, type RunOrigin, type RunRow, type Runs } from "./source.ts";
@@ -134,16 +135,10 @@ const MAX_POINTS = 2000;
 /** A run is not stale after five times a very short p95. */
 const MIN_STALE_MS = 60_000;
 
-/** The words of other clients for `failed`. */
-const FAILURES: readonly unknown[] = ["failed", "failure", "timeout", "cancelled"];
-
 /** The status that a recorded word counts as. */
 export function statusOf(word: string | null): Status {
-  return word === "success" || word === "partial" || word === "running"
-    ? word
-    : FAILURES.includes(word)
-    ? "failed"
-    : "unknown";
+  if (word === "success" || word === "partial" || word === "running" || word === "failed") return word;
+  return LATER_STATUSES.includes(word) ? "failed" : "unknown";
 }
 
 /** The share of ended runs that failed. */
