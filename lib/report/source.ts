@@ -5,7 +5,7 @@ import { logFiles, readLogs } from "../log/read.ts";
 import { RUN_COLUMNS, type RunEvent } from "../records.ts";
 import { Connection } from "../sqlite/connection.ts";
 import { applySchema, columnNames, inspect } from "../sqlite/migrate.ts";
-import { blobAsText, isInexact, rowidOf } from "../sqlite/rows.ts";
+import { blobAsText, isInexact, jsonObjectOf, rowidOf } from "../sqlite/rows.ts";
 import { MARK_POSTED_SQL, readRunStates, upsertSql } from "../store/merge.ts";
 import { type Instant, parseTimestamp } from "../time.ts";
 
@@ -137,11 +137,10 @@ export class Runs {
   fieldsOf(value: RunRow[0], column = this.#key): RecordedRun | undefined {
     const existing = columnNames(this.db, "agent_runs");
     const columns = [...RUN_COLUMNS, "custom_metadata"].filter((column) => existing.has(column));
-    const cells = columns.map(blobAsText);
-    const row = this.db.get(`SELECT json_array(${cells}) AS cells FROM agent_runs WHERE ${column}=?`, value);
+    const row = this.db.get(`SELECT ${jsonObjectOf(columns)} AS fields FROM agent_runs WHERE ${column}=?`, value);
     if (row === undefined) return undefined;
-    const values = JSON.parse(row["cells"] as string) as (string | number | null)[];
-    return Object.fromEntries(columns.map((column, i) => [column, values[i]]).filter(([, value]) => value !== null));
+    const fields = JSON.parse(row["fields"] as string) as Record<string, string | number | null>;
+    return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== null)) as RecordedRun;
   }
 
   /** The ids that are `end`, or end in it. An id that is exactly this one is the only one. */

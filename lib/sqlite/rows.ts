@@ -45,6 +45,11 @@ export function blobAsText(cell: string): string {
   return `CASE WHEN ${cell} >= x'' THEN CAST(${cell} AS TEXT) ELSE ${cell} END`;
 }
 
+/** SQL for the row of a table as a JSON object. The binding would cut text at a NUL. */
+export function jsonObjectOf(columns: readonly string[]): string {
+  return `json_object(${columns.map((column) => `'${column}', ${blobAsText(column)}`)})`;
+}
+
 /** Whether `JSON.parse` may have rounded this integer. */
 export function isInexact(value: unknown): boolean {
   return typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value);
@@ -61,7 +66,8 @@ export function rowidOf(db: Connection, table: string): string | undefined {
 
 /**
  * Yields every row of a table that SQLite can read, in chunks. Text with NUL, text that is not UTF-8 (as
- * {@linkcode TextBytes}), integers over 2^53 (as `bigint`) and BLOBs are exact. A row can come twice. Damage in a table WITHOUT ROWID makes the whole table unreadable.
+ * {@linkcode TextBytes}), integers over 2^53 (as `bigint`) and BLOBs are exact. A row can come twice. Damage in
+ * a table WITHOUT ROWID makes the whole table unreadable.
  *
  * @throws {TelemetryError} every error but damage: `locked`, `io`
  */

@@ -1,13 +1,12 @@
 /** Ends runs whose agent died without ending them. @module */
-import { basename } from "node:path";
 import { TelemetryError } from "../errors.ts";
-import { type Layout, parseFileName } from "../layout.ts";
+import { fileNameOf, type Layout, parseFileName } from "../layout.ts";
 import { EventLog } from "../log/append.ts";
 import { logFiles, readLogs } from "../log/read.ts";
 import { newRun, RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
 import { Connection, retryWhileLocked } from "../sqlite/connection.ts";
 import { columnNames, inspect, newerSchema } from "../sqlite/migrate.ts";
-import { blobAsText } from "../sqlite/rows.ts";
+import { jsonObjectOf } from "../sqlite/rows.ts";
 import { type Instant, parseTimestamp, timestamp } from "../time.ts";
 
 const DAY_US = 86_400_000_000;
@@ -17,20 +16,12 @@ export function runningRuns(db: Connection, agent?: string): RunRecord[] {
   const existing = columnNames(db, "agent_runs");
   const columns = RUN_COLUMNS.filter((column) => existing.has(column));
   const rows = db.all(
-    `SELECT json_array(${columns.map(blobAsText)}) AS run FROM agent_runs
+    `SELECT ${jsonObjectOf(columns)} AS run FROM agent_runs
     WHERE status='running' AND typeof(run_id)='text' AND (?1 IS NULL OR agent_name=?1)`,
     agent ?? null,
   );
-  return rows.map(({ run }) => {
-    const cells = JSON.parse(run as string) as unknown[];
-    // The log has no times of rows.
-    const known = {
-      ...Object.fromEntries(columns.map((column, i) => [column, cells[i]])),
-      created_at: null,
-      updated_at: null,
-    };
-    return newRun(known as unknown as RunRecord);
-  });
+  // The log has no times of rows.
+  return rows.map(({ run }) => newRun({ ...JSON.parse(run as string), created_at: null, updated_at: null }));
 }
 
 /**
@@ -55,7 +46,7 @@ export async function findStaleRuns(
   // 2. Their last records. Logs of earlier days have none.
   const first = Math.min(...silent.values().map(({ start }) => start)) - 2 * DAY_US;
   const files = logFiles(raw).filter((path) =>
-    (parseFileName(basename(path))?.time.getTime() ?? Infinity) * 1000 >= first
+    (parseFileName(fileNameOf(path))?.time.getTime() ?? Infinity) * 1000 >= first
   );
   for await (const batch of readLogs(files)) {
     for (const found of batch) {

@@ -9,7 +9,7 @@ import { type Layout } from "../layout.ts";
 import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
 import { Connection, retryWhileLocked, type Row, type SqlValue, type Statement } from "../sqlite/connection.ts";
 import { inspect, newerSchema } from "../sqlite/migrate.ts";
-import { blobAsText, rowidOf } from "../sqlite/rows.ts";
+import { jsonObjectOf, rowidOf } from "../sqlite/rows.ts";
 import { createDatabase } from "../store/database.ts";
 import { endStaleRun, runningRuns } from "../store/stale_runs.ts";
 
@@ -54,8 +54,7 @@ const UPDATED = INSERTED.filter((column) => column !== "run_id" && !MARKERS.incl
 const INSERT = `INSERT INTO agent_runs (${INSERTED}) VALUES (${INSERTED.map(() => "?")})`;
 const UPSERT = `${INSERT} ON CONFLICT(run_id) DO UPDATE SET ` +
   `${UPDATED.map((column) => `${column}=excluded.${column}`)}, updated_at=datetime('now')`;
-/** As JSON, because the binding cuts text at a NUL. */
-const WHOLE_RUN = `SELECT json_array(${RUN_COLUMNS.map(blobAsText)}) AS run FROM agent_runs`;
+const WHOLE_RUN = `SELECT ${jsonObjectOf(RUN_COLUMNS)} AS run FROM agent_runs`;
 /** Ended runs. A run whose id is not text could never be marked as posted. */
 const POSTABLE = "status<>'running' AND typeof(run_id)='text'";
 /** All values of the column `status` through its index; null comes last, also when no row has it. */
@@ -250,10 +249,7 @@ export class DatabaseWriter implements Disposable {
   }
 
   #runs(sql: string, ...values: SqlValue[]): RunRecord[] {
-    return this.#read(sql, ...values).map((row) => {
-      const cells = JSON.parse(row["run"] as string) as unknown[];
-      return Object.fromEntries(RUN_COLUMNS.map((column, i) => [column, cells[i]])) as unknown as RunRecord;
-    });
+    return this.#read(sql, ...values).map(({ run }) => JSON.parse(run as string) as RunRecord);
   }
 
   #statement(sql: string): Statement {
