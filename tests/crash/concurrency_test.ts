@@ -2,19 +2,8 @@
 import assert from "node:assert/strict";
 import { checkHealth } from "../../lib/recovery/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
-import { interpreter, Live, ROOT, rounds, runScript, TempFolder, testWith } from "../fixtures/mod.ts";
-import { integrityOf, isThere, makeStore, missingFrom, namesIn, rowsOf } from "./recovery_fixtures.ts";
-
-/** Runs of our client, each told of when `endRun` is done. */
-const AGENT = `
-import { TelemetryClient } from ${JSON.stringify(`file://${ROOT}mod.ts`)};
-const telemetry = new TelemetryClient({ base: Deno.args[0], onWarning: () => {} });
-for (;;) {
-  const id = await telemetry.startRun("live", "job");
-  await telemetry.endRun(id, { status: "success" });
-  console.log("ended " + id);
-  await new Promise((resolve) => setTimeout(resolve, 20));
-}`;
+import { interpreter, Live, rounds, runScript, TempFolder, testWith } from "../fixtures/mod.ts";
+import { agentProgram, integrityOf, isThere, makeStore, missingFrom, namesIn, rowsOf } from "./recovery_fixtures.ts";
 
 /**
  * The Python client: the log first, then the database, with three attempts. An INSERT that is refused keeps its connection
@@ -78,7 +67,7 @@ testWith(["unix", "python"], "all scripts at once, beside live agents, lose noth
     const store = makeStore(base, { seed: round, runs: 600, pageSize: 4096, wal: false });
     Deno.mkdirSync(layout.backups);
     Deno.copyFileSync(store.database, `${layout.backups}/telemetry.backup.20251201.sqlite`);
-    await using agent = new Live(Deno.execPath(), ["eval", "--quiet", "--no-check", AGENT, base]);
+    await using agent = new Live(Deno.execPath(), ["eval", "--quiet", "--no-check", agentProgram(20), base]);
     await using python = new Live(interpreter(), ["-c", PYTHON_AGENT, base]);
     await Promise.all([agent.untilCount(3), python.untilCount(3)]);
     // 1. All at once. One that finds a lock for too long says so, and is started again.
@@ -99,7 +88,7 @@ testWith(["unix", "python"], "all scripts at once, beside live agents, lose noth
     const ended = new Set(
       rowsOf(store.database, "SELECT run_id FROM agent_runs WHERE status='success'").map(({ run_id }) => run_id),
     );
-    const acknowledged = [...agent.linesWith("ended"), ...python.linesWith("ended")];
+    const acknowledged = [...agent.linesWith("run"), ...python.linesWith("ended")];
     assert.deepEqual(acknowledged.filter((id) => !ended.has(id)), [], `round ${round}`);
     assert.deepEqual(missingFrom(store.database, store), [], `round ${round}`);
     const marked = new Set(

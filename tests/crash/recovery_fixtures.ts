@@ -3,6 +3,7 @@ import { DatabaseSync } from "node:sqlite";
 import { layoutOf } from "../../lib/layout.ts";
 import { newRun, RUN_COLUMNS, type RunRecord } from "../../lib/records.ts";
 import { schemaSql } from "../../lib/schema.ts";
+import { ROOT_URL } from "../fixtures/disks.ts";
 
 export { copyFolder as copyStore } from "../fixtures/disks.ts";
 export { sqlite } from "../fixtures/sqlite.ts";
@@ -15,6 +16,19 @@ export const FAST_FOLDER = isThere("/dev/shm") ? "/dev/shm" : undefined;
 const NOT_BY_LOG: readonly string[] = ["api_posted", "api_posted_at", "api_retry_count", "created_at", "updated_at"];
 /** The tables of the contract. */
 const TABLES = ["agent_runs", "run_events", "commits", "schema_migrations"];
+
+/** An agent that records runs until it is killed, and prints each id when `endRun` is done. */
+export function agentProgram(pauseMs: number): string {
+  return `
+import { TelemetryClient } from ${JSON.stringify(`${ROOT_URL}mod.ts`)};
+const telemetry = new TelemetryClient({ base: Deno.args[0], onWarning: () => {} });
+for (;;) {
+  const id = await telemetry.startRun("live", "job");
+  await telemetry.endRun(id, { status: "success" });
+  console.log("run " + id);
+  await new Promise((resolve) => setTimeout(resolve, ${pauseMs}));
+}`;
+}
 
 /** Waits. */
 export const delay = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));

@@ -18,6 +18,7 @@ import {
   testWith,
 } from "../fixtures/mod.ts";
 import {
+  agentProgram,
   contentOf,
   copyDatabase,
   copyStore,
@@ -52,17 +53,6 @@ function makeIn(state: State, base: string, runs: number): Store {
 const force = (state: State) => state === "sound" ? ["--force"] : [];
 
 // ------------------------------------------------------------------------------------------------ live agents
-
-/** Runs of our client, each told of when `endRun` is done. */
-const AGENT = `
-import { TelemetryClient } from ${JSON.stringify(`${ROOT_URL}mod.ts`)};
-const telemetry = new TelemetryClient({ base: Deno.args[0], onWarning: () => {} });
-for (;;) {
-  const id = await telemetry.startRun("live", "job");
-  await telemetry.endRun(id, { status: "success" });
-  console.log("run " + id);
-  await new Promise((resolve) => setTimeout(resolve, 5));
-}`;
 
 /** As the Python client does: the log first, then the database; and what it posts, it marks. */
 const WRITER = `
@@ -109,7 +99,7 @@ const idsIn = (database: string, where = "1") =>
 async function liveRound(temp: TempFolder, state: State, name: string): Promise<{ marks: number; lost: string[] }> {
   const base = `${temp.path}/${name}`;
   const store = makeIn(state, base, 1200);
-  await using agent = new Live(Deno.execPath(), ["eval", "--quiet", "--no-check", AGENT, base]);
+  await using agent = new Live(Deno.execPath(), ["eval", "--quiet", "--no-check", agentProgram(5), base]);
   await using writer = new Live(interpreter(), ["-c", WRITER, base]);
   await Promise.all([agent.untilCount(10), writer.untilCount(10)]);
   const { code, stderr } = await runScript("recover_database", base, force(state));
