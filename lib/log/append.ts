@@ -109,8 +109,9 @@ export class EventLog {
   /**
    * Appends one record. The record is copied: it may be changed after the call.
    *
-   * @returns resolves when the line is on the disk; rejects with a {@linkcode TelemetryError} `invalid_record` (not JSON, or
-   * readers would reject it), `queue_full` (too much waits, and an event was dropped), `locked`, `disk_full`, `permission`, `in_the_way`, `closed`, `io`. Then the log contains nothing of it.
+   * @returns resolves when the line is on the disk; rejects with a {@linkcode TelemetryError}, and then the log has nothing
+   * of it: `invalid_record` (not JSON, or readers would reject it), `queue_full` (too much waits, and an event was
+   * dropped), `locked`, `disk_full`, `permission`, `in_the_way`, `closed`, `io`
    */
   append(record: LogRecord): Promise<void> {
     try {
@@ -361,9 +362,8 @@ function lineOf(record: LogRecord): string {
   // A character takes at most three bytes, so only long lines need to be encoded to count them.
   if (line.length * 3 > MAX_LINE_BYTES && new TextEncoder().encode(line).length > MAX_LINE_BYTES) {
     const hint = `the limit is ${MAX_LINE_BYTES} bytes; write large data to a file and record its path`;
-    throw new TelemetryError("invalid_record", `the record has ${line.length} characters, too many for the log`, {
-      hint,
-    });
+    const message = `the record has ${line.length} characters, too many for the log`;
+    throw new TelemetryError("invalid_record", message, { hint });
   }
   return line;
 }

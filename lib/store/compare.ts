@@ -25,8 +25,8 @@ export interface RunComparison {
 
 /**
  * Compares log and database in one consistent state of the database. Agents write to the log first, so what differs is
- * looked up once more at the end. With `since`, looks only at runs that started then or later. Runs that have just started do not count as
- * missing: their agents are about to insert them.
+ * looked up once more at the end. With `since`, looks only at runs that started then or later. Runs that have just
+ * started do not count as missing: their agents are about to insert them.
  */
 export async function compareRuns(db: Connection, files: Iterable<string>, since?: Date): Promise<RunComparison> {
   const isOld = `(${since ? startedBeforeSql(since) : "false"}) IS TRUE`;

@@ -188,9 +188,9 @@ export class TelemetryClient implements AsyncDisposable {
   }
 
   /**
-   * Runs `work` as a recorded run. The run ends as `success`, or with the status that the work sets. When `work` throws, the run ends as `failed` with the
-   * `error_summary` `Type: message`. When the process ends by `Deno.exit` or an uncaught error meanwhile, the run ends as
-   * `failed`, too.
+   * Runs `work` as a recorded run. The run ends as `success`, or with the status that the work sets. When `work`
+   * throws, the run ends as `failed` with the `error_summary` `Type: message`. When the process ends by `Deno.exit` or
+   * an uncaught error meanwhile, the run ends as `failed`, too.
    *
    * @param agentName the agent or job that runs
    * @param jobType the kind of work
