@@ -136,6 +136,7 @@ export async function recoverChecked(
   if (current.state === "intact" && current.missingTables.length === 0 && options.onlyIfDamaged) return null;
   // 3. Preserve it, unless the recovery that was killed has done so.
   const isDamaged = current.state !== "intact";
+  if (wasInterrupted) removeStaleCopies(folder, "corrupted");
   const previous = wasInterrupted && isDamaged ? listCopies(folder, ["corrupted"])[0]?.path : undefined;
   const isPreserved = previous !== undefined && hasSameFiles(database, previous);
   using live = current.state === "intact" ? LiveDatabase.watch(database) : undefined;

@@ -4,7 +4,7 @@ import { gzipSync } from "node:zlib";
 import { checkHealth, type Health } from "../../lib/recovery/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { schemaSql } from "../../lib/schema.ts";
-import { TelemetryClient } from "../../mod.ts";
+import { recoverDatabase, TelemetryClient } from "../../mod.ts";
 import {
   type DatabaseContent,
   makeOldDatabase,
@@ -1149,6 +1149,19 @@ Deno.test("a recovery reuses the incomplete file of a killed one and reads its k
   store.log("events_20251210.ndjson", line("x"));
   await recovered(store);
   assert.deepEqual(idsIn(store.file), ["in the copy", "x"]);
+});
+
+Deno.test("a program's recovery removes the second name of the copy that a killed one has just published", async () => {
+  using store = new Store();
+  const kept = `${store.db}/telemetry.corrupted.20251201_120000.sqlite`;
+  Deno.writeTextFileSync(store.file, "damaged".repeat(1000));
+  Deno.copyFileSync(store.file, kept);
+  Deno.linkSync(kept, `${kept}.partial`);
+  Deno.writeTextFileSync(`${store.db}/telemetry.recovering.sqlite`, "");
+  store.log("events_20251210.ndjson", line("x"));
+  await recoverDatabase(layoutOf(store.base));
+  assert.deepEqual(Object.keys(treeOf(store.db)).sort(), [kept.slice(store.db.length + 1), "telemetry.sqlite"]);
+  assert.equal(Deno.readTextFileSync(kept), "damaged".repeat(1000));
 });
 
 testWith(["nobody"], "the check and the recovery name an unreadable log", async () => {
