@@ -40,6 +40,10 @@ const PRAGMAS = ["PRAGMA synchronous=NORMAL", "PRAGMA wal_autocheckpoint=1000"];
 
 /** The pauses between attempts to write to a locked database, in milliseconds (contract, "Pragmas"). */
 const LOCK_RETRY_DELAYS_MS: readonly number[] = [100, 200];
+/** How long a thread that is not blocked waits for a lock, in milliseconds: as long as the others with their timeouts. */
+export const LOCKED_FOR_MS = 15_300;
+/** The pause between its attempts, in milliseconds. */
+export const LOCKED_PAUSE_MS = 25;
 
 /**
  * A connection whose errors are {@linkcode TelemetryError}s. Foreign keys are not enforced: the contract's other programs
@@ -328,6 +332,19 @@ export function retryWhileLocked<T>(write: () => T): T {
     }
   }
   return write();
+}
+
+/** The same without blocking the thread, for work that does not wait for a lock itself. */
+export async function waitWhileLocked<T>(work: () => T | Promise<T>, lockedForMs = LOCKED_FOR_MS): Promise<T> {
+  const deadline = performance.now() + lockedForMs;
+  for (;;) {
+    try {
+      return await work();
+    } catch (error) {
+      if (!hasCode(error, "locked") || performance.now() > deadline) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, LOCKED_PAUSE_MS));
+  }
 }
 
 function attempt<T>(path: string, work: () => T): T {

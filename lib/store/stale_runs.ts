@@ -1,10 +1,11 @@
 /** Ends runs whose agent died without ending them. @module */
 import { TelemetryError } from "../errors.ts";
+import { statIfExists } from "../fs/locate.ts";
 import { fileNameOf, type Layout, parseFileName } from "../layout.ts";
 import { EventLog } from "../log/append.ts";
 import { logFiles, readLogs } from "../log/read.ts";
 import { newRun, RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
-import { Connection, retryWhileLocked } from "../sqlite/connection.ts";
+import { Connection, noDatabase, waitWhileLocked } from "../sqlite/connection.ts";
 import { columnNames, inspect, newerSchema } from "../sqlite/migrate.ts";
 import { jsonObjectOf } from "../sqlite/rows.ts";
 import { type Instant, parseTimestamp, timestamp } from "../time.ts";
@@ -12,7 +13,7 @@ import { type Instant, parseTimestamp, timestamp } from "../time.ts";
 const DAY_US = 86_400_000_000;
 
 /** The runs that are `running` in a database of schema v1 to v3, by default those of all agents. */
-export function runningRuns(db: Connection, agent?: string): RunRecord[] {
+function runningRuns(db: Connection, agent?: string): RunRecord[] {
   const existing = columnNames(db, "agent_runs");
   const columns = RUN_COLUMNS.filter((column) => existing.has(column));
   const rows = db.all(
@@ -30,11 +31,7 @@ export function runningRuns(db: Connection, agent?: string): RunRecord[] {
  *
  * @throws {TelemetryError} `permission`, `io` … when a log cannot be read: the run may have a record there
  */
-export async function findStaleRuns(
-  running: Iterable<RunRecord>,
-  raw: string,
-  olderThanMs: number,
-): Promise<RunRecord[]> {
+async function findStaleRuns(running: RunRecord[], raw: string, olderThanMs: number): Promise<RunRecord[]> {
   const limit = (Date.now() - olderThanMs) * 1000;
   // 1. Runs that started before.
   const silent = new Map<string, { run: RunRecord; start: Instant; last: Instant }>();
@@ -80,19 +77,14 @@ function unreadableLog(file: string, reason: string): TelemetryError {
   });
 }
 
-/** Ends a run in a database, unless it has ended. Returns whether it was running. */
-export function endStaleRun(db: Connection, { run_id, end_time, duration_ms, error_summary }: RunRecord): boolean {
-  return db.run(
-    `UPDATE agent_runs SET status='failed', end_time=?, duration_ms=?, error_summary=?, updated_at=datetime('now')
-    WHERE run_id=? AND status='running'`,
-    ...[end_time, duration_ms, error_summary, run_id],
-  ) > 0;
-}
-
 /** Which runs {@linkcode endStaleRuns} ends. */
 export interface StaleOptions {
   /** How old the last record of a run is at least, in milliseconds. */
   olderThanMs: number;
+  /** Only runs of this agent. @default all agents */
+  agent?: string | undefined;
+  /** Which runs are left out. @default none */
+  isLeftOut?: (runId: string) => boolean;
   /** Whether to find them only, without a change. @default false */
   dryRun?: boolean;
 }
@@ -101,24 +93,34 @@ export interface StaleOptions {
  * Ends the stale runs of a store, in the log and in the database. A run that lives after all overrides this by its own end.
  *
  * @returns the runs, as they ended
- * @throws {TelemetryError} `newer_schema`, `locked`, `permission`, `disk_full` …
+ * @throws {TelemetryError} `no_storage`, `newer_schema`, `locked`, `permission`, `disk_full` …
  */
 export async function endStaleRuns(
   layout: Layout,
-  { olderThanMs, dryRun = false }: StaleOptions,
+  { olderThanMs, agent, isLeftOut = () => false, dryRun = false }: StaleOptions,
 ): Promise<RunRecord[]> {
-  using db = dryRun ? Connection.openToRead(layout.database) : Connection.open(layout.database);
-  const { version } = inspect(db);
-  if (version > SCHEMA_VERSION) throw newerSchema(layout.database, version);
-  const found = await findStaleRuns(retryWhileLocked(() => runningRuns(db)), layout.raw, olderThanMs);
+  const { database, raw } = layout;
+  if (statIfExists(database) === undefined) throw noDatabase(database);
+  using db = dryRun ? Connection.openToRead(database) : Connection.open(database, { busyTimeoutMs: 0 });
+  const { version } = await waitWhileLocked(() => inspect(db));
+  if (version > SCHEMA_VERSION) throw newerSchema(database, version);
+  const running = await waitWhileLocked(() => runningRuns(db, agent));
+  const found = await findStaleRuns(running.filter(({ run_id }) => !isLeftOut(run_id)), raw, olderThanMs);
   if (dryRun) return found;
   const log = new EventLog(layout);
   const ended: RunRecord[] = [];
   for (const run of found) {
     // Reading the log takes its time. An agent that ends the run in this very moment is still overridden in the log.
-    if (db.get("SELECT status FROM agent_runs WHERE run_id=?", run.run_id)?.["status"] !== "running") continue;
+    const now = await waitWhileLocked(() => db.get("SELECT status FROM agent_runs WHERE run_id=?", run.run_id));
+    if (now?.["status"] !== "running") continue;
     await log.append({ ...run, record_type: "run" });
-    retryWhileLocked(() => endStaleRun(db, run));
+    await waitWhileLocked(() =>
+      db.run(
+        `UPDATE agent_runs SET status='failed', end_time=?, duration_ms=?, error_summary=?, updated_at=datetime('now')
+        WHERE run_id=? AND status='running'`,
+        ...[run.end_time, run.duration_ms, run.error_summary, run.run_id],
+      )
+    );
     ended.push(run);
   }
   return ended;

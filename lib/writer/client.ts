@@ -283,21 +283,12 @@ export class TelemetryClient implements AsyncDisposable {
    * ```
    */
   async endStale(options: EndStaleOptions): Promise<RunRecord[]> {
-    const ended: RunRecord[] = [];
+    let ended: RunRecord[] = [];
     await this.#enter("stale", async () => {
       const { olderThan, agent } = options;
       const olderThanMs = parseDurationFlag("olderThan", toText(olderThan));
-      const running = await this.#store.read((writer) => writer.getRunning(agent)) ?? [];
-      const others = running.filter(({ run_id }) => !this.#runs.has(run_id));
-      for (const run of await this.#store.findStale(others, olderThanMs)) {
-        // Reading the log takes its time.
-        const now = await this.#store.read((writer) => writer.getRun(run.run_id));
-        if (now?.status !== "running") continue;
-        await this.#store.append({ ...run, record_type: "run" });
-        this.#store.save(`stale ${run.run_id}`, (writer) => void writer.endStaleRun(run));
-        this.#posts?.add(run);
-        ended.push(run);
-      }
+      ended = await this.#store.endStale({ olderThanMs, agent, isLeftOut: (id) => this.#runs.has(id) });
+      for (const run of ended) this.#posts?.add(run);
     });
     return ended;
   }

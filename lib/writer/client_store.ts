@@ -7,7 +7,7 @@ import { candidateFolders, homeFolderOf, type Layout, layoutOf, STORE_VARIABLES 
 import { EventLog } from "../log/append.ts";
 import type { LogRecord, RunRecord } from "../records.ts";
 import { createStorage } from "../store/folders.ts";
-import { findStaleRuns } from "../store/stale_runs.ts";
+import { endStaleRuns, type StaleOptions } from "../store/stale_runs.ts";
 import { DatabaseWriter } from "./database_writer.ts";
 import { toText, type Warnings } from "./warnings.ts";
 import { pause, WriteQueue } from "./write_queue.ts";
@@ -87,9 +87,9 @@ export class ClientStore {
     return await this.queue.read(() => read(database.writer));
   }
 
-  /** As {@linkcode findStaleRuns}. */
-  async findStale(running: RunRecord[], olderThanMs: number): Promise<RunRecord[]> {
-    return this.#open ? await findStaleRuns(running, this.#open.layout.raw, olderThanMs) : [];
+  /** As {@linkcode endStaleRuns}: unlike the other methods, it throws. */
+  async endStale(options: StaleOptions): Promise<RunRecord[]> {
+    return this.#open ? await endStaleRuns(this.#open.layout, options) : [];
   }
 
   /** Resolves when the log has nothing more to write. */

@@ -11,7 +11,6 @@ import { Connection, retryWhileLocked, type Row, type SqlValue, type Statement }
 import { inspect, newerSchema } from "../sqlite/migrate.ts";
 import { jsonObjectOf, rowidOf } from "../sqlite/rows.ts";
 import { createDatabase } from "../store/database.ts";
-import { endStaleRun, runningRuns } from "../store/stale_runs.ts";
 
 /** The result of {@linkcode DatabaseWriter.getRunStats}. */
 export interface RunStats {
@@ -135,16 +134,6 @@ export class DatabaseWriter implements Disposable {
    */
   getPendingApiPosts(limit = 100, since?: string): RunRecord[] {
     return finish(this.pendingInSteps(limit, since));
-  }
-
-  /** Returns the runs that are `running`, by default those of all agents. */
-  getRunning(agent?: string): RunRecord[] {
-    return this.#attempt(() => runningRuns(this.#connected().db, agent));
-  }
-
-  /** Ends a run as `failed` unless it has ended meanwhile. Returns whether it was running. */
-  endStaleRun(end: RunRecord): boolean {
-    return this.#attempt(() => endStaleRun(this.#connected().db, end));
   }
 
   /** Counts all runs. */

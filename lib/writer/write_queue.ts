@@ -1,8 +1,7 @@
 /** The writes that wait for the database of a client. @module */
 import { hasCode } from "../errors.ts";
+import { LOCKED_FOR_MS, LOCKED_PAUSE_MS, waitWhileLocked } from "../sqlite/connection.ts";
 
-/** How long to wait between two attempts while the database is locked, in milliseconds. */
-const LOCKED_PAUSE_MS = 25;
 /** How many writes are made before the agent's own code gets its turn. */
 const WRITES_PER_TURN = 50;
 /** How long a synchronous end writes, or waits for a locked database, in milliseconds. */
@@ -40,7 +39,7 @@ export class WriteQueue {
   #running: Promise<void> = Promise.resolve();
 
   constructor(options: WriteQueueOptions) {
-    this.#options = { lockedForMs: 15_300, maxWaiting: 1000, ...options };
+    this.#options = { lockedForMs: LOCKED_FOR_MS, maxWaiting: 1000, ...options };
   }
 
   /** How many writes wait. */
@@ -85,17 +84,11 @@ export class WriteQueue {
 
   /** Reads, and waits while the database is locked. Resolves to undefined when that fails. */
   async read<T>(read: () => T | Promise<T>): Promise<T | undefined> {
-    const deadline = performance.now() + this.#options.lockedForMs;
-    for (;;) {
-      try {
-        return await read();
-      } catch (error) {
-        if (!hasCode(error, "locked") || this.#isStopped() || performance.now() > deadline) {
-          this.#options.onFailure(error);
-          return undefined;
-        }
-      }
-      await pause(LOCKED_PAUSE_MS);
+    try {
+      return await waitWhileLocked(read, this.#options.lockedForMs);
+    } catch (error) {
+      this.#options.onFailure(error);
+      return undefined;
     }
   }
 
