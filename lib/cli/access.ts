@@ -3,8 +3,8 @@
  * grants exactly these.
  * @module
  */
-import { isFolder, isGranted, readEnv, realPath } from "../fs/locate.ts";
-import { type Access, HOME, HOME_STORES, outermost } from "../fs/permissions.ts";
+import { readEnv } from "../fs/locate.ts";
+import { type Access, HOME, HOME_STORES, outermost, withRealPaths } from "../fs/permissions.ts";
 import {
   candidateFolders,
   defaultFolders,
@@ -57,10 +57,6 @@ export interface Command {
 
 const PLATFORM = Deno.build.os;
 const VARIABLES = [...STORE_VARIABLES, HOME];
-/** Whether the home folder can be read from the environment. Without it, the store in it is not a candidate. */
-export function isHomeKnown(): boolean {
-  return isGranted({ name: "env", variable: HOME });
-}
 
 /** The access that one run of a script needs. */
 export function accessOf(command: Command, flags: FlagValues, layout: Layout): Access {
@@ -96,16 +92,6 @@ export function accessOf(command: Command, flags: FlagValues, layout: Layout): A
   };
 }
 
-/** The access that a script uses only to warn: of other stores with data, or of a variable that is ignored. */
-export function accessToWarn({ choice }: Layout): Access {
-  const isIgnored = choice.source === "--base" && readEnv("TELEMETRY_NDJSON_DIR");
-  return {
-    env: isIgnored ? ["TELEMETRY_NDJSON_DIR"] : [],
-    read: withRealPaths(choice.others.filter(isFolder)),
-    write: [],
-  };
-}
-
 /** The access that finds a store wherever it is. Folders of the home folder are as a shell expands them. */
 export function accessWithoutStore(command: Command): Access {
   const read = [...candidateFolders(PLATFORM, undefined), ...HOME_STORES];
@@ -113,19 +99,4 @@ export function accessWithoutStore(command: Command): Access {
     ? read
     : read.flatMap((base) => command.writes.map((name) => `${base}/${name}`));
   return { env: VARIABLES, read, write };
-}
-
-/** What Deno does not grant of an access, in words. Undefined when all is granted. */
-export function firstNotGranted({ env, read, write }: Access): string | undefined {
-  const variable = env.find((variable) => variable !== HOME && !isGranted({ name: "env", variable }));
-  if (variable !== undefined) return `read the variable ${variable}`;
-  const unread = read.find((path) => !isGranted({ name: "read", path }));
-  if (unread !== undefined) return `read ${unread}`;
-  const unwritten = write.find((path) => !isGranted({ name: "write", path }));
-  return unwritten === undefined ? undefined : `write ${unwritten}`;
-}
-
-/** Behind a link, Deno requires the permission for the real path, too. */
-function withRealPaths(paths: string[]): string[] {
-  return [...new Set([...paths, ...paths.map(realPath)])];
 }

@@ -3,22 +3,15 @@
  * @module
  */
 import { parseArgs } from "node:util";
+import { fileURLToPath } from "node:url";
 import { errorMessage, fileError, TelemetryError } from "../errors.ts";
 import { unfinishedFiles } from "../fs/atomic_file.ts";
-import { isFolder, locate, otherStoresWithData, readEnv, statIfExists } from "../fs/locate.ts";
+import { isFolder, locate, otherStoresWithData, pathExists, readEnv } from "../fs/locate.ts";
+import { type Access, assertAccess, HOME_STORES, quoteForShell, shellFlags } from "../fs/permissions.ts";
 import { BASE_VARIABLES, candidateFolders, type Layout, layoutOf } from "../layout.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
 import { removeStaleFiles } from "../store/stale_files.ts";
-import {
-  accessOf,
-  accessWithoutStore,
-  type Command,
-  firstNotGranted,
-  type Flag,
-  type FlagValues,
-  isHomeKnown,
-} from "./access.ts";
-import { type Access, HOME_STORES, quoteForShell, shellFlags } from "../fs/permissions.ts";
+import { accessOf, accessWithoutStore, type Command, type Flag, type FlagValues } from "./access.ts";
 import { clearBar, paint, print, progressBar, wrap } from "./output.ts";
 
 export type { Command } from "./access.ts";
@@ -31,6 +24,9 @@ const SHARED_FLAGS: Record<string, Flag> = {
   version: { about: "print the version and exit" },
 };
 
+/** Flags that promise to change nothing, and those that must not delete the file that they are given. */
+const KEEP_STALE_FILES = ["check-only", "list", "dry-run", "restore", "with-backup"];
+
 /** The version in `deno.json`. A script that is run by URL cannot read that file. */
 const VERSION = "0.1.0";
 
@@ -38,64 +34,99 @@ const VERSION = "0.1.0";
 export type Result = Record<string, unknown>;
 
 /** What a running script uses to talk to its operator. */
-export interface Terminal {
-  /** The exit code when the task returns. @default 0 */
-  exitCode: number;
+export class Terminal {
+  /** The exit code when the task returns. */
+  exitCode = 0;
+  /** What Ctrl-C does. While SQLite copies a file, which blocks this thread, it has to wait. */
+  onInterrupt: () => void;
   readonly flags: FlagValues;
+  readonly #command: Command;
+  readonly #isSilent: boolean;
+
+  constructor(command: Command, flags: FlagValues) {
+    this.#command = command;
+    this.flags = flags;
+    this.#isSilent = Boolean(flags["json"] || flags["quiet"]);
+    this.onInterrupt = () => {
+      printError(
+        command,
+        "interrupted",
+        unfinishedFiles().map((path) => `${path} is incomplete: the next run removes it`),
+      );
+      Deno.exit(130);
+    };
+  }
+
   /**
    * Finds the store and checks that Deno grants what the script needs. Warns when another store has data, too.
    *
-   * @throws {TelemetryError} `permission`, `no_storage`, `in_the_way`
+   * @throws {TelemetryError} `permission`, `no_storage`
    */
-  locate(): Layout;
+  locate(): Layout {
+    const [command, flags] = [this.#command, this.flags];
+    const base = flags["base"] as string | undefined;
+    const anyStore = accessWithoutStore(command);
+    const check = (needed: Partial<Access>, printed: Access) =>
+      assertAccess({ env: [], read: [], write: [], ...needed }, hintToRun(printed));
+    if (base === undefined) check({ env: anyStore.env }, anyStore);
+    const exists = (folder: string) => {
+      check({ read: [folder] }, anyStore);
+      return isFolder(folder);
+    };
+    const layout = locate(base, { env: readEnv, exists });
+    const access = accessOf(command, flags, layout);
+    check(access, access);
+    const ignored = base === undefined ? undefined : readEnv("TELEMETRY_NDJSON_DIR");
+    if (ignored) this.warn(`TELEMETRY_NDJSON_DIR (${ignored}) is ignored with --base: the log is in ${layout.raw}`);
+    // A store that a flag or a variable names was chosen on purpose.
+    for (const other of layout.choice.source === "found" ? otherStoresWithData(layout) : []) {
+      this.warn(`using ${layout.base}, but ${other} has data, too: choose with --base DIR`);
+    }
+    if (!command.createsStore) assertStore(layout);
+    if (!KEEP_STALE_FILES.some((flag) => flags[flag])) removeStaleFiles(layout, access.write);
+    this.progress(command.name, 1);
+    return layout;
+  }
+
   /** Prints a line of the report on stdout, except with `--quiet` or `--json`. */
-  say(line: string): void;
+  say(line: string): void {
+    if (!this.#isSilent) print(Deno.stdout, line);
+  }
+
   /** Prints a warning on stderr. */
-  warn(line: string): void;
+  warn(line: string): void {
+    print(Deno.stderr, `${paint("warning:", 33)} ${line}`);
+  }
+
   /** Shows what is being done, and a progress bar for steps of so many bytes. Undefined when stderr is not a terminal. */
-  progress(label: string, unitBytes: number): OnProgress | undefined;
+  progress(label: string, unitBytes: number): OnProgress | undefined {
+    return this.#isSilent || !Deno.stderr.isTerminal() ? undefined : progressBar(label, unitBytes);
+  }
+
   /** Asks a question. Returns undefined when stdin is not a terminal. */
-  confirm(question: string): boolean | undefined;
-  /** What Ctrl-C does. @default say which files are left, and exit with 130 */
-  onInterrupt: () => void;
+  confirm(question: string): boolean | undefined {
+    clearBar();
+    return Deno.stdin.isTerminal() ? /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? "") : undefined;
+  }
 }
 
 /** Runs a script and exits: 0 done, 1 failed, 2 wrong usage. With `--json`, prints what `task` returns. */
 export async function runCommand(command: Command, task: (terminal: Terminal) => Result | Promise<Result>) {
-  let json = Deno.args.includes("--json");
+  const json = Deno.args.includes("--json");
   try {
     const flags = parseFlags(command, Deno.args);
-    json = flags["json"] === true;
     if (flags["help"] || flags["version"]) {
       print(Deno.stdout, flags["help"] ? helpText(command) : `${command.name} ${VERSION}`);
       Deno.exit(0);
     }
-    const isSilent = json || flags["quiet"] === true;
-    const warn = (line: string) => print(Deno.stderr, `${paint("warning:", 33)} ${line}`);
-    const terminal: Terminal = {
-      exitCode: 0,
-      flags,
-      locate: () => {
-        const layout = locateStore(command, flags, warn);
-        terminal.progress(command.name, 1);
-        return layout;
-      },
-      say: (line) => isSilent || print(Deno.stdout, line),
-      warn,
-      progress: (label, unitBytes) => isSilent || !Deno.stderr.isTerminal() ? undefined : progressBar(label, unitBytes),
-      confirm: (question) => {
-        clearBar();
-        return Deno.stdin.isTerminal() ? /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? "") : undefined;
-      },
-      onInterrupt: () => exitInterrupted(command),
-    };
+    const terminal = new Terminal(command, flags);
     Deno.addSignalListener("SIGINT", () => terminal.onInterrupt());
     const result = await task(terminal);
     if (json) print(Deno.stdout, JSON.stringify({ ok: terminal.exitCode === 0, ...result }));
     clearBar();
     Deno.exit(terminal.exitCode);
   } catch (error) {
-    Deno.exit(reportFailure(command, isSystemError(error) ? fileError(error, "this failed") : error, { json }));
+    Deno.exit(reportFailure(command, error, { json }));
   }
 }
 
@@ -144,126 +175,70 @@ export function wholeNumber(flag: string, value: string | boolean | undefined, b
   });
 }
 
-/** Ends a script on Ctrl-C. While SQLite copies a file, which blocks this thread, this has to wait. */
-function exitInterrupted({ name }: Command): never {
-  print(Deno.stderr, `${paint(`${name}:`, 31)} interrupted`);
-  for (const path of unfinishedFiles()) print(Deno.stderr, `  -> ${path} is incomplete: the next run removes it`);
-  Deno.exit(130);
+/** Prints what is wrong, and lines that say what to do about it. */
+function printError({ name }: Command, message: string, hints: string[]): void {
+  print(Deno.stderr, `${paint(`${name}:`, 31)} ${message}`);
+  for (const hint of hints) print(Deno.stderr, `  -> ${hint}`);
 }
 
-function isSystemError(error: unknown): boolean {
-  return Object.values(Deno.errors).some((type) => error instanceof type);
-}
-
-/** Prints what is wrong and what to do about it. Returns the exit code. */
+/** Reports an error. Returns the exit code. */
 function reportFailure(command: Command, thrown: unknown, { json }: { json: boolean }): number {
-  const isExpected = thrown instanceof TelemetryError;
-  const message = errorMessage(thrown);
-  const hint = isExpected ? hintOf(thrown) : "this is a defect of the toolkit: please report it with the lines below";
-  print(Deno.stderr, `${paint(`${command.name}:`, 31)} ${message}`);
-  if (hint) print(Deno.stderr, `  -> ${hint}`);
-  if (!isExpected && thrown instanceof Error) print(Deno.stderr, thrown.stack ?? "");
-  if (json) {
-    const error = { code: isExpected ? thrown.code : "unexpected", message, hint: hint ?? null };
-    try {
-      print(Deno.stdout, JSON.stringify({ ok: false, error }));
-    } catch { /* this may be what failed */ }
+  const isSystemError = Object.values(Deno.errors).some((type) => thrown instanceof type);
+  const error = isSystemError ? fileError(thrown, "this failed") : thrown;
+  const message = errorMessage(error);
+  let [code, hint]: [string, string | undefined] = ["unexpected", "please report this defect of the toolkit"];
+  if (error instanceof TelemetryError) {
+    // The hint of the file system is about the owner of files.
+    const isDenied = error.cause instanceof Deno.errors.NotCapable;
+    [code, hint] = [error.code, isDenied ? "--help lists the permissions that Deno must grant" : error.hint];
   }
-  return isExpected && thrown.code === "usage" ? 2 : 1;
-}
-
-/** The hint of an error. A permission that is missing in the middle of the work is not one of the file system. */
-function hintOf(error: TelemetryError): string | undefined {
-  if (!(error.cause instanceof Deno.errors.NotCapable)) return error.hint;
-  return `Deno denied this: ${error.cause.message.replace(/, run again.*/, "")}; --help lists the permissions`;
-}
-
-function locateStore(command: Command, flags: FlagValues, warn: Terminal["warn"]): Layout {
-  const base = flags["base"] as string | undefined;
-  const anyStore = accessWithoutStore(command);
-  const check = (needed: Access, printed: Access) => {
-    const denied = firstNotGranted(needed);
-    if (denied !== undefined) throw missingPermission(denied, printed);
-  };
-  if (base === undefined) check({ ...anyStore, read: [], write: [] }, anyStore);
-  const layout = locate(base, {
-    env: readEnv,
-    exists: (folder) => {
-      check({ env: [], read: [folder], write: [] }, anyStore);
-      return isFolder(folder);
-    },
-  });
-  const access = accessOf(command, flags, layout);
-  check(access, access);
-  const ignored = base === undefined ? undefined : readEnv("TELEMETRY_NDJSON_DIR");
-  if (ignored) warn(`TELEMETRY_NDJSON_DIR (${ignored}) is ignored with --base: the log is in ${layout.raw}`);
-  // A store that a flag or a variable names was chosen on purpose.
-  for (const other of layout.choice.source === "found" ? otherStoresWithData(layout) : []) {
-    warn(`using ${layout.base}, but ${other} has data, too: choose with --base DIR`);
-  }
-  if (!command.createsStore) assertStore(layout);
-  // The first three promise to change nothing. The last two must not delete the file that they are given.
-  if (!["check-only", "list", "dry-run", "restore", "with-backup"].some((flag) => flags[flag])) {
-    removeStaleFiles(layout, access.write);
-  }
-  return layout;
+  printError(command, message, hint ? [hint] : []);
+  if (code === "unexpected" && error instanceof Error) print(Deno.stderr, error.stack ?? "");
+  try {
+    if (json) print(Deno.stdout, JSON.stringify({ ok: false, error: { code, message, hint: hint ?? null } }));
+  } catch { /* this may be what failed */ }
+  return code === "usage" ? 2 : 1;
 }
 
 /** Checks that there is a store, so that a mistyped folder does not become a new, empty one. */
-function assertStore({ base, raw, db, choice }: Layout): void {
+function assertStore({ base, raw, db }: Layout): void {
   if (isFolder(raw) || isFolder(db)) return;
-  const stat = statIfExists(base);
-  if (stat !== undefined && !stat.isDirectory) {
-    throw new TelemetryError("in_the_way", `${base} is a file, but a folder is needed there`, {
-      hint: "name the folder of the store with --base DIR",
-    });
-  }
-  const what = stat === undefined ? `${base} does not exist` : `${base} is not a store: it has neither raw/ nor db/`;
-  const home = choice.source === "--base" || isHomeKnown() ? "" : "; a store in the home folder needs --allow-env=HOME";
+  const what = pathExists(base) ? `${base} is not a store: it has neither raw/ nor db/` : `${base} does not exist`;
   throw new TelemetryError("no_storage", what, {
-    hint: `name the folder of the store with --base DIR, or create a store with setup_storage${home}`,
+    hint: "name the folder of the store with --base DIR, or create a store with setup_storage",
   });
 }
 
-/** The error for a missing permission, with the complete command to paste. */
-function missingPermission(denied: string, access: Access): TelemetryError {
-  const command = `deno run ${shellFlags(access).join(" ")} ${
-    [scriptPath(), ...Deno.args].map(quoteForShell).join(" ")
-  }`;
-  const hint = Deno.build.standalone
-    ? "the permissions of this program are built in: compile it with others, or run the script with deno run"
-    : `run: ${command}`;
-  return new TelemetryError("permission", `Deno does not let this script ${denied}`, { hint });
+/** The complete command with this access, to paste. */
+function hintToRun(access: Access): string {
+  if (Deno.build.standalone) {
+    return "the permissions of this program are built in: compile it with others, or run the script with deno run";
+  }
+  // The script as it was given to Deno: a URL, or a path.
+  const { mainModule } = Deno;
+  const script = mainModule.startsWith("file:") ? fileURLToPath(mainModule) : mainModule;
+  return `run: deno run ${[...shellFlags(access), ...[script, ...Deno.args].map(quoteForShell)].join(" ")}`;
 }
 
-/** The script as it was given to Deno: a URL, or a path. */
-function scriptPath(): string {
-  const url = new URL(Deno.mainModule);
-  if (url.protocol !== "file:") return url.href;
-  const path = decodeURIComponent(url.pathname);
-  return Deno.build.os === "windows" ? path.slice(1) : path;
-}
-
+/** How wide `--help` is, in characters. */
 const HELP_WIDTH = 80;
 
 function helpText(command: Command): string {
   const { name, summary, flags, example } = command;
-  const all = Object.entries({ ...flags, ...SHARED_FLAGS })
-    .map(([flag, { value, about }]) => ({ usage: `--${flag}${value ? ` ${value}` : ""}`, about }));
-  const column = Math.max(...all.map(({ usage }) => usage.length)) + 4;
+  const options = Object.entries({ ...flags, ...SHARED_FLAGS })
+    .map(([flag, { value, about }]) => [`  --${flag}${value ? ` ${value}` : ""}`, about] as const);
+  const column = Math.max(...options.map(([usage]) => usage.length)) + 2;
   const indented = (text: string, indent: number) => wrap(text, HELP_WIDTH - indent).join(`\n${" ".repeat(indent)}`);
   const base = Deno.build.os === "windows" ? "C:\\telemetry" : "/srv/telemetry";
   const access = accessOf(command, { base }, layoutOf(base));
   const words = ["deno run", ...shellFlags(access), `scripts/${name}.ts --base ${base}`, ...example ? [example] : []];
   const folders = [...candidateFolders(Deno.build.os, undefined), HOME_STORES[0]!];
-  return `${wrap(`${name}: ${summary}`, HELP_WIDTH).join("\n")}
+  return `${indented(`${name}: ${summary}`, 0)}
 
-usage: ${
-    indented(`${name} ${all.map(({ usage }) => `[${usage.replace(" ", "\0")}]`).join(" ")}`, 7).replaceAll("\0", " ")
-  }
+usage: ${name} [options]
 
 options:
-${all.map(({ usage, about }) => `  ${usage.padEnd(column - 2)}${indented(about, column)}`).join("\n")}
+${options.map(([usage, about]) => usage.padEnd(column) + indented(about, column)).join("\n")}
 
 where the store is (the first that applies):
   --base DIR

@@ -5,30 +5,25 @@
  * It starts the Deno that runs it. `--allow-run=deno` would need that one on the PATH, which cron does not have.
  * @module
  */
-import { locate } from "../fs/locate.ts";
-import { accessOf, accessToWarn, type Command } from "./access.ts";
+import { locate, readEnv } from "../fs/locate.ts";
 import { accessFlags } from "../fs/permissions.ts";
+import { accessOf, type Command } from "./access.ts";
 import { parseFlags } from "./command.ts";
+
+const IS_WINDOWS = Deno.build.os === "windows";
 
 /** The flags of `deno run` for these arguments. None for wrong usage and `--help`: the script prints these itself. */
 function permissionsFor(command: Command, args: string[]): string[] {
   try {
     const flags = parseFlags(command, args);
     if (flags["help"]) return [];
-    const layout = locate(flags["base"] as string | undefined);
-    const { env, read, write } = accessOf(command, flags, layout);
-    if (read.length === 0) return [];
-    const warn = accessToWarn(layout);
-    return accessFlags({ env: [...env, ...warn.env], read: [...read, ...warn.read], write });
+    const { env, read, write } = accessOf(command, flags, locate(flags["base"] as string | undefined));
+    // The script warns when this variable is set and --base makes it ignore it.
+    const ignored = read.length > 0 && readEnv("TELEMETRY_NDJSON_DIR") ? ["TELEMETRY_NDJSON_DIR"] : [];
+    return accessFlags({ env: [...env, ...ignored], read, write });
   } catch {
     return [];
   }
-}
-
-function passOn(signal: Deno.Signal, child: Deno.ChildProcess): void {
-  try {
-    if (Deno.build.os !== "windows") child.kill(signal);
-  } catch { /* it has just ended */ }
 }
 
 if (import.meta.main) {
@@ -40,13 +35,14 @@ if (import.meta.main) {
   const { COMMAND } = await import(script.href) as { COMMAND: Command };
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "--quiet", "--no-prompt", ...permissionsFor(COMMAND, args), script.href, ...args],
-    stdin: "inherit",
-    stdout: "inherit",
-    stderr: "inherit",
   }).spawn();
   // The script decides when to end: it must never go on alone. On Windows, Ctrl-C reaches it by itself.
-  for (const signal of ["SIGINT", ...Deno.build.os === "windows" ? [] : ["SIGTERM", "SIGHUP"] as const] as const) {
-    Deno.addSignalListener(signal, () => passOn(signal, child));
+  for (const signal of IS_WINDOWS ? ["SIGINT"] as const : ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+    Deno.addSignalListener(signal, () => {
+      try {
+        if (!IS_WINDOWS) child.kill(signal);
+      } catch { /* it has just ended */ }
+    });
   }
   Deno.exit((await child.status).code);
 }

@@ -28,10 +28,8 @@ export function syncFolder(folder: string): void {
 export function chownToOwnerOf(base: string, path: string): void {
   // Only root can do this, and only root has to.
   attempt(() => {
-    const owner = Deno.statSync(base);
-    const created = Deno.lstatSync(path);
-    if (created.isSymlink || owner.uid === null || (created.uid === owner.uid && created.gid === owner.gid)) return;
-    Deno.chownSync(path, owner.uid, owner.gid);
+    const { uid, gid } = Deno.statSync(base);
+    if (uid !== null && !Deno.lstatSync(path).isSymlink) Deno.chownSync(path, uid, gid);
   });
 }
 
@@ -250,13 +248,9 @@ function tryLock(path: string, like?: string): Deno.FsFile | undefined {
   const mode = like === undefined ? undefined : statIfExists(like)?.mode;
   // This process must be able to write it, also when the other file is read-only.
   const rights = typeof mode === "number" ? { mode: mode & 0o777 | 0o600 } : undefined;
-  let file: Deno.FsFile;
+  let file: Deno.FsFile | undefined;
   try {
     file = Deno.openSync(path, { read: true, write: true, create: true, ...rights });
-  } catch (error) {
-    throw fileError(error, `cannot write ${path}`);
-  }
-  try {
     // The lock may be on a file that its former owner has published or removed in the meantime.
     const stat = file.tryLockSync(true) ? statIfSameFile(file, path) : undefined;
     if (stat && (stat.nlink ?? 1) === 1) {
@@ -267,13 +261,13 @@ function tryLock(path: string, like?: string): Deno.FsFile | undefined {
     // Its owner was killed between link and unlink, or could not unlink it: this is a second name of a finished file, which
     // must not be truncated.
     if (stat) removeIfExists(path);
-  } catch (error) {
-    if (isNew) removeIfExists(path);
     file.close();
-    throw fileError(error, `cannot lock ${path}`);
+    return undefined;
+  } catch (error) {
+    if (file && isNew) removeIfExists(path);
+    file?.close();
+    throw fileError(error, `cannot write ${path}`);
   }
-  file.close();
-  return undefined;
 }
 
 /** Only the owner of a lock may remove its file, before it releases the lock: others look whether theirs is still there. */
@@ -313,11 +307,9 @@ export interface WriteFileOptions extends ClaimOptions {
  * The file gets the owner of `{base}`. Returns false when it exists and must not be replaced.
  */
 export function writeFileAtomic(base: string, path: string, content: Uint8Array, options: WriteFileOptions): boolean {
-  const partial = partialOf(path);
   // Without write access this must succeed, too, when there is nothing to do.
-  if (!options.replace && pathExists(path) && !pathExists(partial)) return false;
-  using file = PartialFile.claim(partial, options);
   if (!options.replace && pathExists(path)) return false;
+  using file = PartialFile.claim(partialOf(path), options);
   try {
     writeAll(file.file, content);
     file.sync();

@@ -4,7 +4,6 @@
  */
 import { basename, dirname, join, normalize } from "node:path";
 import { fileError, TelemetryError } from "../errors.ts";
-import { outermost, shellFlags } from "./permissions.ts";
 import { absolutePath, type Layout, layoutOf, parseFileName, resolveBase, type Surroundings } from "../layout.ts";
 
 /**
@@ -33,13 +32,11 @@ export function locate(
 /** Resolves a database that is a link: SQLite keeps the sidecars beside the real file. */
 function resolveLink(layout: Layout): Layout {
   const { database, choice } = layout;
-  if (!isGranted({ name: "read", path: database })) return layout;
   try {
-    if (!Deno.lstatSync(database).isSymlink) return layout;
-  } catch {
-    return layout;
-  }
-  return layoutOf({ ...choice, database: realPath(database) });
+    const isLink = isGranted({ name: "read", path: database }) && Deno.lstatSync(database).isSymlink;
+    if (isLink) return layoutOf({ ...choice, database: realPath(database) });
+  } catch { /* there is none */ }
+  return layout;
 }
 
 /** The value of a variable, or undefined when it is unset or this process has no permission to read it. */
@@ -73,36 +70,18 @@ export function realPath(path: string): string {
   return path;
 }
 
-/**
- * Checks that Deno lets this process read and write folders. Behind a link, Deno requires the permission for the real
- * path, too.
- *
- * @throws {TelemetryError} `permission`
- */
-export function assertGranted(folders: string[]): void {
-  const denied = [...folders, ...folders.map(realPath)]
-    .filter((path) => !isGranted({ name: "read", path }) || !isGranted({ name: "write", path }));
-  if (denied.length === 0) return;
-  const paths = outermost([...new Set(denied)]);
-  throw new TelemetryError("permission", `Deno does not let this program read and write ${paths.join(", ")}`, {
-    hint: `run it with ${shellFlags({ env: [], read: paths, write: paths }).join(" ")}`,
+/** The other folders that the rules for `{base}` name, and that have a database or logs, as far as they can be read. */
+export function otherStoresWithData({ base, choice }: Layout): string[] {
+  return choice.others.filter((other) => {
+    const { database, raw } = layoutOf(other);
+    if (!isFolder(other) || realPath(other) === realPath(base)) return false;
+    try {
+      if (sizeOf(database)) return true;
+      return Deno.readDirSync(raw).some(({ name }) => parseFileName(name)?.kind === "log");
+    } catch {
+      return false;
+    }
   });
-}
-
-/** The other folders that the rules for `{base}` name, and that have a database or logs. */
-export function otherStoresWithData(layout: Layout): string[] {
-  const base = realPath(layout.base);
-  return layout.choice.others.filter((other) => realPath(other) !== base && holdsData(layoutOf(other)));
-}
-
-/** Whether a base folder has a database or logs. Folders that cannot be read count as empty. */
-function holdsData({ base, raw, database }: Layout): boolean {
-  if (!isGranted({ name: "read", path: base })) return false;
-  try {
-    return (sizeOf(database) ?? 0) > 0 || Deno.readDirSync(raw).some(({ name }) => parseFileName(name)?.kind === "log");
-  } catch {
-    return false;
-  }
 }
 
 /** The file at a path, links resolved; undefined when there is none. Throws a `TelemetryError` when it cannot be examined. */

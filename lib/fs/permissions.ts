@@ -1,5 +1,7 @@
-/** The permissions of Deno, as flags of `deno run`. @module */
+/** The permissions of Deno: checked, and as flags of `deno run`. @module */
+import { TelemetryError } from "../errors.ts";
 import { isInFolder } from "../layout.ts";
+import { isGranted, realPath } from "./locate.ts";
 
 const PLATFORM = Deno.build.os;
 /** The variable of the home folder. */
@@ -14,6 +16,35 @@ export interface Access {
   env: readonly string[];
   read: string[];
   write: string[];
+}
+
+/**
+ * Checks that Deno grants an access. The variable of the home folder is not needed: without it, there is no store in there.
+ *
+ * @param hint what to do when it does not
+ * @throws {TelemetryError} `permission`
+ */
+export function assertAccess({ env, read, write }: Access, hint: string): void {
+  const refuse = (denied: string) => {
+    throw new TelemetryError("permission", `Deno does not let this program ${denied}`, { hint });
+  };
+  for (const variable of env) {
+    if (variable !== HOME && !isGranted({ name: "env", variable })) refuse(`read the variable ${variable}`);
+  }
+  for (const path of read) if (!isGranted({ name: "read", path })) refuse(`read ${path}`);
+  for (const path of write) if (!isGranted({ name: "write", path })) refuse(`write ${path}`);
+}
+
+/** Checks that Deno lets this process read and write folders. */
+export function assertGranted(folders: string[]): void {
+  const paths = outermost(withRealPaths(folders));
+  const access = { env: [], read: paths, write: paths };
+  assertAccess(access, `run it with ${shellFlags(access).join(" ")}`);
+}
+
+/** Behind a link, Deno requires the permission for the real path, too. */
+export function withRealPaths(paths: string[]): string[] {
+  return [...new Set([...paths, ...paths.map(realPath)])];
 }
 
 /** Paths without those inside another one of them. */

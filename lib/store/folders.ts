@@ -4,7 +4,8 @@
  */
 import { errorMessage, fileError, hasCode, TelemetryError } from "../errors.ts";
 import { ensureFolder, removeIfExists, writeFileAtomic } from "../fs/atomic_file.ts";
-import { assertGranted, readEnv } from "../fs/locate.ts";
+import { readEnv } from "../fs/locate.ts";
+import { assertGranted } from "../fs/permissions.ts";
 import { defaultFolders, homeFolderOf, type Layout, layoutOf, pathIn } from "../layout.ts";
 
 /** What {@linkcode createStorage} did. */

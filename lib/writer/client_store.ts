@@ -1,8 +1,8 @@
 /** The log and the database that a client writes to. Never triggers a permission prompt. @module */
 import { hasCode, TelemetryError, withHint } from "../errors.ts";
 import { plural } from "../format.ts";
-import { assertGranted, isFolder, isGranted, locate, readEnv } from "../fs/locate.ts";
-import { HOME, HOME_STORES, shellFlags } from "../fs/permissions.ts";
+import { isFolder, isGranted, locate, readEnv } from "../fs/locate.ts";
+import { assertGranted, HOME, HOME_STORES, shellFlags } from "../fs/permissions.ts";
 import { candidateFolders, homeFolderOf, type Layout, layoutOf, STORE_VARIABLES } from "../layout.ts";
 import { EventLog } from "../log/append.ts";
 import type { LogRecord, RunRecord } from "../records.ts";

@@ -134,13 +134,9 @@ for (const [name, flags] of SCRIPTS) {
     const { code, stdout, stderr } = await runWith([], name, ["--help"]);
     assert.deepEqual([code, stderr], [0, ""]);
     assert.match(stdout, new RegExp(`^${name}: [^]+?\n\nusage: ${name} `));
-    const usage = stdout.slice(stdout.indexOf("\nusage: "), stdout.indexOf("\noptions:"));
     for (const line of stdout.split("\n")) assert.ok(line.length <= 80, `"${line}" is longer than 80 columns`);
     const options = stdout.slice(stdout.indexOf("\noptions:"), stdout.indexOf("\nwhere"));
-    for (const flag of flags) {
-      assert.ok(usage.includes(`[${flag}]`), flag);
-      assert.match(options, new RegExp(`^ {2}${flag}  +\\S`, "m"));
-    }
+    for (const flag of flags) assert.match(options, new RegExp(`^ {2}${flag}  +\\S`, "m"));
     assert.equal(options.match(/^ {2}--/gm)?.length, flags.length, "and no other option");
     for (const variable of ["TELEMETRY_DB_PATH", "TELEMETRY_BASE_DIR", "AGENT_METRICS_DIR"]) {
       assert.ok(stdout.includes(`$${variable}`), variable);
@@ -315,7 +311,7 @@ for (const [name, { folders, runs, prepare }] of Object.entries(NARROW)) {
       const access = [`--allow-read=${base}`, ...write];
       const refused = await runWith(access, name, ["--base", base, "--quiet"]);
       assert.deepEqual([refused.code, refused.stdout], [1, ""]);
-      assert.match(refused.stderr, new RegExp(`^${name}: Deno does not let this script write ${base}${missing}\n`));
+      assert.match(refused.stderr, new RegExp(`^${name}: Deno does not let this program write ${base}${missing}\n`));
       for (const folder of folders) assert.ok(commandIn(refused.stderr).includes(base + folder), refused.stderr);
       assert.deepEqual(treeOf(base), before);
     }
