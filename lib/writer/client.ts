@@ -110,7 +110,7 @@ export class TelemetryClient implements AsyncDisposable {
         trigger_type: "cli",
         agent_owner: readEnv("AGENT_OWNER") || null,
         host: hostName(),
-        ...toColumns(copyOf(fields, this.#warnings), null, this.#warnings),
+        ...toColumns(copyOf(fields, this.#warnings), this.#warnings),
       });
       this.#runs.set(id, { run, started: performance.now(), results });
       await this.#record(run);
@@ -170,7 +170,7 @@ export class TelemetryClient implements AsyncDisposable {
       ...run,
       end_time: timestamp(),
       duration_ms: Math.round(performance.now() - started),
-      ...toColumns(fields, run.metrics_json, this.#warnings, original === undefined ? {} : { status: original }),
+      ...toColumns(fields, this.#warnings, run.metrics_json, original),
       status,
     };
   }

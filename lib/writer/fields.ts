@@ -40,38 +40,29 @@ export type EndFields = RunFields & {
   status?: Exclude<RunStatus, "running">;
 };
 
-/** Reads every property once. One that cannot be read is left out, with a warning. */
+/** A copy of what an agent passed, which it may change later. Empty, with a warning, when that cannot be read. */
 export function copyOf(given: unknown, warnings: Warnings): Record<string, unknown> {
-  if (given === undefined || given === null) return {};
-  const copy: [string, unknown][] = [];
   try {
-    const source = (given instanceof Map ? Object.fromEntries(given) : given) as Record<string, unknown>;
-    if (typeof source !== "object") throw new TypeError(`${typeof given} is not an object`);
-    for (const key of Object.keys(source)) {
-      try {
-        copy.push([key, source[key]]);
-      } catch (error) {
-        warnings.warn(`field:${key}`, `${key} cannot be read: ${toText(error)}`);
-      }
-    }
+    if (given instanceof Map) return Object.fromEntries(given);
+    if (typeof given === "object" || given === undefined) return { ...given };
+    throw new TypeError(`${typeof given} is not an object`);
   } catch (error) {
     warnings.warn("field", `the fields cannot be read: ${toText(error)}`);
+    return {};
   }
-  return Object.fromEntries(copy);
 }
 
 /**
- * Converts fields to columns, and merges the fields that are not columns into the JSON object `metrics`. A field that
- * cannot be converted is left out, with a warning.
+ * Converts fields to columns, and merges `others` and the fields that are not columns into the JSON object `metrics`. A
+ * field that cannot be converted is left out, with a warning.
  */
 export function toColumns(
   fields: Record<string, unknown>,
-  metrics: string | null,
   warnings: Warnings,
-  originals: Record<string, unknown> = {},
+  metrics: string | null = null,
+  others: Record<string, unknown> = {},
 ): Partial<RunRecord> {
   const columns: Record<string, string | number | null> = {};
-  const others: Record<string, unknown> = { ...originals };
   for (const [name, value] of Object.entries(fields)) {
     if (value === undefined || (value === null && name === "start_time")) continue;
     if (OWN.has(name)) warnings.warn("field", `only the client sets ${name}: the value is ignored`);
@@ -81,8 +72,8 @@ export function toColumns(
       if (column !== undefined) columns[name] = column;
     }
   }
-  const trigger = columns["trigger_type"];
-  if (trigger !== undefined && trigger !== null && !(TRIGGER_TYPES as readonly unknown[]).includes(trigger)) {
+  const trigger = columns["trigger_type"] ?? null;
+  if (trigger !== null && !(TRIGGER_TYPES as readonly unknown[]).includes(trigger)) {
     // The table has a CHECK: an unknown value would keep the whole run out of the database.
     warnings.warn("trigger_type", `unknown trigger_type ${trigger}: recorded as manual, and kept in metrics_json`);
     columns["trigger_type"] = "manual";
@@ -131,8 +122,7 @@ function toColumnText(name: string, value: unknown, warnings: Warnings): string 
   if (value instanceof Error) return errorSummary(value);
   if (value instanceof Date && !isNaN(value.getTime())) return timestamp(value);
   const json = jsonOf(value, name, warnings);
-  const parsed: unknown = json.startsWith('"') ? JSON.parse(json) : undefined;
-  return typeof parsed === "string" ? parsed : json;
+  return json.startsWith('"') ? JSON.parse(json) as string : json;
 }
 
 /** Adds members to a JSON object. Numbers in its text keep their digits. */
@@ -161,12 +151,12 @@ function parseMetrics(text: unknown): object {
  * The final status of a run, and the given word when it is another one. Words of later clients for a failure become
  * `failed`. Any other word that the contract does not know becomes `partial`, with a warning.
  */
-export function toEndStatus(given: unknown, warnings: Warnings): { status: RunStatus; original?: string } {
+export function toEndStatus(given: unknown, warnings: Warnings): { status: RunStatus; original?: { status: string } } {
   const known = RUN_STATUSES.find((known) => known === given && known !== "running");
   if (known) return { status: known };
-  const original = toText(given);
-  if (LATER_STATUSES.includes(original)) return { status: "failed", original };
-  warnings.warn("status", `a run cannot end as ${original}: it is recorded as partial`);
+  const original = { status: toText(given) };
+  if (LATER_STATUSES.includes(original.status)) return { status: "failed", original };
+  warnings.warn("status", `a run cannot end as ${original.status}: it is recorded as partial`);
   return { status: "partial", original };
 }
 
