@@ -8,7 +8,7 @@ const blocksOf = (language: string) =>
   [...README.matchAll(new RegExp(`\`\`\`${language}\\n(.*?)\`\`\``, "gs"))].map(([, code]) => code!);
 
 testWith(
-  ["unix"],
+  ["shell"],
   "every TypeScript example of the README runs, from another folder, with the command that it shows",
   async () => {
     using folder = new TempFolder();

@@ -58,7 +58,7 @@ const SCRIPTS: [script: string, flags: string[]][] = [
   ["recover_database", ["--check-only"]],
 ];
 
-testWith(["unix", "python"], "all scripts at once, beside live agents, lose nothing and leave nothing", async (t) => {
+testWith(["python"], "all scripts at once, beside live agents, lose nothing and leave nothing", async (t) => {
   const outcomes: string[] = [];
   for (let round = 0; round < rounds(1, 21); round++) {
     using temp = new TempFolder();

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { EventLog } from "../../lib/log/append.ts";
 import { fileName, layoutOf } from "../../lib/layout.ts";
-import { Holder, TempFolder, testWith } from "../fixtures/mod.ts";
+import { Holder, TempFolder } from "../fixtures/mod.ts";
 
 /** Holds the lock for 20 ms, writes, and takes it again immediately. It also ends by itself. */
 const BUSY_WRITER = `for (let n = 0; n < 500; n++) {
@@ -12,7 +12,7 @@ const BUSY_WRITER = `for (let n = 0; n < 500; n++) {
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20);
 }`;
 
-testWith(["unix"], "append gets the lock beside a writer that takes it again and again", async () => {
+Deno.test("append gets the lock beside a writer that takes it again and again", async () => {
   using folder = new TempFolder();
   const layout = layoutOf(folder.path);
   Deno.mkdirSync(layout.raw);

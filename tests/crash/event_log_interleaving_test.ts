@@ -54,7 +54,7 @@ function checkRecord(line: string): string {
 }
 
 testWith(
-  ["python", "unix"],
+  ["python"],
   `4 processes of Deno and 2 of Python append ${COUNT} records each to one log`,
   async (t) => {
     using folder = new TempFolder();

@@ -9,7 +9,7 @@ import { layoutOf, parseFileName } from "../../lib/layout.ts";
 import { checkHealth } from "../../lib/recovery/health.ts";
 import { logFiles, scan } from "../../lib/log/read.ts";
 import { newRun, RUN_COLUMNS } from "../../lib/records.ts";
-import { copyFolder, makeOldDatabase, ROOT, run, runScript, TempFolder } from "../fixtures/mod.ts";
+import { copyFolder, KILLED, makeOldDatabase, ROOT, run, runScript, TempFolder } from "../fixtures/mod.ts";
 import { FAULTS, OPERATIONS } from "./lab_driver.ts";
 
 /** The number of runs in the log, and in the database. */
@@ -125,7 +125,8 @@ class Store {
     this.#acknowledged.push(...[...first.stdout.matchAll(/^started (.*)$/gm)].map(([, id]) => id!));
     const problems: string[] = [];
     // It may succeed, fail with a TelemetryError, or be killed.
-    if (![0, 1, 137].includes(first.code) || first.code === 1 && !/^\w+: /.test(first.stderr)) {
+    const isKilled = first.code === KILLED && first.stderr === "";
+    if (!isKilled && first.code !== 0 && !(first.code === 1 && /^\w+: /.test(first.stderr))) {
       problems.push(`exit code ${first.code}: ${first.stderr}`);
     }
     if (fault !== "vanish") problems.push(...await this.#check("after the fault"));

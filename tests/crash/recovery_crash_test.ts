@@ -4,7 +4,7 @@ import { createHash } from "node:crypto";
 import { checkHealth } from "../../lib/recovery/health.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { recoverDatabase, removeStaleRecovery } from "../../lib/recovery/recover.ts";
-import { command, ROOT, rounds, run, scriptArgs, TempFolder, testWith } from "../fixtures/mod.ts";
+import { command, KILLED, ROOT, rounds, run, scriptArgs, TempFolder } from "../fixtures/mod.ts";
 import { LATE, type Phase, PHASES } from "./recovery_driver.ts";
 import {
   contentOf,
@@ -158,7 +158,7 @@ function callsToDieAt(calls: Phase[], count: number, from: number): string[] {
   });
 }
 
-testWith(["unix"], "a recovery killed before any of its calls can be run again with the same result", async (t) => {
+Deno.test("a recovery killed before any of its calls can be run again with the same result", async (t) => {
   using temp = new TempFolder(FAST_FOLDER);
   // Half of the phases, in two of the states the other half.
   const PER_STATE = rounds((PHASES.length - 1) / 2, 24);
@@ -182,7 +182,7 @@ testWith(["unix"], "a recovery killed before any of its calls can be run again w
     const { code, stdout } = await driver(base, call);
     const found: string[] = [];
     try {
-      assert.equal(code, 137, stdout);
+      assert.equal(code, KILLED, stdout);
       found.push(...problemsLeft(base, plan));
       found.push(...await problemsNext(base, plan));
     } catch (error) {
@@ -199,8 +199,7 @@ testWith(["unix"], "a recovery killed before any of its calls can be run again w
   requireNone(problems);
 });
 
-testWith(
-  ["unix"],
+Deno.test(
   "a recovery killed repeatedly at one place leaves at most two copies and then succeeds",
   async () => {
     using temp = new TempFolder(FAST_FOLDER);
@@ -245,8 +244,7 @@ testWith(
   },
 );
 
-testWith(
-  ["unix"],
+Deno.test(
   "the script killed at any moment with a larger log can be run again with the same result",
   async (t) => {
     // Scripts with their own permissions get at nothing below /dev.

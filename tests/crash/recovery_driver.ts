@@ -66,7 +66,7 @@ async function recover(base: string, place: string): Promise<void> {
   const judgePath = (path: unknown, to?: unknown) => {
     const paths = `${path} ${to}`;
     if (/\.corrupted\.|\.before_rebuild_/.test(paths)) enter("keeping the copy");
-    if (paths.includes("/reports/") && PHASES.indexOf(phase) >= PHASES.indexOf("placing through SQLite")) {
+    if (/[\\/]reports[\\/]/.test(paths) && PHASES.indexOf(phase) >= PHASES.indexOf("placing through SQLite")) {
       enter("reporting");
     }
     if (to === layout.database) {

@@ -11,7 +11,7 @@ export { sqlite } from "../fixtures/sqlite.ts";
 /** The files of a database, by how their names end. */
 export const ENDS = ["", "-wal", "-shm", "-journal"];
 /** A folder in memory, where the system has one: `fsync` takes most of the time of a small recovery. */
-export const FAST_FOLDER = isThere("/dev/shm") ? "/dev/shm" : undefined;
+export const FAST_FOLDER = Deno.build.os === "linux" && isThere("/dev/shm") ? "/dev/shm" : undefined;
 /** The columns that the log says nothing of, or not the last word. */
 const NOT_BY_LOG: readonly string[] = ["api_posted", "api_posted_at", "api_retry_count", "created_at", "updated_at"];
 /** The tables of the contract. */

@@ -13,6 +13,7 @@ import {
   rounds,
   run,
   runScript,
+  slashes,
   SmallDisk,
   TempFolder,
   testWith,
@@ -130,7 +131,7 @@ async function liveRound(temp: TempFolder, state: State, name: string): Promise<
 }
 
 for (const state of STATES) {
-  testWith(["unix", "python"], `live agents write through a recovery of a database ${state}`, async (t) => {
+  testWith(["python"], `live agents write through a recovery of a database ${state}`, async (t) => {
     for (let round = 0; round < rounds(1, 4); round++) {
       using temp = new TempFolder();
       const { marks, lost } = await liveRound(temp, state, "store");
@@ -158,7 +159,7 @@ const strangeIn = (db: string) =>
     !/^telemetry(\.(?:corrupted\.|before_rebuild_)\d{8}_\d{6})?\.sqlite(-wal|-shm)?$/.test(name)
   );
 
-testWith(["unix"], "two concurrent recoveries succeed and leave nothing behind", async (t) => {
+Deno.test("two concurrent recoveries succeed and leave nothing behind", async (t) => {
   using temp = new TempFolder();
   const codes: string[] = [];
   for (const state of STATES) {
@@ -199,7 +200,7 @@ Deno.test({
       import { recoverDatabase } from ${JSON.stringify(`${ROOT_URL}lib/recovery/recover.ts`)};
       const rename = Deno.renameSync;
       Deno.renameSync = (from, to) => {
-        if (to.endsWith("/telemetry.sqlite")) {
+        if (/[\\\\/]telemetry\\.sqlite$/.test(to)) {
           console.log("renames");
           Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1500);
         }
@@ -225,7 +226,7 @@ Deno.test({
   },
 });
 
-testWith(["unix"], "a backup during a recovery is intact or reports the damage", async () => {
+Deno.test("a backup during a recovery is intact or reports the damage", async () => {
   using temp = new TempFolder();
   for (const state of STATES) {
     const base = `${temp.path}/${state.replaceAll(" ", "_")}`;
@@ -308,7 +309,7 @@ testWith(["mount"], "a recovery on a full disk changes nothing, and succeeds onc
 
 // ------------------------------------------------------------------------------------------------ folders
 
-Deno.test("a recovery succeeds with a warning when reports/ is deleted meanwhile", async () => {
+testWith(["openRemoval"], "a recovery succeeds with a warning when reports/ is deleted meanwhile", async () => {
   using temp = new TempFolder(FAST_FOLDER);
   const base = `${temp.path}/store`;
   const store = makeIn("damaged inside of pages", base, 100);
@@ -343,8 +344,9 @@ Deno.test("a recovery names the logs that were deleted meanwhile and loses no ru
   }))!;
   // Of three logs, the first one had been read.
   assert.deepEqual(rejected, { "cannot be read": 2 });
+  const told = slashes(Deno.readTextFileSync(rejected_file!));
   for (const day of ["20251211", "20251212"]) {
-    assert.ok(Deno.readTextFileSync(rejected_file!).includes(`${layout.raw}/events_${day}.ndjson`), day);
+    assert.ok(told.includes(slashes(`${layout.raw}/events_${day}.ndjson`)), day);
   }
   const there = idsIn(store.database);
   assert.deepEqual([...store.stored.keys()].filter((id) => !there.has(id)), []);

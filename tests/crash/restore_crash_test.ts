@@ -106,7 +106,7 @@ const GOLDEN = (Math.sqrt(5) - 1) / 2;
 type Phase = "before" | "preparing" | "safety copy being made" | "safety copy named" | "in place" | "done";
 
 testWith(
-  ["unix", "sqlite3"],
+  ["sqlite3"],
   "a restore killed at any moment leaves the old or the new database, and a complete kept copy",
   async (t) => {
     using temp = new TempFolder();
@@ -227,7 +227,7 @@ function copyInto(base: string, backup: string): string {
 }
 
 testWith(
-  ["unix", "sqlite3"],
+  ["sqlite3"],
   "a restore killed while it replaces a destroyed database loses no byte of it",
   async (t) => {
     using temp = new TempFolder();
@@ -342,7 +342,7 @@ for (let n = 0;; n++) {
 
 for (const journal of ["wal", "delete"] as const) {
   testWith(
-    ["unix", "python", "sqlite3"],
+    ["python", "sqlite3"],
     `readers and writers of the database (${journal} mode) go on through a restore`,
     async () => {
       using temp = new TempFolder();
@@ -407,7 +407,7 @@ async function hold(file: string, seconds: number, ...statements: string[]): Pro
 }
 
 testWith(
-  ["unix", "python"],
+  ["python"],
   "a restore of a locked database is refused, or waits and loses no api_posted marker",
   async () => {
     using temp = new TempFolder();

@@ -70,7 +70,7 @@ function names(folder: string): string[] {
 
 for (const journal of ["wal", "delete"] as const) {
   testWith(
-    ["unix", "sqlite3"],
+    ["sqlite3"],
     `a setup killed at any moment (${journal} mode) leaves the old or the upgraded database`,
     async (t) => {
       using temp = new TempFolder();
@@ -193,7 +193,7 @@ for (const count of [2, 8]) {
 }
 
 testWith(
-  ["unix", "sqlite3"],
+  ["sqlite3"],
   "two databases of one base that are upgraded concurrently each get a complete copy",
   async () => {
     using temp = new TempFolder();

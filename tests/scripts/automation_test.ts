@@ -17,7 +17,7 @@ async function newStore(temp: TempFolder): Promise<string> {
 }
 
 testWith(
-  ["unix"],
+  ["shell"],
   "every command for cron and systemd works without output, with only its permissions",
   async () => {
     using temp = new TempFolder();
@@ -57,7 +57,7 @@ testWith(
 );
 
 testWith(
-  ["linux", "flock"],
+  ["linux", "bash", "flock"],
   "the archive script compresses old days without loss, and leaves today and yesterday alone",
   async () => {
     using temp = new TempFolder();

@@ -1072,7 +1072,7 @@ Deno.test("the warning about fewer runs ignores a backup dated next year", async
   assert.deepEqual([code, stderr], [0, ""]);
 });
 
-testWith(["unix"], "a dangling link hides no other backup", async () => {
+testWith(["links"], "a dangling link hides no other backup", async () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp, 2);
   const days = Array.from({ length: 12 }, (_, i) => fullAt(Date.now() - (i + 1) * DAY));
@@ -1083,7 +1083,7 @@ testWith(["unix"], "a dangling link hides no other backup", async () => {
   assert.deepEqual(sound, days.filter((_, i) => i % 2 === 0));
 });
 
-testWith(["unix"], "a backup has the mode of the database", async () => {
+testWith(["modes"], "a backup has the mode of the database", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   for (const mode of [0o600, 0o640, 0o644]) {

@@ -146,7 +146,7 @@ for (const [name, flags] of SCRIPTS) {
     assert.match(exampleIn(stdout), new RegExp(`^deno run --allow-read=\\S+ ${writes}scripts/\\w+\\.ts --base `));
   });
 
-  testWith(["unix"], `the example of ${name} --help works as printed`, async () => {
+  testWith(["shell"], `the example of ${name} --help works as printed`, async () => {
     using temp = new TempFolder();
     const base = newStore(temp);
     if (!name.startsWith("setup")) await setUp(base);
@@ -214,7 +214,7 @@ for (const [name, flags] of SCRIPTS) {
   });
 
   testWith(
-    ["unix"],
+    ["shell"],
     `without permissions, ${name} prints a complete command that works when pasted`,
     async () => {
       using temp = new TempFolder();
@@ -237,7 +237,7 @@ for (const [name, flags] of SCRIPTS) {
     },
   );
 
-  testWith(["unix"], `${name} does not use a permission for one folder in another`, async () => {
+  testWith(["shell"], `${name} does not use a permission for one folder in another`, async () => {
     using temp = new TempFolder();
     const [here, elsewhere] = [newStore(temp, "here"), newStore(temp, "elsewhere")];
     const access = ["--allow-env", `--allow-read=${here}`, `--allow-write=${here}`];
@@ -261,7 +261,7 @@ for (const [name, flags] of SCRIPTS) {
     assert.notDeepEqual(treeOf(elsewhere), { db: "folder" });
   });
 
-  testWith(["unix"], `without permissions and --base, ${name} prints commands that work when pasted`, async () => {
+  testWith(["shell"], `without permissions and --base, ${name} prints commands that work when pasted`, async () => {
     using temp = new TempFolder();
     const base = newStore(temp);
     const env = { TELEMETRY_BASE_DIR: base, HOME: temp.path };
@@ -350,7 +350,7 @@ Deno.test("a flag that writes fewer folders needs fewer permissions", async () =
 });
 
 testWith(
-  ["unix"],
+  ["shell"],
   "for a base with a comma, which ends a path in Deno's flags, the printed command works",
   async () => {
     using temp = new TempFolder();
@@ -362,7 +362,7 @@ testWith(
   },
 );
 
-testWith(["unix"], "a closed pipe on stdout is not an error", async () => {
+testWith(["shell"], "a closed pipe on stdout is not an error", async () => {
   using temp = new TempFolder();
   const base = newStore(temp);
   const line = `set -e; deno run --no-prompt --allow-read='${base}' --allow-write='${base}' \
@@ -371,7 +371,7 @@ testWith(["unix"], "a closed pipe on stdout is not an error", async () => {
   assert.deepEqual([code, stderr], [0, ""]);
 });
 
-testWith(["linux"], "a full disk on stdout is a failure, not a defect", async () => {
+testWith(["linux", "shell"], "a full disk on stdout is a failure, not a defect", async () => {
   using temp = new TempFolder();
   const base = newStore(temp);
   for (const flags of ["", "--json"]) {

@@ -1,5 +1,6 @@
 /** `deno task NAME` starts a script with exactly the permissions that the run needs. */
 import assert from "node:assert/strict";
+import { defaultFolders } from "../../lib/layout.ts";
 import {
   command,
   COMMANDS,
@@ -8,6 +9,7 @@ import {
   ROOT,
   run,
   type RunOptions,
+  slashes,
   TempFolder,
   testWith,
   withoutStores,
@@ -55,6 +57,7 @@ interface Held {
 }
 
 const FOLDERS = ["", "/raw", "/db", "/backups", "/reports", "/exports", "/config", "/logs", "/of its own"];
+const HOME = Deno.build.os === "windows" ? "USERPROFILE" : "HOME";
 const VARIABLES = ["TELEMETRY_DB_PATH", "TELEMETRY_BASE_DIR", "AGENT_METRICS_DIR", "TELEMETRY_NDJSON_DIR"];
 
 /** A copy of the toolkit whose scripts are probes: launcher, tasks and commands are those of the toolkit. */
@@ -83,7 +86,7 @@ class ProbeToolkit {
 
   /** The arguments of Deno that run a task, whose script then does what `probe` says. */
   arguments(args: string[], probe: object): string[] {
-    Deno.writeTextFileSync(this.#probe, JSON.stringify({ variables: [...VARIABLES, "HOME", "PATH"], ...probe }));
+    Deno.writeTextFileSync(this.#probe, JSON.stringify({ variables: [...VARIABLES, HOME, "PATH"], ...probe }));
     return ["task", "--quiet", "--config", `${this.#folder}/deno.json`, ...args];
   }
 
@@ -103,7 +106,7 @@ function copyFolder(from: string, to: string): void {
   }
 }
 
-testWith(["unix"], "a task may read the store and write only the folders of its script", async () => {
+Deno.test("a task may read the store and write only the folders of its script", async () => {
   using temp = new TempFolder();
   const toolkit = new ProbeToolkit(temp);
   const base = `${temp.path}/a store`;
@@ -129,13 +132,13 @@ testWith(["unix"], "a task may read the store and write only the folders of its 
     assert.deepEqual(byVariable, {
       read: [...every, log],
       write: isSetup ? [...write, log] : write,
-      env: [...VARIABLES, "HOME"],
+      env: [...VARIABLES, HOME],
       others: [],
     }, name);
   }
 });
 
-testWith(["unix"], "a flag that is a path grants that path and nothing beside it", async () => {
+Deno.test("a flag that is a path grants that path and nothing beside it", async () => {
   using temp = new TempFolder();
   const toolkit = new ProbeToolkit(temp);
   const base = `${temp.path}/store`;
@@ -175,7 +178,7 @@ testWith(["unix"], "a flag that is a path grants that path and nothing beside it
   }
 });
 
-testWith(["unix"], "links in a store are granted with the paths that they lead to", async () => {
+testWith(["links"], "links in a store are granted with the paths that they lead to", async () => {
   using temp = new TempFolder();
   const toolkit = new ProbeToolkit(temp);
   const [base, disk] = [`${temp.path}/link`, `${temp.path}/disk`];
@@ -193,11 +196,11 @@ testWith(["unix"], "links in a store are granted with the paths that they lead t
   assert.equal(held.write.length, 2);
 });
 
-testWith(["unix"], "without a store, only setup_storage may write a raw/ folder", async () => {
+Deno.test("without a store, only setup_storage may write a raw/ folder", async () => {
   using temp = new TempFolder();
   const toolkit = new ProbeToolkit(temp);
   const env = { HOME: temp.path };
-  const bases = ["/agent-metrics", `${temp.path}/.telemetry`];
+  const bases = defaultFolders(Deno.build.os, temp.path).map(slashes);
   const logs = bases.map((base) => `${base}/raw`);
   for (const name of Object.keys(COMMANDS)) {
     const { read, write } = await toolkit.heldBy([name], [...bases, "/opt/telemetry", ...logs], { env });
@@ -206,7 +209,7 @@ testWith(["unix"], "without a store, only setup_storage may write a raw/ folder"
   }
 });
 
-testWith(["unix"], "a task passes on stdin and signals", async () => {
+testWith(["signals"], "a task passes on stdin and signals", async () => {
   using temp = new TempFolder();
   const toolkit = new ProbeToolkit(temp);
   const start = (probe: object) =>
@@ -227,10 +230,12 @@ testWith(["unix"], "a task passes on stdin and signals", async () => {
   }
 });
 
-testWith(["unix"], "each task works for any store, by --base and by TELEMETRY_BASE_DIR", async () => {
+Deno.test("each task works for any store, by --base and by TELEMETRY_BASE_DIR", async () => {
   using temp = new TempFolder();
   const output = `${temp.path}/out.csv`;
-  for (const base of [`${temp.path}/it's "my" $HOME`, `${temp.path}/a,b`]) {
+  // Windows has no quotation mark in names.
+  const odd = Deno.build.os === "windows" ? "it's my $HOME & store" : `it's "my" $HOME`;
+  for (const base of [`${temp.path}/${odd}`, `${temp.path}/a,b`]) {
     await setUp(base);
     for (const name of Object.keys(COMMANDS)) {
       const args = name === "export_csv" ? [name, "--output", output] : [name];
@@ -243,7 +248,7 @@ testWith(["unix"], "each task works for any store, by --base and by TELEMETRY_BA
   }
 });
 
-testWith(["unix"], "a store behind a link, and a restore of a file outside the store, work as tasks", async () => {
+testWith(["links"], "a store behind a link, and a restore of a file outside the store, work as tasks", async () => {
   using temp = new TempFolder();
   const real = await setUp(`${temp.path}/real`);
   const base = `${temp.path}/link`;
@@ -266,8 +271,7 @@ testWith(["unix"], "a store behind a link, and a restore of a file outside the s
   assert.ok(Deno.statSync(`${real}/runs.csv`).isFile);
 });
 
-testWith(
-  ["unix"],
+Deno.test(
   "a task warns of an ignored TELEMETRY_NDJSON_DIR, and not of a store that was not chosen",
   async () => {
     using temp = new TempFolder();
@@ -316,7 +320,7 @@ Deno.test("the permission set and the scripts' first lines name no store of a us
   }
 });
 
-testWith(["unix"], "-P finds no store on a machine without one, and prints what to do", async () => {
+testWith(["shell"], "-P finds no store on a machine without one, and prints what to do", async () => {
   using temp = new TempFolder();
   // Changes nothing, should somebody create a store just now.
   const script = [`${ROOT}scripts/recover_database.ts`, "--check-only"] as const;

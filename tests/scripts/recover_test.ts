@@ -428,7 +428,7 @@ testWith(
   },
 );
 
-testWith(["unix"], "the new database and the kept copy have the mode of the old database", async () => {
+testWith(["modes"], "the new database and the kept copy have the mode of the old database", async () => {
   for (const damage of ["pages", "header"]) {
     using store = new Store();
     makeOldDatabase(store.file, "v2", 200);

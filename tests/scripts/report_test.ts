@@ -263,7 +263,7 @@ Deno.test("control characters of the data never reach the terminal, Markdown or 
   assert.match(texts[0]!, /␛\[2J/);
 });
 
-testWith(["unix"], "--follow prints new runs and events as they are written, until Ctrl-C", async () => {
+testWith(["signals"], "--follow prints new runs and events as they are written, until Ctrl-C", async () => {
   using temp = new TempFolder();
   const base = storeWith(temp.path, []);
   const day = new Date().toISOString().slice(0, 10).replaceAll("-", "");
@@ -333,7 +333,7 @@ testWith(["nobody"], "a user who may only read sees the database beside a writer
   assert.match(alone.stderr, /^warning: .*telemetry\.sqlite.*: this was read from the log\n$/);
 });
 
-testWith(["unix"], "days and times without a zone are local", async () => {
+testWith(["zones"], "days and times without a zone are local", async () => {
   using temp = new TempFolder();
   const base = storeWith(
     temp.path,

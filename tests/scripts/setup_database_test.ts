@@ -232,7 +232,7 @@ Deno.test("a partial that is another name of a database is never written into", 
   assert.ok(made && made !== before);
 });
 
-testWith(["unix"], "the copy of a database has the same mode", async () => {
+testWith(["modes"], "the copy of a database has the same mode", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v1");
@@ -472,7 +472,7 @@ for (const [what, code, make] of REFUSED) {
   });
 }
 
-testWith(["unix"], "setup refuses a dangling link at the path of the database", async () => {
+testWith(["links"], "setup refuses a dangling link at the path of the database", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   Deno.symlinkSync("nowhere", file);

@@ -106,7 +106,7 @@ Deno.test("a base that is a file or below one is refused, and the file is kept",
   }
 });
 
-testWith(["unix"], "a base that is a link works, or the missing permission is printed", async () => {
+testWith(["links"], "a base that is a link works, or the missing permission is printed", async () => {
   using temp = new TempFolder();
   const link = `${temp.path}/link`;
   Deno.mkdirSync(`${temp.path}/real`);
@@ -122,7 +122,7 @@ testWith(["unix"], "a base that is a link works, or the missing permission is pr
   assert.deepEqual(shape(`${temp.path}/real`), [...STORAGE, "config/schema.sql", "db/telemetry.sqlite"].toSorted());
 });
 
-testWith(["unix"], "a new base below a link works, if needed after the printed command", async () => {
+testWith(["links"], "a new base below a link works, if needed after the printed command", async () => {
   using temp = new TempFolder();
   Deno.mkdirSync(`${temp.path}/real`);
   Deno.symlinkSync("real", `${temp.path}/link`);
@@ -142,7 +142,7 @@ testWith(["unix"], "a new base below a link works, if needed after the printed c
   assert.deepEqual(shape(`${temp.path}/real/store`), STORAGE);
 });
 
-testWith(["unix"], "a base that is a dangling link is refused", async () => {
+testWith(["links"], "a base that is a dangling link is refused", async () => {
   using temp = new TempFolder();
   Deno.symlinkSync("nowhere", `${temp.path}/link`);
   assertRefused(await runScript("setup_storage", `${temp.path}/link`));
@@ -174,7 +174,7 @@ Deno.test("TELEMETRY_NDJSON_DIR moves raw/, and is ignored with --base", async (
 });
 
 testWith(
-  ["unix"],
+  ["shell"],
   "without permission for TELEMETRY_NDJSON_DIR nothing is created, and the printed command works",
   async () => {
     using temp = new TempFolder();

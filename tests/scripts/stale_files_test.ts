@@ -80,8 +80,7 @@ Deno.test("the partial of a running process stays", async () => {
   assert.ok(exists(path));
 });
 
-// On Windows a signal from another process kills.
-testWith(["unix"], "Ctrl-C says what is left, exits with 130, and the next run removes it", async () => {
+testWith(["signals"], "Ctrl-C says what is left, exits with 130, and the next run removes it", async () => {
   using temp = new TempFolder();
   const base = `${temp.path}/store`;
   for (const folder of ["db", "raw", "backups"]) Deno.mkdirSync(`${base}/${folder}`, { recursive: true });

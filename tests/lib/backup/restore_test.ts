@@ -43,7 +43,7 @@ Deno.test("a restore is complete when the log cannot be read once more, and warn
   ]);
 });
 
-testWith(["unix"], "the copy of a read-only backup is as confidential, and a killed process's copy is removed", () => {
+testWith(["modes"], "the copy of a read-only backup is as confidential, and a killed process's copy is removed", () => {
   using temp = new TempFolder();
   const { layout, backup } = makeStore(temp);
   Deno.chmodSync(backup, 0o600);

@@ -355,25 +355,28 @@ for (const [name, replace, kept] of REPLACEMENTS) {
     assert.deepEqual(rejected, []);
   });
 
-  // Windows does not let go of a file that is open.
-  testWith(["unix"], `append writes to the file at the path when the log is ${name} while it waits`, async () => {
-    using test = new TestLog();
-    await test.log.append(event(1));
-    using held = test.hold();
-    using refused = refusal();
-    const appended = test.append(event(2));
-    await refused.seen;
-    replace(test.path);
-    held.close();
-    await appended;
-    assert.ok(test.text.endsWith(lines(event(2))));
-    const { records } = await scanned(logFiles(test.layout.raw));
-    assert.deepEqual(records.filter(({ run_id }) => run_id === event(2).run_id).length, 1);
-    assert.equal(records.some(({ run_id }) => run_id === event(1).run_id), kept);
-  });
+  testWith(
+    ["openRemoval"],
+    `append writes to the file at the path when the log is ${name} while it waits`,
+    async () => {
+      using test = new TestLog();
+      await test.log.append(event(1));
+      using held = test.hold();
+      using refused = refusal();
+      const appended = test.append(event(2));
+      await refused.seen;
+      replace(test.path);
+      held.close();
+      await appended;
+      assert.ok(test.text.endsWith(lines(event(2))));
+      const { records } = await scanned(logFiles(test.layout.raw));
+      assert.deepEqual(records.filter(({ run_id }) => run_id === event(2).run_id).length, 1);
+      assert.equal(records.some(({ run_id }) => run_id === event(1).run_id), kept);
+    },
+  );
 }
 
-testWith(["unix"], "append syncs the folder once for each new file", async () => {
+testWith(["folderSync"], "append syncs the folder once for each new file", async () => {
   using test = new TestLog();
   let syncs = 0;
   using _ = instead("syncSync", (file, real) => {
@@ -429,8 +432,8 @@ Deno.test("the day of the write decides the file, not the day of the call", asyn
 
 for (
   const [needs, name, program, args] of [
-    [["unix"], "Deno", Deno.execPath(), ["eval", "--quiet", DENO_HOLDER]],
-    [["unix", "python"], "Python", interpreter(), ["-c", PYTHON_HOLDER]],
+    [[], "Deno", Deno.execPath(), ["eval", "--quiet", DENO_HOLDER]],
+    [["python"], "Python", interpreter(), ["-c", PYTHON_HOLDER]],
   ] as const
 ) {
   testWith([...needs], `append waits while a process of ${name} holds the lock`, async () => {
