@@ -5,8 +5,8 @@
 import { TelemetryError } from "../errors.ts";
 import { ensureFolder } from "../fs/atomic_file.ts";
 import { isSameFile, statIfExists } from "../fs/locate.ts";
-import { type Layout } from "../layout.ts";
-import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
+import type { Layout } from "../layout.ts";
+import { RUN_COLUMNS, RUN_STATUSES, type RunRecord, SCHEMA_VERSION } from "../records.ts";
 import { Connection, retryWhileLocked, type Row, type SqlValue, type Statement } from "../sqlite/connection.ts";
 import { inspect, newerSchema } from "../sqlite/migrate.ts";
 import { jsonObjectOf, rowidOf } from "../sqlite/rows.ts";
@@ -53,13 +53,8 @@ const UPDATED = INSERTED.filter((column) => column !== "run_id" && !MARKERS.incl
 const INSERT = `INSERT INTO agent_runs (${INSERTED}) VALUES (${INSERTED.map(() => "?")})`;
 const UPSERT = `${INSERT} ON CONFLICT(run_id) DO UPDATE SET ` +
   `${UPDATED.map((column) => `${column}=excluded.${column}`)}, updated_at=datetime('now')`;
-const WHOLE_RUN = `SELECT ${jsonObjectOf(RUN_COLUMNS)} AS run FROM agent_runs`;
 /** Ended runs. A run whose id is not text could never be marked as posted. */
-const POSTABLE = "status<>'running' AND typeof(run_id)='text'";
-/** All values of the column `status` through its index; null comes last, also when no row has it. */
-const STATUSES = `WITH RECURSIVE found(status) AS (SELECT min(status) FROM agent_runs UNION ALL
-  SELECT (SELECT min(status) FROM agent_runs WHERE status>found.status) FROM found WHERE status IS NOT NULL)
-  SELECT status FROM found`;
+const POSTABLE = "(status<>'running' AND typeof(run_id)='text')";
 /** How many rows are looked at in one step. Even on a slow machine this takes less than 50 ms. */
 const STEP_ROWS = 5000;
 
@@ -109,7 +104,8 @@ export class DatabaseWriter implements Disposable {
 
   /** Returns the run with this id, or undefined. */
   getRun(runId: string): RunRecord | undefined {
-    return this.#runs(`${WHOLE_RUN} WHERE run_id=?`, runId)[0];
+    const row = this.#read(`SELECT ${jsonObjectOf(RUN_COLUMNS)} AS run FROM agent_runs WHERE run_id=?`, runId)[0];
+    return row && JSON.parse(row["run"] as string) as RunRecord;
   }
 
   /** Marks a run as accepted by the web API at a time (ISO 8601 in UTC). Returns whether the run exists. */
@@ -120,9 +116,8 @@ export class DatabaseWriter implements Disposable {
 
   /** Adds 1 to the count of failed attempts to post a run. Returns whether the run exists. */
   incrementApiRetryCount(runId: string): boolean {
-    const sql = "UPDATE agent_runs SET api_retry_count=coalesce(api_retry_count, 0)+1, updated_at=datetime('now') " +
-      "WHERE run_id=?";
-    return this.#write(sql, runId) > 0;
+    const count = "api_retry_count=coalesce(api_retry_count, 0)+1";
+    return this.#write(`UPDATE agent_runs SET ${count}, updated_at=datetime('now') WHERE run_id=?`, runId) > 0;
   }
 
   /**
@@ -133,7 +128,7 @@ export class DatabaseWriter implements Disposable {
    * @param since only runs that started at or after this time, ISO 8601; the default is all runs
    */
   getPendingApiPosts(limit = 100, since?: string): RunRecord[] {
-    return finish(this.pendingInSteps(limit, since));
+    return finish(this.pendingInSteps(limit, since)).flatMap((runId) => this.getRun(runId) ?? []);
   }
 
   /** Counts all runs. */
@@ -141,67 +136,52 @@ export class DatabaseWriter implements Disposable {
     return finish(this.statsInSteps());
   }
 
-  /** As {@linkcode getPendingApiPosts}, in short steps, for a thread that must not be blocked. */
-  *pendingInSteps(limit: number, since?: string): Generator<void, RunRecord[]> {
-    const { rowid } = this.#connected();
-    const sql = `SELECT CAST(${rowid} AS TEXT) AS at, coalesce(api_retry_count, 0) AS tries, start_time FROM agent_runs
-      WHERE api_posted IS ? AND ${rowid}>=? AND ${rowid}<? AND ${POSTABLE}
-        AND (?4 IS NULL OR julianday(start_time)>=julianday(?4)) AND (tries<?5 OR tries=?5 AND start_time>?6)
-      ORDER BY tries, start_time DESC LIMIT ?7`;
+  /** The ids of these runs, found in short steps, for a thread that must not be blocked. */
+  *pendingInSteps(limit: number, since?: string): Generator<void, string[]> {
+    const pending = `SELECT run_id, coalesce(api_retry_count, 0) AS tries, start_time FROM agent_runs
+      WHERE ${POSTABLE} AND (?4 IS NULL OR julianday(start_time)>=julianday(?4))`;
     let found: Row[] = [];
     for (const posted of [0, null]) {
-      for (const { first, before } of this.#ranges("api_posted", posted)) {
-        // Only those that come before the last one that is found already.
-        const { tries = 2 ** 60, start_time = "" } = found[limit - 1] ?? {};
-        found.push(...this.#read(sql, posted, first, before, since ?? null, tries, start_time, limit));
-        found = found.sort(fewestTriesFirst).slice(0, limit);
+      for (const rows of this.#steps("api_posted", posted, pending, since ?? null)) {
+        found = [...found, ...rows].sort(fewestTriesFirst).slice(0, limit);
         yield;
       }
     }
-    const runs: RunRecord[] = [];
-    for (const [i, { at }] of found.entries()) {
-      runs.push(...this.#runs(`${WHOLE_RUN} WHERE ${rowid}=?`, at!));
-      if (i % 100 === 99) yield;
-    }
-    return runs;
+    return found.map(({ run_id }) => run_id as string);
   }
 
   /** As {@linkcode getRunStats}, in short steps. A run that is written meanwhile may be counted in either state, or not. */
   *statsInSteps(): Generator<void, RunStats> {
     const stats: RunStats = { total_runs: 0, status_counts: {}, pending_api_posts: 0 };
-    for (const { status } of this.#read(STATUSES)) {
-      for (const { rows } of this.#ranges("status", status!)) {
-        stats.total_runs += rows;
-        stats.status_counts[String(status)] = (stats.status_counts[String(status)] ?? 0) + rows;
+    const { status_counts } = stats;
+    for (const status of [...RUN_STATUSES, null]) {
+      for (const [row] of this.#steps("status", status, "SELECT count(*) AS runs FROM agent_runs WHERE true")) {
+        stats.total_runs += Number(row!["runs"]);
+        status_counts[`${status}`] = (status_counts[`${status}`] ?? 0) + Number(row!["runs"]);
         yield;
       }
     }
-    const { rowid } = this.#connected();
-    const sql = "SELECT count(*) AS runs FROM agent_runs " +
-      `WHERE api_posted IS ? AND ${rowid}>=? AND ${rowid}<? AND ${POSTABLE}`;
     for (const posted of [0, null]) {
-      for (const { first, before } of this.#ranges("api_posted", posted)) {
-        stats.pending_api_posts += Number(this.#read(sql, posted, first, before)[0]!["runs"]);
+      const pending = `SELECT count(*) AS runs FROM agent_runs WHERE ${POSTABLE}`;
+      for (const [row] of this.#steps("api_posted", posted, pending)) {
+        stats.pending_api_posts += Number(row!["runs"]);
         yield;
       }
     }
     return stats;
   }
 
-  /** Finds the rows with a value through the index of its column: ranges of row numbers, last first. */
-  *#ranges(
-    column: "status" | "api_posted",
-    value: SqlValue,
-  ): Generator<{ first: string; before: string; rows: number }> {
+  /** Runs a query for the rows with a value of an indexed column, in steps of 5,000 rows, the last ones first. */
+  *#steps(column: "status" | "api_posted", value: SqlValue, query: string, ...values: SqlValue[]): Generator<Row[]> {
     const { rowid } = this.#connected();
-    const sql = `SELECT count(*) AS rows, CAST(min(at) AS TEXT) AS first FROM (SELECT ${rowid} AS at FROM agent_runs
+    const first = `SELECT CAST(min(at) AS TEXT) AS first FROM (SELECT ${rowid} AS at FROM agent_runs
       WHERE ${column} IS ? AND ${rowid}<? ORDER BY ${rowid} DESC LIMIT ${STEP_ROWS})`;
     // As text, because row numbers can be larger than the integers of JavaScript.
-    for (let before = rowid === "run_id" ? "\u{10ffff}" : "1e19";;) {
-      const { rows, first } = this.#read(sql, value, before)[0] as { rows: number; first: string | null };
-      if (first === null) return;
-      yield { first, before, rows };
-      before = first;
+    for (let before: SqlValue = rowid === "run_id" ? "\u{10ffff}" : "1e19";;) {
+      const from = this.#read(first, value, before)[0]!["first"] as string | null;
+      if (from === null) return;
+      yield this.#read(`${query} AND ${column} IS ?1 AND ${rowid}<?2 AND ${rowid}>=?3`, value, before, from, ...values);
+      before = from;
     }
   }
 
@@ -235,10 +215,6 @@ export class DatabaseWriter implements Disposable {
 
   #attempt<T>(work: () => T): T {
     return this.#wait ? retryWhileLocked(work) : work();
-  }
-
-  #runs(sql: string, ...values: SqlValue[]): RunRecord[] {
-    return this.#read(sql, ...values).map(({ run }) => JSON.parse(run as string) as RunRecord);
   }
 
   #statement(sql: string): Statement {

@@ -5,7 +5,7 @@ import { toText, type Warnings } from "./warnings.ts";
 /** Readers stop at other depths: Python at 1,000, others at less. */
 const MAX_DEPTH = 200;
 /** Objects can share others so often that writing them out would never end. */
-const MAX_PARTS = 2_000_000;
+const MAX_PARTS = 1_000_000;
 /** The length of the text that stands for a part without a JSON form. */
 const MAX_TEXT = 1000;
 

@@ -54,7 +54,7 @@ export class PostQueue {
     return this.#inTurn(async () => {
       const result: PostPendingResult = { posted: 0, failed: 0, refused: 0 };
       const pending = await this.#store.read((writer) => inTurns(writer.pendingInSteps(limit, since))) ?? [];
-      for (const { run_id } of pending) {
+      for (const run_id of pending) {
         if (this.#stop.signal.aborted) break;
         if (this.#waiting.has(run_id) || this.#store.queue.has(`posted ${run_id}`)) continue;
         // Another process may have posted it since the query, which takes its time.

@@ -282,7 +282,7 @@ Deno.test("counting and finding pending runs go through the indexes in steps of 
     assert.equal(stats.steps, 1 + 1 + 1 + 2 + 1 + 2 + 1);
     const runs = take(writer.pendingInSteps(50));
     const wanted = db.prepare(`SELECT run_id ${all} ORDER BY api_retry_count, start_time DESC LIMIT 50`).all();
-    assert.deepEqual(runs.result.map(({ run_id }) => run_id), wanted.map(({ run_id }) => run_id), name);
+    assert.deepEqual(runs.result, wanted.map(({ run_id }) => run_id), name);
     assert.equal(runs.steps, 2 + 1 + 1);
     assert.deepEqual(writer.getRunStats(), stats.result);
     assert.equal(writer.getPendingApiPosts(10_000).length, pending);
