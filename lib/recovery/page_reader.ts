@@ -4,6 +4,7 @@
  * an old version. The terms are those of SQLite's "Database File Format" (sqlite.org/fileformat2.html).
  * @module
  */
+import { Buffer } from "node:buffer";
 import { readFull } from "../fs/atomic_file.ts";
 import { sidecarsOf } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
@@ -11,29 +12,20 @@ import type { SqlValue } from "../sqlite/connection.ts";
 import { decodeText, textDecoder } from "../sqlite/rows.ts";
 
 export interface FoundRow {
+  /** Counted from 1. */
+  page: number;
   /** The table whose b-tree has this page; undefined where no tree leads to it. */
   table: string | undefined;
   rowid: number;
-  /** In the order of the stored columns. Old rows lack the columns that were added later. */
-  cells: SqlValue[];
+  /** In the order of the stored columns. Old rows lack the columns that were added later. Undefined: unreadable. */
+  cells: SqlValue[] | undefined;
 }
 
 /** Whether cells can be a row of a table, or where that is undefined, of any table. */
 export type IsRow = (table: string | undefined, cells: SqlValue[]) => boolean;
 
-/** A row that cannot be read. */
-export interface BrokenRow {
-  /** Counted from 1. */
-  page: number;
-  broken: string;
-}
-
-/** One version of a page in the WAL. */
-interface Frame {
-  page: number;
-  /** The offset of the page in the WAL. */
-  at: number;
-}
+/** A version of a page in the WAL, and its offset there. */
+type Frame = [page: number, at: number];
 
 const INTERIOR_TABLE = 5, LEAF_TABLE = 13;
 const PAGE_TYPES = [2, INTERIOR_TABLE, 10, LEAF_TABLE];
@@ -43,32 +35,25 @@ const LEAF_HEADER_BYTES = 8, INTERIOR_HEADER_BYTES = 12;
 const WAL_HEADER_BYTES = 32, FRAME_HEADER_BYTES = 24;
 /** The default first. */
 const PAGE_SIZES = [4096, 1024, 2048, 8192, 16384, 32768, 65536, 512];
-/** How much of a file without a header is searched for its page size. */
+/** How much of a file without a header is read with each page size. */
 const SAMPLE_BYTES = 1024 * 1024;
-/** SQLITE_MAX_LENGTH, by default. */
-const MAX_ROW_BYTES = 1_000_000_000;
-/** In an intact file, each page is an overflow page of one row at most. Stale rows add some, hostile files many. */
-const MAX_READS_PER_OVERFLOW_PAGE = 8;
-
-const LATIN1 = new TextDecoder("latin1");
+/** The values of the header's text encoding. */
+const ENCODINGS = ["", "utf-8", "utf-16le", "utf-16be"];
 
 /**
  * A database file and its WAL as pages. Nothing in this process may have the file open in SQLite: closing these handles
  * drops the process's POSIX locks on it.
  */
 export class PageFile implements Disposable {
+  /** Where the header is destroyed, the size in the WAL, or the one with which most rows can be read. */
   readonly pageSize: number;
   readonly #main: RandomFile;
   readonly #wal: RandomFile;
-  /** The bytes of a page without the reserved ones at its end. */
-  readonly #usable: number;
   readonly #text: TextDecoder;
   /** The frames of each commit in the WAL. */
   readonly #commits: Frame[][];
   /** Which WAL offset `#page` reads a page from, instead of the file. */
   readonly #inWal = new Map<number, number>();
-  /** How many more overflow pages may be read: bounds the time that a hostile file takes. */
-  #overflowReads = 0;
 
   /** Either file may be missing. */
   static open(path: string): PageFile {
@@ -79,12 +64,17 @@ export class PageFile implements Disposable {
     this.#main = main;
     this.#wal = wal;
     const header = main.read(0, FILE_HEADER_BYTES);
-    const hasHeader = LATIN1.decode(header.subarray(0, 16)) === "SQLite format 3\0";
-    const size = hasHeader ? numberAt(header, 16, 2) : 0;
-    this.pageSize = PAGE_SIZES.find((known) => known === (size === 1 ? 65536 : size)) ?? this.#guessPageSize();
-    this.#usable = this.pageSize - (hasHeader ? header[20]! : 0);
-    const encoding = hasHeader ? numberAt(header, 56, 4) : this.#guessEncoding();
-    this.#text = textDecoder(encoding === 2 ? "utf-16le" : encoding === 3 ? "utf-16be" : "utf-8");
+    const hasHeader = new TextDecoder().decode(header.subarray(0, 16)) === "SQLite format 3\0";
+    this.#text = textDecoder(hasHeader && ENCODINGS[numberAt(header, 56, 4)] || "utf-8");
+    const sizes = [hasHeader ? numberAt(header, 16, 2) : 0, numberAt(wal.read(0, WAL_HEADER_BYTES), 8, 4)];
+    const known = sizes.map((size) => size === 1 ? 65536 : size).find((size) => PAGE_SIZES.includes(size));
+    let best = { size: known ?? PAGE_SIZES[0]!, rows: 0 };
+    for (const size of known === undefined ? PAGE_SIZES : []) {
+      this.pageSize = size;
+      const rows = this.#countRows();
+      if (rows > best.rows) best = { size, rows };
+    }
+    this.pageSize = best.size;
     this.#commits = this.#readCommits();
   }
 
@@ -94,36 +84,35 @@ export class PageFile implements Disposable {
   }
 
   /**
-   * Yields the rows of all leaf pages of tables: those of the file, then those of the WAL, oldest commit first. Free
-   * pages are skipped while the free list is intact. A leaf page whose header is destroyed is searched for rows.
+   * Yields the rows of all leaf pages of tables: those of pages that no tree leads to first, and those of the WAL after
+   * those of the file. Free pages are skipped while the free list is intact. A leaf page whose header is destroyed is
+   * searched for rows.
    *
    * @param roots the known root page of each table
    * @param isRow judges what a search finds
    * @param options with `onlyTrees`, skips the pages that no root leads to
    */
-  *rows(
-    roots: Map<string, number>,
-    isRow: IsRow,
-    { onlyTrees = false } = {},
-  ): Generator<FoundRow | BrokenRow, void> {
+  *rows(roots: Map<string, number>, isRow: IsRow, { onlyTrees = false } = {}): Generator<FoundRow, void> {
     // 1. Find the table of each page: in the newest state, then in the file alone, whose WAL may be another database's.
-    for (const { page, at } of this.#commits.flat()) this.#inWal.set(page, at);
+    for (const [page, at] of this.#commits.flat()) this.#inWal.set(page, at);
     const tables = this.#walk(roots);
     this.#inWal.clear();
     for (const [page, table] of this.#walk(roots)) if (!tables.has(page)) tables.set(page, table);
-    const isWanted = (page: number) => tables.has(page) || !onlyTrees;
-    // 2. The file.
     const free = this.#freePages();
     const pages = Math.ceil(this.#main.size / this.pageSize);
-    this.#overflowReads = MAX_READS_PER_OVERFLOW_PAGE * pages;
-    for (let page = 1; page <= pages; page++) {
-      if (!free.has(page) && isWanted(page)) yield* this.#rowsIn(page, tables.get(page), isRow);
-    }
-    // 3. The WAL. A row can continue in a later frame of its commit, so apply all frames before reading any.
-    for (const frames of this.#commits) {
-      for (const { page, at } of frames) this.#inWal.set(page, at);
-      this.#overflowReads = MAX_READS_PER_OVERFLOW_PAGE * (pages + frames.length);
-      for (const { page } of frames) if (isWanted(page)) yield* this.#rowsIn(page, tables.get(page), isRow);
+    for (const isInTree of onlyTrees ? [true] : [false, true]) {
+      this.#inWal.clear();
+      // 2. The file.
+      for (let page = 1; page <= pages; page++) {
+        if (!free.has(page) && tables.has(page) === isInTree) yield* this.#rowsIn(page, tables.get(page), isRow);
+      }
+      // 3. The WAL. A row can continue in a later frame of its commit, so apply all frames before reading any.
+      for (const frames of this.#commits) {
+        for (const [page, at] of frames) this.#inWal.set(page, at);
+        for (const [page] of frames) {
+          if (tables.has(page) === isInTree) yield* this.#rowsIn(page, tables.get(page), isRow);
+        }
+      }
     }
   }
 
@@ -133,6 +122,16 @@ export class PageFile implements Disposable {
     return at === undefined
       ? this.#main.read((page - 1) * this.pageSize, this.pageSize)
       : this.#wal.read(at, this.pageSize);
+  }
+
+  /** How many rows of a part of the file can be read. Not page 1, whose header is destroyed. */
+  #countRows(): number {
+    let rows = 0;
+    for (let page = 2; page <= SAMPLE_BYTES / this.pageSize; page++) {
+      const bytes = this.#page(page);
+      if (bytes[0] === LEAF_TABLE) rows += cellsOf(bytes, 0).filter((at) => this.#row(bytes, at)).length;
+    }
+    return rows;
   }
 
   /**
@@ -151,7 +150,7 @@ export class PageFile implements Disposable {
       const frame = this.#wal.read(at, 16);
       const page = numberAt(frame, 0, 4);
       if (page === 0 || !salt.every((byte, i) => byte === frame[8 + i])) continue;
-      commits.at(-1)!.push({ page, at: at + FRAME_HEADER_BYTES });
+      commits.at(-1)!.push([page, at + FRAME_HEADER_BYTES]);
       const isCommit = numberAt(frame, 4, 4) > 0;
       if (isCommit) commits.push([]);
     }
@@ -179,7 +178,7 @@ export class PageFile implements Disposable {
       const bytes = this.#page(trunk);
       const count = numberAt(bytes, 4, 4);
       // A damaged list leads to pages that are no trunks, or to none.
-      if (bytes.length === 0 || bytes[0] === LEAF_TABLE || count > this.#usable / 4 - 2) break;
+      if (bytes.length === 0 || bytes[0] === LEAF_TABLE || count > this.pageSize / 4 - 2) break;
       free.add(trunk);
       for (let i = 0; i < count; i++) free.add(numberAt(bytes, 8 + 4 * i, 4));
       trunk = numberAt(bytes, 0, 4);
@@ -187,47 +186,41 @@ export class PageFile implements Disposable {
     return free;
   }
 
-  *#rowsIn(page: number, table: string | undefined, isRow: IsRow): Generator<FoundRow | BrokenRow> {
+  *#rowsIn(page: number, table: string | undefined, isRow: IsRow): Generator<FoundRow> {
     const bytes = this.#page(page);
     const start = startOf(page);
     const type = bytes[start] ?? 0;
     const places = type === LEAF_TABLE ? cellsOf(bytes, start) : [];
     const firstPlace = start + LEAF_HEADER_BYTES + 2 * places.length;
-    const found = places.map((at): FoundRow | BrokenRow => {
-      const row = at < firstPlace || at >= this.#usable ? "its page gives an invalid place" : this.#row(bytes, at);
-      return typeof row === "string" ? { page, broken: row } : { table, rowid: row.rowid, cells: row.cells };
-    });
+    const found = places.map((at) => at < firstPlace ? undefined : this.#row(bytes, at));
     // Outside of all trees, a page that starts with 0 is an overflow page.
     const isDestroyed = !PAGE_TYPES.includes(type) && (table !== undefined || type > 0);
     // Rows at known places come last: a search also finds deleted rows and old versions.
-    if (isDestroyed || found.some((row) => "broken" in row)) yield* this.#search(bytes, start, table, isRow);
-    yield* found;
-  }
-
-  /** Yields the rows in a page that does not give their places, by trying every byte. */
-  *#search(bytes: Uint8Array, start: number, table: string | undefined, isRow: IsRow): Generator<FoundRow> {
-    for (let at = start; at < this.#usable - 4; at++) {
-      const row = this.#row(bytes, at);
-      if (typeof row === "string" || row.rowid < 1 || !isRow(table, row.cells)) continue;
-      yield { table, rowid: row.rowid, cells: row.cells };
-      at = row.end - 1;
+    if (isDestroyed || found.includes(undefined)) {
+      // The places are unknown, so try every byte.
+      for (let at = start; at < this.pageSize - 4; at++) {
+        const row = this.#row(bytes, at);
+        if (row === undefined || row.rowid < 1 || !isRow(table, row.cells)) continue;
+        yield { page, table, rowid: row.rowid, cells: row.cells };
+        at = row.end - 1;
+      }
     }
+    for (const row of found) yield { page, table, rowid: row?.rowid ?? 0, cells: row?.cells };
   }
 
-  /** The row in a cell of a leaf page, and where the cell ends; or what is wrong with it. */
-  #row(bytes: Uint8Array, at: number): { rowid: number; cells: SqlValue[]; end: number } | string {
+  /** The row in a cell of a leaf page, and where the cell ends; undefined when there is none. */
+  #row(bytes: Uint8Array, at: number): { rowid: number; cells: SqlValue[]; end: number } | undefined {
     const [size, afterSize] = varintAt(bytes, at);
     const [rowid, start] = varintAt(bytes, afterSize);
-    if (!(size > 0 && size <= MAX_ROW_BYTES && Number.isSafeInteger(rowid))) return "its length is invalid";
+    if (!(size > 0 && Number.isSafeInteger(rowid))) return undefined;
     const payload = this.#payload(bytes, start, size);
-    if (payload === undefined) return "its end is missing";
-    const cells = this.#record(payload.bytes);
-    return cells === undefined ? "its cells are invalid" : { rowid, cells, end: payload.end };
+    const cells = payload && this.#record(payload.bytes);
+    return cells && { rowid, cells, end: payload.end };
   }
 
   /** A row's bytes, including those in overflow pages ("Cell Payload Overflow Pages"). */
   #payload(bytes: Uint8Array, at: number, size: number): { bytes: Uint8Array; end: number } | undefined {
-    const usable = this.#usable;
+    const usable = this.pageSize;
     const most = usable - 35;
     const least = Math.floor((usable - 12) * 32 / 255) - 23;
     const spilled = least + (size - least) % (usable - 4);
@@ -235,24 +228,18 @@ export class PageFile implements Disposable {
     if (at + local > bytes.length) return undefined;
     if (local === size) return { bytes: bytes.subarray(at, at + size), end: at + size };
     if (size > this.#main.size + this.#wal.size) return undefined;
-    // Follow the chain to its end before allocating: garbage can claim any length, and chains can be circular.
-    const chain = new Set<number>();
-    let next = numberAt(bytes, at + local, 4);
+    const parts = [bytes.subarray(at, at + local)];
+    // Chains of garbage can be circular.
+    const seen = new Set<number>();
+    let page = numberAt(bytes, at + local, 4);
     for (let left = size - local; left > 0; left -= usable - 4) {
-      const overflow = chain.has(next) ? undefined : this.#page(next);
-      if (overflow === undefined || overflow.length < usable || --this.#overflowReads < 0) return undefined;
-      chain.add(next);
-      next = numberAt(overflow, 0, 4);
+      const overflow = this.#page(page);
+      if (seen.has(page) || overflow.length < usable) return undefined;
+      seen.add(page);
+      parts.push(overflow.subarray(4, 4 + left));
+      page = numberAt(overflow, 0, 4);
     }
-    const payload = new Uint8Array(size);
-    payload.set(bytes.subarray(at, at + local));
-    let filled = local;
-    for (const page of chain) {
-      const part = this.#page(page).subarray(4, Math.min(usable, 4 + size - filled));
-      payload.set(part, filled);
-      filled += part.length;
-    }
-    return { bytes: payload, end: at + local + 4 };
+    return { bytes: Buffer.concat(parts), end: at + local + 4 };
   }
 
   /** The cells of a record ("Record Format"); undefined when its lengths do not add up. */
@@ -279,35 +266,8 @@ export class PageFile implements Disposable {
     if (type === 8 || type === 9) return BigInt(type - 8);
     if (type === 7) return new DataView(bytes.buffer, bytes.byteOffset).getFloat64(0);
     if (type < 12) return BigInt.asIntN(8 * bytes.length, bytes.reduce((sum, byte) => sum << 8n | BigInt(byte), 0n));
-    return type % 2 === 1 ? decodeText(bytes, this.#text) : bytes.slice();
+    return type % 2 === 1 ? decodeText(bytes, this.#text) : new Uint8Array(bytes);
   }
-
-  /** The code of the encoding in which page 1 has the schema. */
-  #guessEncoding(): number {
-    const text = LATIN1.decode(this.#main.read(0, this.pageSize));
-    return text.includes("C\0R\0E\0A\0T\0E\0") ? 2 : text.includes("\0C\0R\0E\0A\0T\0E") ? 3 : 1;
-  }
-
-  /** The size in the header of the WAL, or the one with which the largest share of the file looks like pages. */
-  #guessPageSize(): number {
-    const inWal = numberAt(this.#wal.read(0, WAL_HEADER_BYTES), 8, 4);
-    if (PAGE_SIZES.includes(inWal)) return inWal;
-    const bytes = this.#main.read(0, SAMPLE_BYTES);
-    const shares = PAGE_SIZES.map((size) => {
-      let pages = 0;
-      // Not page 1: its header is destroyed.
-      for (let at = size; at + size <= bytes.length; at += size) if (isPage(bytes.subarray(at, at + size))) pages++;
-      return pages / Math.max(1, Math.floor(bytes.length / size) - 1);
-    });
-    return PAGE_SIZES[shares.indexOf(Math.max(...shares))]!;
-  }
-}
-
-/** Whether these bytes look like one page: its cells are within it, and one of them near its end. */
-function isPage(bytes: Uint8Array): boolean {
-  if (!PAGE_TYPES.includes(bytes[0]!) || numberAt(bytes, 3, 2) > bytes.length / 4) return false;
-  const last = Math.max(0, ...cellsOf(bytes, 0));
-  return last >= bytes.length / 2 && last < bytes.length;
 }
 
 function startOf(page: number): number {

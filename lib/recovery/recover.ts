@@ -216,10 +216,10 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   for (const path of isWanted ? new Set([from.previous, from.kept]) : []) {
     // The current database has been checked.
     const isIntact = path === from.kept ? from.current.state === "intact" : undefined;
-    if (path) sources.push({ path, sound: salvage.takeFrom(path, { isIntact }) });
+    if (path) sources.push({ path, sound: salvage.takeFrom(path, isIntact) });
   }
   // The database of a later product is not replaced, whatever is wanted.
-  if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, { isIntact: from.current.state === "intact" });
+  if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, from.current.state === "intact");
   const salvaged = countRows(db, "agent_runs");
   // 3. Load the log.
   const { inBoth, leftBehind, sizes, justStarted, laterStatuses, ...progress } = await loadLog(
@@ -233,7 +233,7 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
     db.exec("INSERT INTO schema_migrations (version, description) VALUES (2, 'Schema v2, filled by recover_database')");
   }
   db.transaction(() => applySchema(db));
-  salvage.finish(db);
+  salvage.finish();
   // 5. Check it.
   assertIntact(db, recovering);
   db.get("PRAGMA journal_mode=WAL");

@@ -1,6 +1,6 @@
 /**
- * Copies everything readable from damaged databases, their copies and backups into a new database: through SQLite, and
- * from single pages where SQLite fails.
+ * Copies everything readable from damaged databases, their copies and backups into a new database: from an intact one
+ * through SQLite, from a damaged one page by page.
  * @module
  */
 import { errorMessage, hasCode } from "../errors.ts";
@@ -9,26 +9,20 @@ import { isInIndex, MARK_POSTED_SQL } from "../store/merge.ts";
 import { parametersFor, quotedName, readRows, rowidOf } from "../sqlite/rows.ts";
 import { isOfContract } from "../schema.ts";
 import { assertAcceptsRuns, newerSchema } from "../sqlite/migrate.ts";
-import { type Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
-import { type IsRow, PageFile } from "./page_reader.ts";
+import { Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
+import { PageFile } from "./page_reader.ts";
+import { type Row, RowShapes } from "./row_shapes.ts";
 import {
   assertWritable,
   type Column,
   declarationOf,
   declareTables,
-  isUnreadable,
   readColumns,
   readSchema,
   readSchemaFromPages,
   readThroughSqlite,
-  type Row,
-  RowShapes,
   type SchemaObject,
-  versionOf,
 } from "./source_schema.ts";
-
-/** SQLite keeps the changes of a transaction in memory. */
-const TRANSACTION_ROWS = 20_000;
 
 /** A row that was found and is not in the new database. */
 export interface RejectedRow {
@@ -46,18 +40,12 @@ export interface RejectedRow {
 /** A database to copy from. */
 interface Source {
   path: string;
-  /** Whether SQLite finds no damage, so that every error is an error of ours. */
+  /** Whether SQLite finds no damage. */
   isIntact: boolean;
   objects: SchemaObject[];
   /** The columns of each table that is copied. */
   tables: Map<string, Column[]>;
 }
-
-/**
- * How a row was read. A row from a `page` can be garbage or an old version, so that a refusal is not final until SQLite
- * has read the table. A `guess` only resembles rows of its table, and replaces none.
- */
-type Origin = "sqlite" | "page" | "guess";
 
 /**
  * Fills a new database from several sources, the least trusted first: a row of a later source replaces the same row of
@@ -73,13 +61,10 @@ export class Salvage {
   readonly #db: Connection;
   readonly #database: string;
   readonly #onRejected: (row: RejectedRow) => void;
-  readonly #inserts = new Map<string, { statement: Statement; hasRowid: boolean }>();
+  readonly #inserts = new Map<string, { statement: Statement; hasNumber: boolean }>();
   readonly #mark: Statement;
-  /** Refused rows from pages, which SQLite may still read better. */
-  readonly #refused = new Map<string, RejectedRow>();
   /** User-defined indexes, triggers and views, which are created when all rows are there. */
   readonly #deferred = new Map<string, SchemaObject>();
-  #written = 0;
 
   /**
    * @param db the new database, with the contract's tables
@@ -96,23 +81,19 @@ export class Salvage {
   /**
    * Copies a database file with its WAL. No other program may have it open.
    *
-   * @param known whether a check has found it intact. Undefined: it is checked here
-   * @returns whether SQLite found it intact
+   * @param isIntact what a check has found; by default, it is checked here
+   * @returns whether SQLite finds it intact
    * @throws {TelemetryError} `newer_schema` for the database of a later product
    */
-  takeFrom(path: string, known: { isIntact: boolean | undefined } = { isIntact: undefined }): boolean {
-    // 1. Read the schema, and create the tables and columns that users added.
-    const source = this.takeSchemaFrom(path, known);
-    // 2. Copy what pages hold. It may be outdated, so this comes before SQLite's answer.
-    if (!source.isIntact) {
+  takeFrom(path: string, isIntact?: boolean): boolean {
+    const source = this.takeSchemaFrom(path, isIntact);
+    if (source.isIntact) {
+      using db = Connection.openToRead(path);
+      this.#takeTables(db, source);
+    } else {
       using file = PageFile.open(path);
-      this.#transaction(() => this.#takePages(file, source));
+      this.#db.transaction(() => this.#takePages(file, source));
     }
-    // 3. Copy what SQLite reads.
-    readThroughSqlite(path, (db) => this.#transaction(() => this.#takeTables(db, source)));
-    // 4. Report the rows that neither way gave.
-    for (const row of this.#refused.values()) this.#onRejected(row);
-    this.#refused.clear();
     return source.isIntact;
   }
 
@@ -121,21 +102,19 @@ export class Salvage {
    *
    * @throws {TelemetryError} `newer_schema` for the database of a later product
    */
-  takeSchemaFrom(path: string, known: { isIntact: boolean | undefined }): Source {
+  takeSchemaFrom(path: string, isIntact?: boolean): Source {
     const source: Source = { path, isIntact: false, objects: [], tables: new Map() };
-    let version = SCHEMA_VERSION + 1;
     readThroughSqlite(path, (db) => {
       source.objects = readSchema(db);
-      version = versionOf(db);
-      source.isIntact = known.isIntact ?? retryWhileLocked(() => db.check("quick")).length === 0;
+      source.isIntact = isIntact ?? retryWhileLocked(() => db.check("quick")).length === 0;
     });
     if (!source.objects.some(({ name }) => name === "agent_runs")) {
       // The WAL of another program hides the tables, and SQLite finds no damage.
-      source.isIntact = false;
       using file = PageFile.open(path);
       source.objects = readSchemaFromPages(file);
+      source.isIntact = false;
     }
-    this.#createTables(source, version);
+    this.#createTables(source);
     // SQLite cannot read a table with a collation that it does not have; pages can be read all the same.
     source.isIntact &&= source.tables.has("agent_runs");
     this.hasRunsTable ||= source.tables.has("agent_runs");
@@ -145,32 +124,23 @@ export class Salvage {
   /** Copies all but the runs of an open database, which other programs may be writing to. */
   takeOthersFrom(db: Connection): void {
     const source: Source = { path: db.path, isIntact: true, objects: readSchema(db), tables: new Map() };
-    this.#createTables(source, versionOf(db));
+    this.#createTables(source);
     source.tables.delete("agent_runs");
-    this.#transaction(() => this.#takeTables(db, source));
+    this.#takeTables(db, source);
   }
 
-  /** Creates the user-defined indexes, triggers and views that work in the new database, which is open again as `db`. */
-  finish(db: Connection): void {
-    let pending = [...this.#deferred.values()];
-    const refused = new Map<SchemaObject, unknown>();
-    // A view can use others that come later: try again while some succeed.
-    for (let before = Infinity; pending.length < before;) {
-      before = pending.length;
-      pending = pending.filter((object) => {
-        try {
-          db.transaction(() => {
-            db.run(object.sql!);
-            assertUsable(db, object);
-          });
-          return false;
-        } catch (error) {
-          refused.set(object, error);
-          return true;
-        }
-      });
+  /** Creates the user-defined indexes, triggers and views that work in the new database. */
+  finish(): void {
+    for (const [what, object] of this.#deferred) {
+      try {
+        this.#db.transaction(() => {
+          this.#db.run(object.sql!);
+          assertUsable(this.#db, object);
+        });
+      } catch (error) {
+        this.#leaveOut(what, error);
+      }
     }
-    for (const object of pending) this.#leaveOut(`${object.type} ${object.name}`, refused.get(object));
   }
 
   #leaveOut(object: string, reason: unknown): void {
@@ -178,20 +148,12 @@ export class Salvage {
     if (!this.notBrought.includes(line)) this.notBrought.push(line);
   }
 
-  /** Commits even when `work` fails: rows that were copied before stay. */
-  #transaction(work: () => void): void {
-    this.#db.run("BEGIN");
-    try {
-      work();
-    } finally {
-      this.#db.run("COMMIT");
-    }
-  }
-
-  #createTables(source: Source, version: number): void {
+  #createTables(source: Source): void {
     const { tables, unusual } = declareTables(source.objects);
     // Only this column proves a later product: a damaged page can hold any version.
-    if (tables.get("agent_runs")?.some(({ name }) => name === "event_id")) throw newerSchema(this.#database, version);
+    if (tables.get("agent_runs")?.some(({ name }) => name === "event_id")) {
+      throw newerSchema(this.#database, `${SCHEMA_VERSION + 1} or later`);
+    }
     for (const [object, reason] of unusual) this.#leaveOut(object, reason);
     for (const object of source.objects) {
       const { type, name, sql } = object;
@@ -204,40 +166,36 @@ export class Salvage {
     }
   }
 
-  /** Whether the new database has the table afterwards. */
-  #createTable(name: string, columns: Column[], sql: string): boolean {
-    const present = new Set(readColumns(this.#db, name).map((column) => column.name.toLowerCase()));
-    if (present.size === 0) {
+  /** Creates a table, or adds the columns that it lacks. Returns whether the new database has the table afterwards. */
+  #createTable(table: string, columns: Column[], sql: string): boolean {
+    const present = readColumns(this.#db, table).map(({ name }) => name.toLowerCase());
+    if (present.length === 0) {
       try {
-        this.#db.run(sql);
-        assertWritable(this.#db, name);
+        this.#db.transaction(() => {
+          this.#db.run(sql);
+          assertWritable(this.#db, table);
+        });
+        return true;
       } catch (error) {
-        this.#db.run(`DROP TABLE IF EXISTS ${quotedName(name)}`);
-        this.#leaveOut(`table ${name}`, error);
+        this.#leaveOut(`table ${table}`, error);
         return false;
       }
     }
-    const missing = present.size === 0 ? [] : columns.filter((column) => !present.has(column.name.toLowerCase()));
-    for (const column of missing) column.isCopied = this.#addColumn(name, column, sql);
+    for (const column of columns) {
+      if (!present.includes(column.name.toLowerCase())) column.isCopied = this.#addColumn(table, column, sql);
+    }
     return true;
   }
 
-  /** Whether the new database has the column afterwards. */
+  /** Returns whether the new database has the column afterwards. */
   #addColumn(table: string, { name, type, notNull, defaultValue }: Column, tableSql: string): boolean {
     const column = `column ${table}.${name}`;
     // A type can be any text if it is quoted.
     const declaredType = /^[\w ]*(\([\d, ]+\))?$/.test(type) ? type : quotedName(type);
-    const add = `ALTER TABLE ${quotedName(table)} ADD COLUMN ${quotedName(name)} ${declaredType}`;
     // NOT NULL without a default would refuse every run of the log.
     const constraints = defaultValue === null ? "" : `${notNull ? " NOT NULL" : ""} DEFAULT (${defaultValue})`;
     try {
-      try {
-        this.#db.run(add + constraints);
-      } catch (error) {
-        // A table with rows takes only constants as defaults.
-        this.#db.run(add);
-        this.#leaveOut(column, `it was added without its default (${errorMessage(error)})`);
-      }
+      this.#db.run(`ALTER TABLE ${quotedName(table)} ADD COLUMN ${quotedName(name)} ${declaredType}${constraints}`);
     } catch (error) {
       this.#leaveOut(column, error);
       return false;
@@ -250,109 +208,81 @@ export class Salvage {
   }
 
   #takeTables(db: Connection, source: Source): void {
+    // The quick check does not compare the table with its indexes.
+    const isDamagedId = (id: string) => isOverwrittenId(id) && !isInIndex(db, id);
     for (const [table, declared] of source.tables) {
       const columns = declared.filter(({ isCopied }) => isCopied).map(({ name }) => name);
       // The declaration of a user-defined column does not determine the types of its cells.
       const exact = columns.some((name) => declarationOf(table, name) === undefined);
-      const id = table === "agent_runs" ? columns.indexOf("run_id") : -1;
-      try {
-        for (const rows of readRows(db, table, columns, { exact })) {
-          for (const { rowid, cells } of rows) {
-            const row: Row = { table, columns, rowid, cells };
-            // The quick check does not compare the table with its indexes.
-            const isDamaged = isOverwrittenId(cells[id]) && !isInIndex(db, cells[id] as string);
-            if (isDamaged) this.#reject(source, row, "run_id is damaged", "sqlite");
-            else this.#take(source, row, "sqlite");
-          }
+      this.#db.transaction(() => {
+        for (const { rowid, cells } of readRows(db, table, columns, { exact }).flatMap((rows) => rows)) {
+          this.#take(source, { table, columns, rowid, cells }, isDamagedId);
         }
-      } catch (error) {
-        // The WAL of another database can hide the table.
-        if (!isUnreadable(error) && !hasCode(error, "io") || isOfContract(table) && source.isIntact) throw error;
-        if (!isOfContract(table)) this.#leaveOut(`table ${table}`, `some rows cannot be read (${errorMessage(error)})`);
-      }
+      });
     }
   }
 
   #takePages(file: PageFile, source: Source): void {
-    const { path, objects, tables } = source;
+    const { objects, tables } = source;
     const roots = objects.filter(({ type, root }) => type === "table" && root > 0)
       .map(({ name, root }) => [name, root] as const);
     const isSchemaLost = objects.length === 0;
     if (isSchemaLost) this.#leaveOut("user-defined tables", "the schema is lost: any rows are in the kept database");
     const shapes = new RowShapes(tables);
-    const isRow: IsRow = (table, cells) => shapes.identify(table, 0, cells) !== undefined;
-    for (const found of file.rows(new Map(roots), isRow)) {
-      if ("broken" in found) {
-        const { page, broken: rejected } = found;
-        this.#onRejected({ file: path, table: null, rowid: null, page, rejected, cells: [] });
-        continue;
-      }
-      const { table, rowid, cells } = found;
-      const row = shapes.identify(table, rowid, cells);
-      if (row !== undefined) {
-        this.#take(source, row, row.table === table ? "page" : "guess");
-      } else if (table !== undefined && tables.has(table)) {
-        this.#reject(source, { table, columns: [], rowid, cells }, "its cells do not fit the table", "page");
-      } else if (isSchemaLost) {
-        this.#onRejected({ file: path, table: null, rowid, page: null, rejected: "its table is unknown", cells });
+    const isRow = (table: string | undefined, cells: SqlValue[]) => shapes.identify(table, 0, cells) !== undefined;
+    for (const { page, table, rowid, cells } of file.rows(new Map(roots), isRow)) {
+      const row = cells && shapes.identify(table, rowid, cells);
+      if (cells === undefined) this.#reject(source, { cells: [] }, "a row cannot be read", page);
+      else if (row !== undefined) this.#take(source, row, isOverwrittenId);
+      else if (isSchemaLost) this.#reject(source, { rowid, cells }, "its table is unknown");
+      else if (table !== undefined && tables.has(table)) {
+        this.#reject(source, { table, rowid, cells }, "its cells do not fit the table");
       }
     }
   }
 
-  #take(source: Source, row: Row, origin: Origin): void {
-    const { table, columns, rowid, cells } = row;
-    if (this.#refused.size > 0) this.#refused.delete(`${table} ${rowid}`);
+  #take(source: Source, row: Row, isDamagedId: (id: string) => boolean): void {
+    const { table, columns, cells } = row;
     const value = (name: string) => cells[columns.indexOf(name)];
     if (table === "schema_migrations" && Number(value("version")) > SCHEMA_VERSION) {
-      if (source.isIntact) throw newerSchema(this.#database, Number(value("version")));
-      return this.#reject(source, row, "there is no such version", origin);
+      return this.#reject(source, row, "there is no such version");
     }
-    if (table === "agent_runs" && (typeof value("run_id") !== "string" || value("run_id") === "")) {
-      return this.#reject(source, row, "run_id is missing", origin);
-    }
-    if (table === "agent_runs" && origin !== "sqlite" && isOverwrittenId(value("run_id"))) {
-      return this.#reject(source, row, "run_id is damaged", origin);
+    if (table === "agent_runs") {
+      const id = value("run_id");
+      if (typeof id !== "string" || id === "") return this.#reject(source, row, "run_id is missing");
+      if (isDamagedId(id)) return this.#reject(source, row, "run_id is damaged");
     }
     try {
-      const { statement, hasRowid } = this.#insertFor(row, origin);
-      statement.run(...cells, ...hasRowid ? [BigInt(rowid!)] : []);
+      this.#insert(row);
     } catch (error) {
       if (!hasCode(error, "invalid_record")) throw error;
-      return this.#reject(source, row, errorMessage(error.cause ?? error), origin);
+      return this.#reject(source, row, errorMessage(error.cause ?? error));
     }
-    if (++this.#written % TRANSACTION_ROWS === 0) this.#db.exec("COMMIT; BEGIN");
     if (table === "agent_runs" && Number(value("api_posted")) === 1) {
       this.#mark.run(value("api_posted_at") ?? null, value("run_id")!);
     }
   }
 
-  /** The statement for a row. Rows of user-defined tables keep their numbers, since they may have no other key. */
-  #insertFor({ table, columns, rowid, cells }: Row, origin: Origin): { statement: Statement; hasRowid: boolean } {
+  /** Inserts or replaces a row. Rows of user-defined tables keep their numbers, since they may have no other key. */
+  #insert({ table, columns, rowid, cells }: Row): void {
     const parameters = parametersFor(cells);
-    const key = `${table} ${columns} ${parameters} ${origin === "guess"} ${rowid === undefined}`;
+    const key = `${table} ${columns} ${parameters}`;
     let insert = this.#inserts.get(key);
     if (insert === undefined) {
       const number = isOfContract(table) || rowid === undefined ? undefined : rowidOf(this.#db, table);
       const names = [...columns.map(quotedName), ...number === undefined ? [] : [number]];
       if (number !== undefined) parameters.push("?");
       const into = `INTO ${quotedName(table)} (${names}) VALUES (${parameters})`;
-      const sql = table === "agent_runs"
-        ? `INSERT ${into} ${onRunConflict(columns)}`
-        : `INSERT OR ${origin === "guess" ? "IGNORE" : "REPLACE"} ${into}`;
-      insert = { statement: this.#db.prepare(sql), hasRowid: number !== undefined };
+      const sql = table === "agent_runs" ? `INSERT ${into} ${onRunConflict(columns)}` : `INSERT OR REPLACE ${into}`;
+      insert = { statement: this.#db.prepare(sql), hasNumber: number !== undefined };
       this.#inserts.set(key, insert);
     }
-    return insert;
+    insert.statement.run(...cells, ...insert.hasNumber ? [BigInt(rowid!)] : []);
   }
 
-  #reject({ path }: Source, { table, rowid, cells }: Row, rejected: string, origin: Origin): void {
-    const number = rowid === undefined ? null : Number(rowid);
-    const row: RejectedRow = { file: path, table, rowid: number, page: null, rejected, cells };
-    if (origin !== "sqlite") this.#refused.set(`${table} ${rowid}`, row);
-    else {
-      this.#refused.delete(`${table} ${rowid}`);
-      this.#onRejected(row);
-    }
+  #reject({ path }: Source, row: Partial<Row>, rejected: string, page: number | null = null): void {
+    const rowid = row.rowid === undefined ? null : Number(row.rowid);
+    this.#onRejected({ file: path, table: row.table ?? null, rowid, page, rejected, cells: row.cells ?? [] });
   }
 }
 

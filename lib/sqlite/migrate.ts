@@ -97,7 +97,7 @@ export function columnNames(db: Connection, table: string): Set<string> {
 }
 
 /** The error for the database of a later product. */
-export function newerSchema(path: string, version: number): TelemetryError {
+export function newerSchema(path: string, version: number | string): TelemetryError {
   return new TelemetryError(
     "newer_schema",
     `${path} has schema v${version}, but this toolkit writes v${SCHEMA_VERSION}; nothing was changed`,

@@ -766,7 +766,7 @@ Deno.test("a copy of a damaged database with data that nothing else has is named
     ["only there", 0],
     ["posted", 1],
   ]);
-  assert.deepEqual(valuesIn(store.file, "SELECT commit_hash FROM commits ORDER BY 1"), [null, "c0ffee"]);
+  assert.deepEqual(valuesIn(store.file, "SELECT commit_hash FROM commits"), ["c0ffee"]);
   const after = JSON.parse((await recover(store.base, ["--check-only", "--json"])).stdout);
   assert.deepEqual(after.unused_copies, []);
 });

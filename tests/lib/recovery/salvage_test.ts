@@ -454,15 +454,6 @@ Deno.test("tables with a function that only another program has are left out who
   }
 });
 
-Deno.test("a view that uses a later one comes back", async () => {
-  using store = new Store(
-    schemaSql() + "CREATE VIEW a AS SELECT * FROM z; CREATE VIEW z AS SELECT run_id FROM agent_runs",
-  );
-  const { not_brought } = await store.recover();
-  assert.deepEqual(not_brought, []);
-  assert.deepEqual(store.values("SELECT count(*) FROM a"), [0]);
-});
-
 /** What is not plain, does not work, or would refuse the writes of agents. */
 const LEFT_OUT: Record<string, [sql: string, what: RegExp]> = {
   "a trigger that refuses every run": [
@@ -584,7 +575,6 @@ const ODD: Record<string, () => Promise<void>> = {
     assert.match(not_brought.join("\n"), /agent_runs\.team.*NOT NULL/);
     assert.deepEqual(store.rows("SELECT run_id, team FROM agent_runs ORDER BY 1"), [["x", "blue"], ["y", null]]);
   },
-  "a UTF-16 database without a header comes back": () => assertUtf16("header"),
   "rows of a user-defined table are not taken for the schema": async () => {
     using store = new Store(
       schemaSql() + insertOf("x") + `CREATE TABLE own (a, b, c, d, e); INSERT INTO own VALUES
