@@ -3,7 +3,7 @@ import { hasCode, TelemetryError, withHint } from "../errors.ts";
 import { plural } from "../format.ts";
 import { isFolder, isGranted, locate, readEnv } from "../fs/locate.ts";
 import { assertGranted, HOME, HOME_STORES, shellFlags } from "../fs/permissions.ts";
-import { candidateFolders, homeFolderOf, type Layout, layoutOf, STORE_VARIABLES } from "../layout.ts";
+import { candidateFolders, type Layout, layoutOf, STORE_VARIABLES } from "../layout.ts";
 import { EventLog } from "../log/append.ts";
 import type { LogRecord, RunRecord } from "../records.ts";
 import { createStorage } from "../store/folders.ts";
@@ -29,8 +29,6 @@ export class ClientStore {
   /** Why it could not be opened, and when to try again. */
   #failure: unknown;
   #reopenAt = 0;
-  /** Whether the log has every run that was recorded. */
-  #isLogComplete = true;
   /** How many dropped events were reported. */
   #reported = 0;
 
@@ -39,10 +37,7 @@ export class ClientStore {
     this.#warnings = warnings;
     this.queue = new WriteQueue({
       onFailure: (error) => warnings.fail("database", error),
-      onDrop: () => {
-        const what = this.#inLog("are only in the log");
-        warnings.warn("unsaved", `too many changes wait for the database: the oldest are dropped, and ${what}`);
-      },
+      onDrop: () => this.#warnOfUnsaved("too many changes wait for the database: the oldest are dropped"),
     });
     this.#opened();
   }
@@ -58,10 +53,7 @@ export class ClientStore {
         return this.#warnOfDropped();
       }
       const shorter = hasCode(error, "invalid_record") ? truncateForLog(record) : undefined;
-      if (shorter === undefined) {
-        if (record.record_type === "run") this.#isLogComplete = false;
-        return this.#warnings.fail("log", withOtherStores(error, store?.layout));
-      }
+      if (shorter === undefined) return this.#warnings.fail("log", withOtherStores(error, store?.layout));
       const what = record.record_type === "run"
         ? "a run is too long for the log: its long texts are only in the database"
         : "an event is too long for the log: it is recorded without its payload";
@@ -112,7 +104,7 @@ export class ClientStore {
   /** Writes synchronously what waits for the database. For the end of the process. */
   flushDatabase(): void {
     this.queue.flushSync();
-    this.#warnOfUnsaved("the process");
+    this.#warnOfWaiting("the process");
   }
 
   /** Makes what waits for the lock of the log fail. */
@@ -123,7 +115,7 @@ export class ClientStore {
   /** Writes what can be written to the database without waiting, then closes it. */
   close(): void {
     this.queue.stop();
-    this.#warnOfUnsaved("close()");
+    this.#warnOfWaiting("close()");
     this.#open?.database[Symbol.dispose]();
   }
 
@@ -135,16 +127,13 @@ export class ClientStore {
     this.#warnings.warn("log:queue_full", `${message} (await logEvent to slow down)`, count);
   }
 
-  #warnOfUnsaved(what: string): void {
+  #warnOfWaiting(what: string): void {
     const { size } = this.queue;
-    if (size === 0) return;
-    const message = `${what} ended before the database had all changes of runs (missing: ${size})`;
-    this.#warnings.warn("unsaved", `${message}; ${this.#inLog("recover_database --force adds them from the log")}`);
+    if (size > 0) this.#warnOfUnsaved(`${what} ended before the database had all changes of runs (missing: ${size})`);
   }
 
-  /** What to say of changes that only the log has: some may be lost when the log could not be written. */
-  #inLog(complete: string): string {
-    return this.#isLogComplete ? complete : "some of them may be missing in the log, too";
+  #warnOfUnsaved(what: string): void {
+    this.#warnings.warn("unsaved", `${what}; recover_database --force adds what the log has of them`);
   }
 
   /** The open store. One that could not be opened is tried again later: its disk may be mounted late. */
@@ -152,12 +141,10 @@ export class ClientStore {
     const now = performance.now();
     if (this.#open === undefined && now >= this.#reopenAt) {
       this.#reopenAt = now + REOPEN_AFTER_MS;
-      let found: Layout | undefined;
       try {
-        found = findStore(this.#base, this.#warnings);
-        this.#open = open(found, this.#warnings);
+        this.#open = openStore(findStore(this.#base, this.#warnings), this.#warnings);
       } catch (error) {
-        this.#failure = withOtherStores(error, found);
+        this.#failure = error;
       }
     }
     if (this.#open === undefined) this.#warnings.fail("storage", this.#failure);
@@ -172,51 +159,31 @@ interface OpenStore {
   database: Disposable;
 }
 
-/** When a store that nobody named cannot be written, the hint names the other ones that exist. */
-function withOtherStores(error: unknown, layout: Layout | undefined): unknown {
-  const others = (layout?.choice.others ?? []).map((other) => layoutOf(other)).filter(({ raw, db }) =>
-    isFolder(raw) || isFolder(db)
-  );
-  if (!(error instanceof TelemetryError) || others.length === 0) return error;
-  const folders = others.map(({ base }) => base).join(", ");
-  const instead = `other stores exist, choose one with TELEMETRY_BASE_DIR or the option base: ${folders}`;
-  return withHint(error, error.hint === undefined ? instead : `${error.hint}; ${instead}`);
-}
-
-/** Refuses a base folder that no shell would pass, as the scripts do. */
-function assertBase(base: unknown): void {
-  const wrong: [isWrong: boolean, what: string, hint: string][] = [
-    [typeof base !== "string", "is not a text", "name the folder of the store"],
-    [base === "", "is empty", "name the folder of the store, or leave the option out to use that of the environment"],
-    [/^~/.test(toText(base)), `is ${toText(base)}, and "~" was not expanded`, "name the whole path"],
-  ];
-  for (const [isWrong, what, hint] of wrong) {
-    if (isWrong) throw new TelemetryError("usage", `the option base ${what}: nothing is recorded`, { hint });
-  }
-}
-
 /** Finds the store. While permissions hide which one is meant, an existing store is used, but none is created. */
 function findStore(base: string | undefined, warnings: Warnings): Layout {
+  if (base !== undefined) {
+    // A shell would have expanded "~", and a variable that is unset gives "".
+    if (typeof base === "string" && /^[^~]/.test(base)) return locate(base);
+    throw new TelemetryError("usage", `the option base is not a folder ("${toText(base)}"): nothing is recorded`, {
+      hint: 'name the whole path: "~" is not expanded; or leave the option out to use the store of the environment',
+    });
+  }
   const hidden: string[] = [];
   const exists = (folder: string) => {
-    if (isGranted({ name: "read", path: folder })) return isFolder(folder);
-    hidden.push(folder);
-    return false;
+    if (!isGranted({ name: "read", path: folder })) hidden.push(folder);
+    return isFolder(folder);
   };
-  if (base !== undefined) assertBase(base);
-  const found = locate(base, { env: readEnv, exists });
-  if (base !== undefined) return found;
+  const found = locate(undefined, { env: readEnv, exists });
+  const isDefault = found.choice.source === "default";
   // The store in the home folder is the last candidate: it matters only when there is no other one.
-  const variables = found.choice.source === "default" ? [...STORE_VARIABLES, HOME] : STORE_VARIABLES;
+  const variables = isDefault ? [...STORE_VARIABLES, HOME] : STORE_VARIABLES;
   const unread = variables.filter((variable) => !isGranted({ name: "env", variable }));
   if (hidden.length + unread.length === 0) return found;
 
-  const isHomeHidden = found.choice.source === "default" && !isGranted({ name: "env", variable: HOME });
-  const candidates = candidateFolders(Deno.build.os, homeFolderOf(readEnv, Deno.build.os));
-  const folders = hidden.length === 0 ? [] : isHomeHidden ? [...candidates, ...HOME_STORES] : candidates;
+  const folders = hidden.length === 0 ? [] : [...candidateFolders(Deno.build.os, undefined), ...HOME_STORES];
   const flags = shellFlags({ env: unread, read: folders, write: folders });
   const hint = `set the option base, or run the program with ${flags.join(" ")}`;
-  if (hidden.length > 0 && found.choice.source === "default") {
+  if (isDefault && hidden.length > 0) {
     const message = `no permission to check whether the telemetry store is ${hidden[0]}`;
     throw new TelemetryError("permission", message, { hint });
   }
@@ -226,7 +193,7 @@ function findStore(base: string | undefined, warnings: Warnings): Layout {
 }
 
 /** Opens the log and the database, and creates missing folders, with a warning. */
-function open(found: Layout, warnings: Warnings): OpenStore {
+function openStore(found: Layout, warnings: Warnings): OpenStore {
   let layout = found;
   if (!isFolder(layout.raw) || !isFolder(layout.db)) {
     try {
@@ -234,13 +201,24 @@ function open(found: Layout, warnings: Warnings): OpenStore {
       warnings.warn("storage:made", `created the missing folders of the telemetry store ${layout.base}`);
     } catch (error) {
       // The log needs only its own folder: db/ may be on a disk that is not mounted.
-      if (!isFolder(layout.raw)) throw error;
+      if (!isFolder(layout.raw)) throw withOtherStores(error, layout);
       warnings.fail("storage", error);
     }
   }
   assertGranted([layout.base, layout.raw, layout.db]);
   const onFolderCreated = (folder: string) => warnings.warn("storage:made", `created the missing folder ${folder}`);
   return { layout, log: new EventLog(layout, { onFolderCreated }), database: shareDatabase(layout) };
+}
+
+/** The error, with the other stores that exist in its hint, when nobody named the one that cannot be written. */
+function withOtherStores(error: unknown, layout: Layout | undefined): unknown {
+  const others = (layout?.choice.others ?? []).filter((base) => {
+    const { raw, db } = layoutOf(base);
+    return isFolder(raw) || isFolder(db);
+  });
+  if (!(error instanceof TelemetryError) || others.length === 0) return error;
+  const instead = `other stores exist, choose one with TELEMETRY_BASE_DIR or the option base: ${others.join(", ")}`;
+  return withHint(error, error.hint === undefined ? instead : `${error.hint}; ${instead}`);
 }
 
 /** The writers of this process by database, and how many use each. */
@@ -252,12 +230,11 @@ function shareDatabase(layout: Layout): { writer: DatabaseWriter } & Disposable 
   const entry = shared.get(key) ?? { writer: new DatabaseWriter(layout, { wait: false }), users: 0 };
   shared.set(key, entry);
   entry.users++;
-  const release = () => {
-    if (--entry.users > 0) return;
-    shared.delete(key);
-    entry.writer.close();
+  return {
+    writer: entry.writer,
+    // Its next use opens it again.
+    [Symbol.dispose]: () => --entry.users === 0 && entry.writer.close(),
   };
-  return { writer: entry.writer, [Symbol.dispose]: release };
 }
 
 /** The record without what makes it too long, or undefined. A part of a JSON text would not be JSON: it is left out. */

@@ -168,14 +168,15 @@ Deno.test("trackRun ends with the status that the work sets, and as failed when 
 });
 
 Deno.test("an empty base and a base with ~ are refused with a warning", async () => {
-  for (
-    const [base, told] of [["", /base is empty/], ["~/x", /"~" was not expanded/], [5, /base is not a text/]] as const
-  ) {
+  for (const base of ["", "~/x", 5]) {
     const warnings: string[] = [];
     const onWarning = (message: string) => void warnings.push(message);
     await using client = new TelemetryClient({ base: base as string, onWarning });
     assert.equal(await client.trackRun("tester", "job", () => 5), 5);
-    assert.match(warnings.join("\n"), told);
+    assert.match(
+      warnings.join("\n"),
+      /the option base is not a folder \(".*"\): nothing is recorded .*"~" is not expanded/,
+    );
     assert.equal(warnings.length, 1);
   }
   assert.ok(!pathExists("~"));
@@ -636,7 +637,7 @@ Deno.test("options of wrong kinds warn, and the client records with the others",
     const warnings: string[] = [];
     await using client = new TelemetryClient({ base, onWarning: (text: string) => void warnings.push(text) } as never);
     assert.equal(await client.trackRun("tester", "job", () => 5), 5);
-    assert.match(warnings.join(), /the option base is not a text/);
+    assert.match(warnings.join(), /the option base is not a folder/);
   }
 });
 
@@ -733,23 +734,10 @@ Deno.test("close() ends within its timeout and warns of what the database misses
   await client.close();
   const took = performance.now() - start;
   assert.ok(took >= 290 && took < 2000, `close() took ${took} ms`);
-  assert.match(stage.warnings.join(), /before the database had all changes of runs \(missing: 1\)/);
+  const told =
+    /before the database had all changes of runs \(missing: 1\); recover_database --force adds what the log has/;
+  assert.match(stage.warnings.join(), told);
   assert.equal(stage.lines().length, 4);
-});
-
-Deno.test("the warning about what the database misses says when the log misses runs, too", async () => {
-  await using stage = new Stage({ closeTimeoutMs: 300 });
-  const { client, layout } = stage;
-  await client.trackRun("tester", "warm", () => {});
-  await using _lock = await lockHolder(layout.database);
-  Deno.removeSync(layout.raw, { recursive: true });
-  Deno.writeTextFileSync(layout.raw, "a file");
-  await client.trackRun("tester", "job", () => {});
-  await client.close();
-  const warning = stage.warnings.find((text) => /had all changes of runs/.test(text)) ?? "";
-  assert.match(warning, /some of them may be missing in the log, too/);
-  assert.doesNotMatch(warning, /recover_database/);
-  assert.doesNotMatch(stage.warnings.join(), /only in the log/);
 });
 
 Deno.test("after close() nothing is recorded, with one warning", async () => {
@@ -1040,13 +1028,15 @@ Deno.test("no new store is created while permissions hide another one", async ()
   for (const path of ["raw", "db"]) Deno.mkdirSync(`${store}/${path}`, { recursive: true });
   const code = `await using telemetry = new TelemetryClient(); await telemetry.trackRun("tester", "job", () => {});`;
   const { stderr } = await agent(folder, code, ["--allow-env"], { HOME: home });
-  const flags =
-    /check whether the telemetry store is .* or run the program with (--allow-read=\S+) (--allow-write=\S+)\)\n/.exec(
-      stderr,
-    );
+  const told =
+    /check whether the telemetry store is .* or run the program with "(--allow-read=\S+)" "(--allow-write=\S+)"\)\n/;
+  // As a shell expands them.
+  const flags = told.exec(stderr)?.slice(1).map((flag) =>
+    flag.replaceAll("$HOME", home).replaceAll("%USERPROFILE%", home)
+  );
   assert.ok(flags, stderr);
   assert.equal(linesOf(layoutOf(store)).length, 0);
-  assert.equal((await agent(folder, code, ["--allow-env", ...flags.slice(1)], { HOME: home })).stderr, "");
+  assert.equal((await agent(folder, code, ["--allow-env", ...flags], { HOME: home })).stderr, "");
   assert.equal(linesOf(layoutOf(store)).length, 2);
   // An existing store that can be used is used.
   const narrow = ["--allow-env", `--allow-read=${store}`, `--allow-write=${store}`];
