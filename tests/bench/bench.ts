@@ -1,10 +1,11 @@
 /**
  * Measures the toolkit against the plain way of doing each job, on the same disk in the same run, and prints ratios.
  * A measure whose baseline is missing is skipped, with a line that says so.
- * usage: deno task bench [setup|recorder|backup|recovery|export|report]...
+ * usage: deno task bench [setup|recorder|backup|recovery|export|report|event_loop]...
  */
 import { TempFolder } from "../fixtures/mod.ts";
 import { backup } from "./backup.ts";
+import { eventLoop } from "./event_loop.ts";
 import { exports } from "./export.ts";
 import type { Measure, Part } from "./measure.ts";
 import { recorder } from "./recorder.ts";
@@ -12,7 +13,15 @@ import { recovery } from "./recovery.ts";
 import { report } from "./report.ts";
 import { setup } from "./setup.ts";
 
-const PARTS: Record<string, Part> = { setup, recorder, backup, recovery, export: exports, report };
+const PARTS: Record<string, Part> = {
+  setup,
+  recorder,
+  backup,
+  recovery,
+  export: exports,
+  report,
+  event_loop: eventLoop,
+};
 
 function row({ what, ours, baseline, ratio, wanted }: Measure): string {
   const [bound, isMet] = "atLeast" in wanted
