@@ -87,8 +87,8 @@ export { type OnProgress } from "./lib/sqlite/connection.ts";
 
 // Export
 export { type ByteSink, type Exported, exportTo, exportToFile, type FileOptions } from "./lib/export/export.ts";
-export { type ExportRequest, type ExportTable } from "./lib/export/request.ts";
-export { type Cell, type CellCounts, type Program } from "./lib/export/csv.ts";
+export { type ExportRequest, type ExportTable, type Program } from "./lib/export/request.ts";
+export { type Cell, type CellCounts } from "./lib/export/csv.ts";
 
 // Report
 export {

@@ -53,37 +53,37 @@ if (import.meta.main) {
       });
     }
     const layout = terminal.locate();
-    if (output === "-") {
-      const exported = await exportTo(layout, request, stdoutSink, "stdout");
-      warnOf(terminal, exported, request.program);
-      return { ...exported };
-    }
-    const onProgress = terminal.progress("export", 1);
-    const overwrite = flags["overwrite"] === true;
-    const exported = await exportToFile(layout, request, { path: output, overwrite, onProgress });
+    const toFile = () =>
+      exportToFile(layout, request, {
+        path: output,
+        overwrite: flags["overwrite"] === true,
+        onProgress: terminal.progress("export", 1),
+      });
+    const exported = await (output === "-" ? exportTo(layout, request, stdoutSink, "stdout") : toFile());
     warnOf(terminal, exported, request.program);
-    const rows = plural(exported.rows, exported.table.slice(0, -1));
-    terminal.say(`${exported.path}: ${rows}, ${formatBytes(exported.bytes)}`);
+    if ("path" in exported) {
+      const rows = plural(exported.rows, exported.table.slice(0, -1));
+      terminal.say(`${exported.path}: ${rows}, ${formatBytes(exported.bytes)}`);
+    }
     return { ...exported };
   });
 }
 
 /** Warns of what is not in the file as it was, or not shown by its program. */
 function warnOf({ warn }: Terminal, exported: Exported, program = "the program"): void {
-  const { cut_cells, nul_cells, changed_cells, long_numbers, excess_rows, refused_rows, not_jsonb } = exported;
-  const { untimed_rows, rejected_lines, unreadable_logs } = exported;
-  if (cut_cells > 0) warn(`cut ${plural(cut_cells, "cell")}: ${program} accepts no longer ones`);
-  if (nul_cells > 0) warn(`replaced NUL by U+2400 (␀) in ${plural(nul_cells, "cell")}: PostgreSQL cannot store it`);
-  if (changed_cells > 0) {
-    warn(`changed ${plural(changed_cells, "cell")} that ${changed_cells > 1 ? "are" : "is"} not what the column says`);
+  const warnings: [before: string, count: number, noun: string, after: string][] = [
+    ["cut ", exported.cut_cells, "cell", `: ${program} accepts no longer ones`],
+    ["replaced NUL by U+2400 (␀) in ", exported.nul_cells, "cell", ": PostgreSQL cannot store it"],
+    ["changed ", exported.changed_cells, "cell", ": not UTF-8, or not what the column accepts"],
+    ["left out ", exported.refused_rows, "row", ` whose key ${program} cannot store`],
+    ["", exported.not_jsonb, "cell", " of JSON cannot be cast to jsonb: loaded as text"],
+    [`${program} rounds `, exported.long_numbers, "number", " to 15 digits: the file has all digits"],
+    [`${program} cannot show the last `, exported.excess_rows, "row", ": use --since or --columns"],
+    ["left out ", exported.untimed_rows, "row", " whose time cannot be parsed"],
+    ["left out ", exported.rejected_lines, "invalid part", " of the log"],
+  ];
+  for (const [before, count, noun, after] of warnings) {
+    if (count > 0) warn(`${before}${plural(count, noun)}${after}`);
   }
-  if (refused_rows > 0) warn(`left out ${plural(refused_rows, "row")} whose key ${program} cannot store`);
-  if (not_jsonb > 0) warn(`${plural(not_jsonb, "cell")} of JSON cannot be cast to jsonb: loaded as text`);
-  if (long_numbers > 0) {
-    warn(`${program} rounds ${plural(long_numbers, "number")} to 15 digits: the file has all digits`);
-  }
-  if (excess_rows > 0) warn(`${program} cannot show the last ${plural(excess_rows, "row")}: use --since or --columns`);
-  if (untimed_rows > 0) warn(`left out ${plural(untimed_rows, "row")} whose time cannot be parsed`);
-  if (rejected_lines > 0) warn(`left out ${plural(rejected_lines, "invalid part")} of the log`);
-  for (const log of unreadable_logs) warn(`${log} cannot be read: its events are left out`);
+  for (const log of exported.unreadable_logs) warn(`${log} cannot be read: its events are left out`);
 }

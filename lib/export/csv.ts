@@ -6,12 +6,6 @@
 /** The value of a row in a column. */
 export type Cell = string | number | bigint | null;
 
-/** The programs for which the format is adapted. */
-export type Program = "sheets" | "excel" | "postgres";
-
-/** The names of all programs. */
-export const PROGRAMS: readonly string[] = ["sheets", "excel", "postgres"] satisfies Program[];
-
 /** What is written, and what of it is not as it was. */
 export interface CellCounts {
   /** How many rows were exported. */
@@ -34,64 +28,48 @@ export interface CellCounts {
 
 /** Counts of nothing. */
 export function noCounts(): CellCounts {
-  const program = { cut_cells: 0, nul_cells: 0, changed_cells: 0, refused_rows: 0 };
-  return { rows: 0, ...program, long_numbers: 0, excess_rows: 0, not_jsonb: 0 };
+  const changes = { cut_cells: 0, nul_cells: 0, changed_cells: 0, refused_rows: 0 };
+  return { rows: 0, ...changes, long_numbers: 0, excess_rows: 0, not_jsonb: 0 };
 }
 
 /** Fits rows to a program. */
 export interface RowFitter {
   /** What the file starts with. */
-  readonly prefix: string;
+  prefix: string;
   /** The row that the program gets; undefined when it is left out. */
   fit(row: readonly Cell[]): readonly Cell[] | undefined;
 }
 
-/** Text that needs quotes (RFC 4180). */
-const SPECIAL = /[",\r\n]/;
-
 const UTF8 = new TextEncoder();
 
-/**
- * Formats rows as CSV.
- *
- * @example
- * ```ts
- * import { CsvText } from "./csv.ts";
- *
- * const csv = new CsvText(["id", "note"]);
- * const text = new TextDecoder().decode(csv.lines([["a", 'x "y"'], ["b", null], ["c", ""]]));
- * console.log(text); // a,"x ""y""" ⏎ b, ⏎ c,"" ⏎
- * ```
- */
+/** Formats rows as CSV. */
 export class CsvText {
-  readonly #columns: readonly string[];
-  readonly #counts: CellCounts;
-  readonly #fitter: RowFitter | undefined;
+  /** Used by all calls: new buffers would pile up until the next garbage collection. */
   #buffer = new Uint8Array(0);
 
   /** @param columns the names in the header */
-  constructor(columns: readonly string[], counts: CellCounts = noCounts(), fitter?: RowFitter) {
-    this.#columns = columns;
-    this.#counts = counts;
-    this.#fitter = fitter;
-  }
+  constructor(
+    private readonly columns: readonly string[],
+    private readonly counts: CellCounts = noCounts(),
+    private readonly fitter?: RowFitter,
+  ) {}
 
   header(): Uint8Array {
-    return UTF8.encode(`${this.#fitter?.prefix ?? ""}${this.#columns.join(",")}\r\n`);
+    return UTF8.encode(`${this.fitter?.prefix ?? ""}${this.columns.join(",")}\r\n`);
   }
 
   /** The lines of some rows, valid until the next call. Cells after the columns are ignored. */
   lines(rows: readonly (readonly Cell[])[]): Uint8Array {
-    const width = this.#columns.length;
+    const width = this.columns.length;
     let text = "";
     for (const given of rows) {
-      const row = this.#fitter ? this.#fitter.fit(given) : given;
+      const row = this.fitter ? this.fitter.fit(given) : given;
       if (row === undefined) continue;
-      this.#counts.rows++;
+      this.counts.rows++;
       for (let i = 0; i < width; i++) {
         const cell = row[i]!;
         if (i > 0) text += ",";
-        if (typeof cell === "string") text += quote(this.#wellFormed(cell));
+        if (typeof cell === "string") text += this.#quote(cell);
         else if (cell !== null) text += cell;
       }
       text += "\r\n";
@@ -100,14 +78,19 @@ export class CsvText {
     return buffer.subarray(0, UTF8.encodeInto(text, buffer).written);
   }
 
-  /** UTF-8 cannot hold half a surrogate pair. */
-  #wellFormed(text: string): string {
-    if (text.isWellFormed()) return text;
-    this.#counts.changed_cells++;
-    return text.toWellFormed();
+  /**
+   * Puts text into quotes where needed: also the empty string, which would be NULL, and a single `\.`, which ends the data
+   * for PostgreSQL.
+   */
+  #quote(text: string): string {
+    // UTF-8 cannot hold half a surrogate pair.
+    if (!text.isWellFormed()) {
+      this.counts.changed_cells++;
+      text = text.toWellFormed();
+    }
+    return /[",\r\n]/.test(text) || text === "" || text === "\\." ? `"${text.replaceAll('"', '""')}"` : text;
   }
 
-  /** A buffer for all calls: new ones would pile up until the next garbage collection. */
   #reserve(bytes: number): Uint8Array<ArrayBuffer> {
     if (this.#buffer.length < bytes) this.#buffer = new Uint8Array(bytes);
     return this.#buffer;
@@ -122,19 +105,11 @@ export class CsvText {
    * @returns bytes that are valid until the next call
    */
   jsonLines(json: Uint8Array, rows: number): Uint8Array {
-    this.#counts.rows += rows;
+    this.counts.rows += rows;
     // Only numbers can become longer: 1.0e+20.
     const buffer = this.#reserve(3 * json.length);
     return buffer.subarray(0, convert(json, buffer));
   }
-}
-
-/**
- * Puts text into quotes where needed: also the empty string, which would be NULL, and a single `\.`, which ends the data for
- * PostgreSQL.
- */
-function quote(text: string): string {
-  return SPECIAL.test(text) || text === "" || text === "\\." ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
 const [LF, CR, QUOTE, COMMA, DOT] = [0x0a, 0x0d, 0x22, 0x2c, 0x2e];
@@ -152,32 +127,29 @@ function convert(json: Uint8Array, csv: Uint8Array): number {
   for (let at = 0; at < json.length;) {
     const code = json[at++]!;
     if (code === QUOTE) {
-      const start = to;
-      let isQuoted = false;
-      for (;;) {
-        let char: number;
-        while (STOPS[char = json[at++]!] === 0) csv[to++] = char;
-        if (char === QUOTE) break;
+      // 1. Copy the text as it is.
+      const [textStart, start] = [at, to];
+      let char: number;
+      while (STOPS[char = json[at++]!] === 0) csv[to++] = char;
+      if (char === QUOTE && to > start) continue;
+      // 2. It is empty, or has a special character: start again, in quotes, which are removed if they are not needed.
+      at = textStart;
+      to = start;
+      csv[to++] = QUOTE;
+      let needsQuotes = json[at] === QUOTE;
+      while ((char = json[at++]!) !== QUOTE) {
         if (char === BACKSLASH) {
           char = json[at++]!;
           if (char !== UNICODE) char = ESCAPED[char]!;
           else char = parseInt(String.fromCharCode(...json.subarray(at, at += 4)), 16);
         }
-        if (!isQuoted && (char === COMMA || char === QUOTE || char === LF || char === CR)) {
-          isQuoted = true;
-          csv.copyWithin(start + 1, start, to++);
-          csv[start] = QUOTE;
-        }
+        if (char === COMMA || char === QUOTE || char === LF || char === CR) needsQuotes = true;
         if (char === QUOTE) csv[to++] = QUOTE;
         csv[to++] = char;
       }
-      const isLoneDot = to === start + 2 && csv[start] === BACKSLASH && csv[start + 1] === DOT;
-      if (!isQuoted && (to === start || isLoneDot)) {
-        isQuoted = true;
-        csv.copyWithin(start + 1, start, to++);
-        csv[start] = QUOTE;
-      }
-      if (isQuoted) csv[to++] = QUOTE;
+      if (to === start + 3 && csv[to - 2] === BACKSLASH && csv[to - 1] === DOT) needsQuotes = true;
+      if (needsQuotes) csv[to++] = QUOTE;
+      else csv.copyWithin(start, start + 1, to--);
     } else if (code === CLOSE) {
       csv[to++] = CR;
       csv[to++] = LF;

@@ -3,19 +3,18 @@
  * @module
  */
 import { isUtf8 } from "node:buffer";
-import { type Cell, type CellCounts, CsvText, noCounts, type RowFitter } from "./csv.ts";
-import { PostgresRows } from "./postgres.ts";
-import { SpreadsheetRows } from "./spreadsheet.ts";
-import { type Definition, type ExportRequest, type ExportTable, RowFilter, TABLES } from "./request.ts";
-import { ensureFolder, PartialFile, removeStalePartials } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
-import { type FileKind, folderOf, type Layout, newPaths, parseFileName, partialOf } from "../layout.ts";
+import { ensureFolder, PartialFile } from "../fs/atomic_file.ts";
 import { isFolder, isGranted, pathExists, sizeOf, statIfExists } from "../fs/locate.ts";
+import { type FileKind, folderOf, type Layout, newPaths, partialOf } from "../layout.ts";
 import { sourceOf } from "../log/json_source.ts";
 import { logFiles, readLogs } from "../log/read.ts";
-import { inspect } from "../sqlite/migrate.ts";
-import { Connection, type OnProgress } from "../sqlite/connection.ts";
-import { parseRows, tableRows } from "./table_rows.ts";
+import type { OnProgress } from "../sqlite/connection.ts";
+import { type Cell, type CellCounts, CsvText, noCounts, type RowFitter } from "./csv.ts";
+import { postgresRows } from "./postgres.ts";
+import { type ExportRequest, type ExportTable, rowFilter, TABLES } from "./request.ts";
+import { spreadsheetRows } from "./spreadsheet.ts";
+import { type JsonRows, parseRows, tableRows } from "./table_rows.ts";
 
 /** What was exported. */
 export interface Exported extends CellCounts {
@@ -37,18 +36,6 @@ export interface Exported extends CellCounts {
 export interface ByteSink {
   /** Writes some of the bytes, and returns how many. */
   write(bytes: Uint8Array): Promise<number>;
-}
-
-/** Some rows, and the progress. */
-interface Batch {
-  /** The cells: those of the request, then those that the filter reads. */
-  rows?: Cell[][];
-  /** The same as JSON, for rows of the database. */
-  json?: Uint8Array;
-  count: number;
-  /** How much has been read, in any unit. */
-  done: number;
-  total: number;
 }
 
 /**
@@ -76,44 +63,41 @@ export async function exportTo(
   name: string,
   onProgress?: OnProgress,
 ): Promise<Exported> {
-  const { table, columns } = request;
+  const { table, columns, program } = request;
   const none = { bytes: 0, untimed_rows: 0, rejected_lines: 0, unreadable_logs: [] };
   const exported: Exported = { table, columns, ...noCounts(), ...none };
-  const filter = new RowFilter(request, exported);
   const csv = new CsvText(columns, exported, fitterFor(request, exported));
-  const read = [...columns, ...filter.columns];
-  const batches = table === "events" ? logRows(layout, read, exported) : databaseRows(layout, TABLES[table], read);
-  const isPlain = filter.columns.length === 0 && request.program === undefined;
-  // Written with the first rows, so that nothing is written when reading fails.
-  let header: Uint8Array | undefined = csv.header();
-  const write = async (lines: Uint8Array) => {
-    for (const bytes of header ? [header, lines] : [lines]) {
-      if (!await writeAll(to, name, bytes, exported)) return false;
-    }
-    header = undefined;
-    return true;
+  const filter = rowFilter(request, exported);
+  const isPlain = filter.columns.length === 0 && program === undefined;
+  const linesOf = (batch: JsonRows | EventRows) => {
+    if ("rows" in batch) return csv.lines(batch.rows.filter(filter.keeps));
+    const isValid = isUtf8(batch.json);
+    if (isPlain && isValid) return csv.jsonLines(batch.json, batch.count);
+    const rows = parseRows(batch.json).filter(filter.keeps);
+    if (!isValid) exported.changed_cells += countReplaced(rows, columns.length);
+    return csv.lines(rows);
   };
-  for await (const { rows, json, count, done, total } of batches) {
-    const isValid = json === undefined || isUtf8(json);
-    const kept = isPlain && json && isValid ? [] : (rows ?? parseRows(json!)).filter((row) => filter.keeps(row));
-    if (!isValid) exported.changed_cells += countInvalid(kept, columns.length);
-    if (!await write(isPlain && json && isValid ? csv.jsonLines(json, count) : csv.lines(kept))) return exported;
-    // Released now: otherwise hundreds of them wait for the next garbage collection.
-    (json?.buffer as ArrayBuffer | undefined)?.transfer(0);
-    onProgress?.(exported.bytes, exported.bytes * total / Math.max(done, 1));
+  let isStarted = false;
+  const write = async (lines: Uint8Array) => {
+    // The header comes with the first rows, so that nothing is written when reading fails.
+    isStarted ||= await writeAll(to, name, csv.header(), exported);
+    return isStarted && await writeAll(to, name, lines, exported);
+  };
+  const read = [...columns, ...filter.columns];
+  const batches = table === "events"
+    ? eventRows(layout.raw, read, exported)
+    : tableRows(layout.database, TABLES[table], read);
+  for await (const batch of batches) {
+    if (!await write(linesOf(batch))) return exported;
+    onProgress?.(exported.bytes, exported.bytes / batch.share);
   }
   await write(new Uint8Array(0));
   return exported;
 }
 
 function fitterFor({ program, table, columns }: ExportRequest, counts: CellCounts): RowFitter | undefined {
-  if (program === "postgres") return new PostgresRows(TABLES[table].table, columns, counts);
-  return program && new SpreadsheetRows(program, columns, counts);
-}
-
-/** How many cells have the character that replaces bytes which are not UTF-8. */
-function countInvalid(rows: Cell[][], width: number): number {
-  return rows.flatMap((row) => row.slice(0, width)).filter((cell) => String(cell).includes("\ufffd")).length;
+  if (program === "postgres") return postgresRows(TABLES[table].table, columns, counts);
+  return program && spreadsheetRows(program, columns, counts);
 }
 
 /** Writes and counts all bytes. Returns false when the reader has closed the pipe. */
@@ -128,18 +112,20 @@ async function writeAll(to: ByteSink, name: string, bytes: Uint8Array, exported:
   return true;
 }
 
-async function* databaseRows(
-  { database }: Layout,
-  definition: Definition,
-  columns: string[],
-): AsyncGenerator<Batch, void> {
-  using db = Connection.openToRead(database);
-  inspect(db);
-  yield* tableRows(db, { ...definition, columns });
+/** How many cells have the character that replaces bytes which are not UTF-8. */
+function countReplaced(rows: Cell[][], width: number): number {
+  return rows.flatMap((row) => row.slice(0, width)).filter((cell) => String(cell).includes("\ufffd")).length;
+}
+
+/** Some events of the log. */
+interface EventRows {
+  rows: Cell[][];
+  /** The share of the log that has been read. */
+  share: number;
 }
 
 /** The events of all logs, in the order of the log. */
-async function* logRows({ raw }: Layout, columns: string[], exported: Exported): AsyncGenerator<Batch, void> {
+async function* eventRows(raw: string, columns: string[], exported: Exported): AsyncGenerator<EventRows, void> {
   if (!isFolder(raw)) {
     throw new TelemetryError("no_storage", `the folder ${raw} does not exist`, {
       hint: "run setup_storage, which creates it",
@@ -152,23 +138,20 @@ async function* logRows({ raw }: Layout, columns: string[], exported: Exported):
     const rows: Cell[][] = [];
     for (const found of batch) {
       if ("record" in found) {
-        const record = found.record as unknown as Record<string, unknown>;
-        if (record["record_type"] === "event") rows.push(columns.map((column) => cellOf(record, column)));
+        if (found.record.record_type === "event") rows.push(columns.map((column) => cellOf(found.record, column)));
       } else if (found.rejected === "cannot be read") exported.unreadable_logs.push(found.file);
       else exported.rejected_lines++;
     }
-    yield { rows, count: rows.length, done: Math.min(progress.bytes, total), total };
+    yield { rows, share: Math.min(progress.bytes / total, 1) };
   }
 }
 
-/** The cell for a field of a line. Old lines have objects where today's have JSON text. */
-function cellOf(record: Record<string, unknown>, column: string): Cell {
-  const value = record[column];
+/** The cell for a field of a line. Numbers keep their digits. Old lines have objects where today's have JSON text. */
+function cellOf(record: object, column: string): Cell {
+  const value = (record as Record<string, unknown>)[column];
   if (value === undefined || value === null) return null;
   if (typeof value === "string" || typeof value === "number" && Number.isSafeInteger(value)) return value;
-  const source = sourceOf(record, column);
-  if (typeof value === "number") return source !== undefined && /^-?\d+$/.test(source) ? BigInt(source) : value;
-  return source ?? JSON.stringify(value);
+  return sourceOf(record, column) ?? JSON.stringify(value);
 }
 
 /** Options of {@linkcode exportToFile}. */
@@ -240,7 +223,6 @@ function isTaken(path: string): TelemetryError {
 
 function claimInExports({ base, exports }: Layout, kind: FileKind, like: string | undefined): PartialFile {
   ensureFolder(base, exports);
-  removeStalePartials(exports, (name) => parseFileName(name)?.kind === kind);
   for (const path of newPaths(exports, kind)) {
     try {
       return PartialFile.claim(partialOf(path), { wait: false, like });

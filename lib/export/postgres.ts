@@ -71,65 +71,53 @@ COMMIT;
 
 /** Text of this many code units fits into an index of PostgreSQL, whose limit is 2,704 bytes. */
 const MAX_INDEXED = 866;
-/** How deep `jsonb` may be nested. PostgreSQL's default `max_stack_depth` allows some more. */
-const MAX_JSON_DEPTH = 5000;
-/** The largest number of an INTEGER column. */
-const MAX_BIGINT = 2n ** 63n - 1n;
-
-/** What a column accepts. */
-type Kind = "integer" | "json" | "indexed" | "text";
 
 /** Fits rows to {@linkcode postgresSchema}: one cell that PostgreSQL refuses would stop the load of all rows. */
-export class PostgresRows implements RowFitter {
-  readonly prefix = "";
-  readonly #counts: CellCounts;
-  readonly #kinds: Kind[];
-  /** The columns that must have the value that they have, or the row is left out. */
-  readonly #required: boolean[];
-  readonly #keys: boolean[];
-
-  constructor(table: TableName, columns: readonly string[], counts: CellCounts) {
-    this.#counts = counts;
-    const declared = TABLES[table];
-    const indexed = Object.values(INDEXES).map(([, column]) => column);
-    this.#keys = columns.map((column) => /TEXT PRIMARY KEY/.test(declared[column]!));
-    this.#required = columns.map((column) => /TEXT (PRIMARY KEY|NOT NULL)/.test(declared[column]!));
-    this.#kinds = columns.map((column, i) => {
-      if (isInteger(table, column)) return "integer";
-      if (column.endsWith("_json")) return "json";
-      return this.#keys[i] || indexed.includes(column) ? "indexed" : "text";
-    });
-  }
-
-  fit(row: readonly Cell[]): Cell[] | undefined {
-    const before = { ...this.#counts };
-    const cells = this.#kinds.map((kind, i) => this.#fitCell(row[i]!, kind));
-    const isRefused = cells.some((cell, i) => this.#required[i] && cell === null || this.#keys[i] && cell !== row[i]);
-    if (!isRefused) return cells;
-    Object.assign(this.#counts, before);
-    this.#counts.refused_rows++;
-    return undefined;
-  }
-
-  #fitCell(cell: Cell, kind: Kind): Cell {
+export function postgresRows(table: TableName, columns: readonly string[], counts: CellCounts): RowFitter {
+  const indexed = Object.values(INDEXES).map(([, column]) => column);
+  const kinds = columns.map((column) => {
+    const declaration = TABLES[table][column]!;
+    const isKey = declaration === "TEXT PRIMARY KEY";
+    return {
+      isKey,
+      isRequired: isKey || declaration.startsWith("TEXT NOT NULL"),
+      isIndexed: isKey || indexed.includes(column),
+      isInteger: isInteger(table, column),
+      isJson: column.endsWith("_json"),
+    };
+  });
+  const counted = (before: Cell, after: Cell): Cell => {
+    if (after !== before) counts.changed_cells++;
+    return after;
+  };
+  const fitCell = (cell: Cell, { isInteger, isJson, isIndexed }: typeof kinds[number]): Cell => {
     if (cell === null) return null;
-    if (kind === "integer") return this.#counted(cell, toBigint(cell));
-    if (typeof cell !== "string") return cell;
-    if (kind === "json" && !isJsonb(cell)) this.#counts.not_jsonb++;
-    let text = cell.replaceAll("\0", "\u2400");
-    if (text !== cell) this.#counts.nul_cells++;
-    if (kind === "indexed" && text.length > MAX_INDEXED) {
-      this.#counts.cut_cells++;
+    if (isInteger) return counted(cell, toBigint(cell));
+    let text = String(cell);
+    if (isJson && !isJsonb(text)) counts.not_jsonb++;
+    if (text.includes("\0")) {
+      counts.nul_cells++;
+      text = text.replaceAll("\0", "\u2400");
+    }
+    if (isIndexed && text.length > MAX_INDEXED) {
+      counts.cut_cells++;
       text = text.slice(0, MAX_INDEXED).toWellFormed();
     }
     // psql takes such a line for the end of the data, also in quotes.
-    return this.#counted(text, text.replace(/\n\\\.(?=\r?\n)/g, "\n\\. "));
-  }
-
-  #counted<T extends Cell>(before: Cell, after: T): T {
-    if (after !== before) this.#counts.changed_cells++;
-    return after;
-  }
+    return counted(text, text.replace(/\n\\\.(?=\r?\n)/g, "\n\\. "));
+  };
+  return {
+    prefix: "",
+    fit: (row) => {
+      // A key that was changed would be the key of another row.
+      const isRefused = kinds.some(({ isKey, isRequired }, i) =>
+        isRequired && row[i] === null || isKey && (String(row[i]).includes("\0") || String(row[i]).length > MAX_INDEXED)
+      );
+      if (!isRefused) return kinds.map((kind, i) => fitCell(row[i]!, kind));
+      counts.refused_rows++;
+      return undefined;
+    },
+  };
 }
 
 /** The nearest integer that the column can have; null for text that is no number. */
@@ -138,26 +126,21 @@ function toBigint(cell: string | number | bigint): Cell {
   if (typeof number === "number" && !Number.isFinite(number)) return null;
   if (Number.isSafeInteger(number)) return number;
   const integer = typeof number === "bigint" ? number : BigInt(Math.round(number));
-  return integer <= MAX_BIGINT && integer >= -MAX_BIGINT - 1n ? integer : null;
+  return BigInt.asIntN(64, integer) === integer ? integer : null;
 }
-
-/** What the type `jsonb` refuses, and what is needed to find that: escapes, quotes and brackets. */
-const JSON_TOKEN = /\\(?:ud[89ab]..\\ud[c-f]..|u(0000|d[89a-f]..)|.)|["[{\]}]|\d(e[+-]?\d{6})/gis;
 
 /** Whether text can be cast to `jsonb`, which refuses NUL, half surrogate pairs, huge numbers and deep nesting. */
 function isJsonb(text: string): boolean {
+  const isText = (value: unknown) => typeof value !== "string" || !value.includes("\0") && value.isWellFormed();
+  let isAccepted = true;
   try {
-    JSON.parse(text);
+    // Recurses, and so fails where nesting is deep.
+    JSON.parse(text, (key, value) => {
+      isAccepted &&= isText(key) && isText(value) && (typeof value !== "number" || Number.isFinite(value));
+      return null;
+    });
   } catch {
     return false;
   }
-  if (text.length < MAX_JSON_DEPTH && !/\\u(?:0000|d[89a-f])|e[+-]?\d{6}/i.test(text)) return true;
-  let depth = 0, isInString = false;
-  for (const [token, escape, exponent] of text.matchAll(JSON_TOKEN)) {
-    if (token === '"') isInString = !isInString;
-    else if (escape || !isInString && (exponent || (depth += "[{".includes(token) ? 1 : -1) > MAX_JSON_DEPTH)) {
-      return false;
-    }
-  }
-  return true;
+  return isAccepted;
 }

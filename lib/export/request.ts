@@ -4,54 +4,40 @@
  */
 import { TelemetryError } from "../errors.ts";
 import type { FileKind } from "../layout.ts";
-import { RUN_COLUMNS, RUN_STATUSES } from "../records.ts";
+import { RUN_STATUSES } from "../records.ts";
 import { type TableName, TABLES as SCHEMA } from "../schema.ts";
 import { type Instant, parseCommitDate, parseTimeFlag, parseTimestamp } from "../time.ts";
-import { type Cell, type Program, PROGRAMS } from "./csv.ts";
+import type { Cell } from "./csv.ts";
 
 /** The tables that can be exported. */
 export type ExportTable = "runs" | "events" | "commits";
+
+/** The programs for which the format is adapted. */
+export type Program = "sheets" | "excel" | "postgres";
 
 /** How a table is exported. */
 export interface Definition {
   table: TableName;
   kind: FileKind;
-  columns: readonly string[];
-  /** The columns that the rows are ordered by. Events have the order of the log. */
-  order: readonly [string, string];
-  /** The columns that each filter reads. */
-  filters: Partial<Record<Filter, readonly string[]>>;
+  /** The columns that the rows are ordered by, the time first. Events have the order of the log. */
+  order: readonly [time: string, key: string];
+  /** The flags that can be used with it. */
+  filters: readonly string[];
 }
-
-type Filter = "since" | "until" | "updated-since" | "agent" | "status";
 
 export const TABLES: Record<ExportTable, Definition> = {
   runs: {
     table: "agent_runs",
     kind: "runs_export",
-    columns: RUN_COLUMNS,
     order: ["start_time", "run_id"],
-    filters: {
-      since: ["start_time"],
-      until: ["start_time"],
-      "updated-since": ["created_at", "updated_at", "end_time", "api_posted_at"],
-      agent: ["agent_name"],
-      status: ["status"],
-    },
+    filters: ["since", "until", "updated-since", "agent", "status"],
   },
-  events: {
-    table: "run_events",
-    kind: "events_export",
-    columns: Object.keys(SCHEMA.run_events),
-    order: ["timestamp", "id"],
-    filters: { since: ["timestamp"], until: ["timestamp"] },
-  },
+  events: { table: "run_events", kind: "events_export", order: ["timestamp", "id"], filters: ["since", "until"] },
   commits: {
     table: "commits",
     kind: "commits_export",
-    columns: Object.keys(SCHEMA.commits),
     order: ["commit_date", "commit_hash"],
-    filters: { since: ["commit_date"], until: ["commit_date"], agent: ["agent_name"] },
+    filters: ["since", "until", "agent"],
   },
 };
 
@@ -81,100 +67,94 @@ export interface ExportRequest {
  * @throws {TelemetryError} `usage`
  */
 export function readRequest(flags: Readonly<Record<string, string | boolean | undefined>>, now: Date): ExportRequest {
-  const valueOf = (flag: string) => flags[flag] as string | undefined;
-  const table = oneOf("table", valueOf("table") ?? "runs", Object.keys(TABLES)) as ExportTable;
-  const { columns, filters } = TABLES[table];
-  for (const flag of Object.keys(TABLES.runs.filters) as Filter[]) {
-    if (flags[flag] === undefined || filters[flag]) continue;
-    throw new TelemetryError("usage", `--${flag} cannot be used with --table ${table}`, {
-      hint: `its filters are ${Object.keys(filters).map((filter) => `--${filter}`).join(", ")}`,
-    });
+  const given = <T>(flag: string, parse: (text: string) => T) =>
+    flags[flag] === undefined ? undefined : parse(String(flags[flag]));
+  const oneOf = (flag: string, allowed: readonly string[]) => given(flag, (text) => choice(flag, text, allowed));
+  const manyOf = (flag: string, allowed: readonly string[]) =>
+    given(flag, (list) => list.split(",").map((text) => choice(flag, text.trim(), allowed)));
+  const time = (flag: string, dayIs?: "start" | "end") => given(flag, (text) => parseTimeFlag(flag, text, now, dayIs));
+
+  const table = (oneOf("table", Object.keys(TABLES)) ?? "runs") as ExportTable;
+  const { table: name, filters } = TABLES[table];
+  const wrong = TABLES.runs.filters.find((flag) => flags[flag] !== undefined && !filters.includes(flag));
+  if (wrong !== undefined) {
+    throw usage(`--${wrong} cannot be used with --table ${table}`, `its filters are --${filters.join(", --")}`);
   }
-  const [since, until, updatedSince] = [valueOf("since"), valueOf("until"), valueOf("updated-since")];
-  const [agent, status, program] = [valueOf("agent"), valueOf("status"), valueOf("for")];
-  if (agent === "") throw new TelemetryError("usage", "--agent needs a name", { hint: "leave it out for all agents" });
-  const request: ExportRequest = {
+  const all = Object.keys(SCHEMA[name]);
+  const columns = manyOf("columns", all) ?? all;
+  const twice = columns.find((column, i) => columns.indexOf(column) < i);
+  if (twice !== undefined) throw usage(`--columns names ${twice} twice`, "name each column once");
+  const statuses = manyOf("status", RUN_STATUSES);
+  const [since, until] = [time("since"), time("until", "end")];
+  assertWindow(since, until);
+  return {
     table,
-    columns: valueOf("columns") === undefined ? columns : chosenColumns(valueOf("columns")!, columns),
-    since: since === undefined ? undefined : parseTimeFlag("since", since, now),
-    until: until === undefined ? undefined : parseTimeFlag("until", until, now, "end"),
-    updatedSince: updatedSince === undefined ? undefined : parseTimeFlag("updated-since", updatedSince, now),
-    // The name of an agent may itself have a comma.
-    agents: agent === undefined ? undefined : new Set([agent, ...agent.split(",")]),
-    statuses: status === undefined
-      ? undefined
-      : new Set(status.split(",").map((name) => oneOf("status", name.trim(), RUN_STATUSES))),
-    program: program === undefined ? undefined : oneOf("for", program, PROGRAMS) as Program,
+    columns,
+    since,
+    until,
+    updatedSince: time("updated-since"),
+    agents: given("agent", (list) => new Set(namesIn("agent", list))),
+    statuses: statuses && new Set(statuses),
+    program: oneOf("for", ["sheets", "excel", "postgres"] satisfies Program[]) as Program | undefined,
   };
-  if ((request.since ?? -Infinity) < (request.until ?? Infinity)) return request;
-  throw new TelemetryError("usage", "--until is not after --since, so no row can match", {
-    hint: "export_csv --help explains times",
-  });
 }
 
-function chosenColumns(list: string, columns: readonly string[]): string[] {
-  const chosen = list.split(",").map((name) => oneOf("columns", name.trim(), columns));
-  const twice = chosen.find((name, i) => chosen.indexOf(name) < i);
-  if (twice === undefined) return chosen;
-  throw new TelemetryError("usage", `--columns names ${twice} twice`, { hint: "name each column once" });
+function usage(message: string, hint: string): TelemetryError {
+  return new TelemetryError("usage", message, { hint });
 }
 
-function oneOf(flag: string, value: string, allowed: readonly string[]): string {
-  if (allowed.includes(value)) return value;
-  throw new TelemetryError("usage", `--${flag} does not accept "${value}"`, {
-    hint: `it accepts ${allowed.join(", ")}`,
-  });
+function choice(flag: string, text: string, allowed: readonly string[]): string {
+  if (allowed.includes(text)) return text;
+  throw usage(`--${flag} does not accept "${text}"`, `it accepts ${allowed.join(", ")}`);
+}
+
+/** The names in the value of a flag: a list, or one name that has commas itself. */
+export function namesIn(flag: string, list: string): string[] {
+  if (list === "") throw usage(`--${flag} needs a name`, "leave it out for all");
+  return [list, ...list.split(",")];
+}
+
+/** Checks that something can be between `--since` and `--until`. */
+export function assertWindow(since: Instant = -Infinity, until: Instant = Infinity): void {
+  if (since >= until) throw usage("--until is not after --since: nothing can be between them", "correct one of them");
 }
 
 /** Decides which rows are exported. */
-export class RowFilter {
+export interface RowFilter {
   /** The columns that a row must have after those of the request. */
-  readonly columns: string[] = [];
-  readonly #tests: ((row: Cell[]) => boolean)[] = [];
-  readonly #width: number;
-
-  /** @param counts has the number of rows whose time cannot be parsed */
-  constructor(request: ExportRequest, counts: { untimed_rows: number }) {
-    const { filters } = TABLES[request.table];
-    const { agents, statuses, since = -Infinity, until = Infinity, updatedSince } = request;
-    this.#width = request.columns.length;
-    if (agents) this.#add(filters.agent!, ([agent]) => agents.has(agent!));
-    if (statuses) this.#add(filters.status!, ([status]) => statuses.has(status!));
-    if (since !== -Infinity || until !== Infinity) {
-      this.#add(filters.since!, ([time]) => {
-        const at = request.table === "commits" ? commitDateIn(time!) : instantIn(time!);
-        if (at === undefined) counts.untimed_rows++;
-        return at !== undefined && since <= at && at < until;
-      });
-    }
-    if (updatedSince !== undefined) {
-      // The database has some of these times in whole seconds.
-      const second = Math.floor(updatedSince / 1e6) * 1e6;
-      this.#add(filters["updated-since"]!, (cells) => {
-        const times = cells.filter((cell) => cell !== null).map(instantIn);
-        if (times.some((at) => at !== undefined && at >= second)) return true;
-        if (times.length === 0 || times.includes(undefined)) counts.untimed_rows++;
-        return false;
-      });
-    }
-  }
-
-  #add(columns: readonly string[], test: (cells: Cell[]) => boolean): void {
-    const start = this.#width + this.columns.length;
-    this.columns.push(...columns);
-    this.#tests.push((row) => test(row.slice(start, start + columns.length)));
-  }
-
-  keeps(row: Cell[]): boolean {
-    return this.#tests.every((test) => test(row));
-  }
+  columns: string[];
+  keeps(row: Cell[]): boolean;
 }
 
-/** A number is the seconds since 1970, as `git log --format=%ct` writes them. */
-function commitDateIn(cell: Cell): Instant | undefined {
-  return cell === null ? undefined : parseCommitDate(String(cell));
-}
-
-function instantIn(cell: Cell): Instant | undefined {
-  return typeof cell === "string" ? parseTimestamp(cell) : undefined;
+/** @param counts has the number of rows whose time cannot be parsed */
+export function rowFilter(request: ExportRequest, counts: { untimed_rows: number }): RowFilter {
+  const { table, agents, statuses, since = -Infinity, until = Infinity, updatedSince } = request;
+  const columns: string[] = [];
+  const tests: ((row: Cell[]) => boolean)[] = [];
+  const add = (names: string[], test: (cells: Cell[]) => boolean) => {
+    const start = request.columns.length + columns.length;
+    columns.push(...names);
+    tests.push((row) => test(row.slice(start, start + names.length)));
+  };
+  if (agents) add(["agent_name"], ([agent]) => agents.has(agent!));
+  if (statuses) add(["status"], ([status]) => statuses.has(status!));
+  if (since !== -Infinity || until !== Infinity) {
+    const parse = table === "commits" ? parseCommitDate : parseTimestamp;
+    add([TABLES[table].order[0]], ([time]) => {
+      const at = parse(String(time));
+      if (at === undefined) counts.untimed_rows++;
+      return at !== undefined && since <= at && at < until;
+    });
+  }
+  if (updatedSince !== undefined) {
+    // The database has some of these times in whole seconds.
+    const second = Math.floor(updatedSince / 1e6) * 1e6;
+    add(["created_at", "updated_at", "end_time", "api_posted_at"], (cells) => {
+      const times = cells.filter((cell) => cell !== null).map((cell) => parseTimestamp(String(cell)));
+      if (times.some((at) => at !== undefined && at >= second)) return true;
+      if (times.length === 0 || times.includes(undefined)) counts.untimed_rows++;
+      return false;
+    });
+  }
+  return { columns, keeps: (row) => tests.every((test) => test(row)) };
 }

@@ -13,47 +13,39 @@ const MAX_DIGITS = 15;
  * accepted.
  */
 const FORMULA = /^(?:[\p{C}\p{Z}]*[=+\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b]|[\t\r\n])/u;
-/** A number, or text that becomes one. */
-const NUMBER = /^\s*-?\d*\.?\d+(?:e[+-]?\d+)?\s*$/i;
+/** A number, or text that becomes one, and its digits. */
+const NUMBER = /^\s*-?(\d*\.?\d+)(?:e[+-]?\d+)?\s*$/i;
 
-/** An apostrophe is put before formulas, and long text is cut. Numbers and rows beyond the limits are only counted. */
-export class SpreadsheetRows implements RowFitter {
-  readonly prefix: string;
-  readonly #counts: CellCounts;
-  readonly #width: number;
-  readonly #maxCell: number;
-  #rowsLeft: number;
-
-  constructor(program: "sheets" | "excel", columns: readonly string[], counts: CellCounts) {
-    // Without a BOM, Excel does not read UTF-8.
-    this.prefix = program === "excel" ? "\ufeff" : "";
-    this.#counts = counts;
-    const { cell, rows, cells } = LIMITS[program];
-    this.#width = columns.length;
-    this.#maxCell = cell;
-    this.#rowsLeft = Math.min(rows, Math.floor(cells / columns.length)) - 1;
-  }
-
-  fit(row: readonly Cell[]): Cell[] {
-    if (--this.#rowsLeft < 0) this.#counts.excess_rows++;
-    return row.slice(0, this.#width).map((cell) => {
-      if (cell === null) return null;
-      const fitted = typeof cell === "string" ? this.#fitText(cell) : cell;
-      if (isRounded(String(fitted))) this.#counts.long_numbers++;
-      return fitted;
-    });
-  }
-
-  #fitText(text: string): string {
-    const escaped = FORMULA.test(text) ? `'${text}` : text;
-    if (escaped.length <= this.#maxCell) return escaped;
-    this.#counts.cut_cells++;
+/** Puts an apostrophe before formulas, and cuts long text. Numbers and rows beyond the limits are only counted. */
+export function spreadsheetRows(
+  program: "sheets" | "excel",
+  columns: readonly string[],
+  counts: CellCounts,
+): RowFitter {
+  const limits = LIMITS[program];
+  let rowsLeft = Math.min(limits.rows, Math.floor(limits.cells / columns.length)) - 1;
+  const fitCell = (cell: Cell): Cell => {
+    if (cell === null) return null;
+    const text = typeof cell === "string" && FORMULA.test(cell) ? `'${cell}` : String(cell);
+    if (isRounded(text)) counts.long_numbers++;
+    if (typeof cell !== "string") return cell;
+    if (text.length <= limits.cell) return text;
+    counts.cut_cells++;
     // Not between the two code units of a character.
-    return escaped.slice(0, /[\ud800-\udbff]/.test(escaped[this.#maxCell - 1]!) ? this.#maxCell - 1 : this.#maxCell);
-  }
+    return text.slice(0, limits.cell).replace(/[\ud800-\udbff]$/, "");
+  };
+  return {
+    // Without a BOM, Excel does not read UTF-8.
+    prefix: program === "excel" ? "\ufeff" : "",
+    fit: (row) => {
+      if (--rowsLeft < 0) counts.excess_rows++;
+      return row.slice(0, columns.length).map(fitCell);
+    },
+  };
 }
 
 function isRounded(text: string): boolean {
-  if (text.length <= MAX_DIGITS || !NUMBER.test(text)) return false;
-  return text.replace(/e.*/i, "").replace(/\D/g, "").replace(/^0+|0+$/g, "").length > MAX_DIGITS;
+  if (text.length <= MAX_DIGITS) return false;
+  const [, digits = ""] = NUMBER.exec(text) ?? [];
+  return digits.replace(".", "").replace(/^0+|0+$/g, "").length > MAX_DIGITS;
 }

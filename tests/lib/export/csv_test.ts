@@ -5,7 +5,7 @@ import { parse } from "npm:csv-parse@5.6.0/sync";
 import { exportTo, exportToFile } from "../../../lib/export/export.ts";
 import { readRequest } from "../../../lib/export/request.ts";
 import { type Cell, CsvText, noCounts } from "../../../lib/export/csv.ts";
-import { SpreadsheetRows } from "../../../lib/export/spreadsheet.ts";
+import { spreadsheetRows } from "../../../lib/export/spreadsheet.ts";
 import { hasCode } from "../../../lib/errors.ts";
 import { layoutOf } from "../../../lib/layout.ts";
 import { RUN_COLUMNS } from "../../../lib/records.ts";
@@ -135,7 +135,7 @@ function exact(cell: Cell): Cell {
 Deno.test("--for: formulas are escaped after every character that a spreadsheet skips", () => {
   for (const program of ["excel", "sheets"] as const) {
     const counts = noCounts();
-    const csv = new CsvText(["a"], counts, new SpreadsheetRows(program, ["a"], counts));
+    const csv = new CsvText(["a"], counts, spreadsheetRows(program, ["a"], counts));
     const escaped = (text: string) => /^"?'/.test(new TextDecoder().decode(csv.lines([[text]])));
     for (const skipped of ["", "\0", " ", "\t", "\r\n", "\ufeff", "\u00a0", "\u200b", "\u3000", "\0 \x1b\x7f"]) {
       for (const sign of ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"]) {
@@ -149,7 +149,7 @@ Deno.test("--for: formulas are escaped after every character that a spreadsheet 
 Deno.test("--for: text that would run is disarmed, numbers are not; long text is cut and counted", () => {
   for (const program of ["sheets", "excel"] as const) {
     const counts = noCounts();
-    const csv = new CsvText(["a"], counts, new SpreadsheetRows(program, ["a"], counts));
+    const csv = new CsvText(["a"], counts, spreadsheetRows(program, ["a"], counts));
     const said = (...cells: Cell[]) => new TextDecoder().decode(csv.lines([cells])).slice(0, -2);
     for (const text of ["=1+1", "+1", "-1", "@x"]) assert.equal(said(text), `'${text}`);
     assert.deepEqual([said("\t"), said("\r"), said("a=1"), said("'=1"), said(" =1")], [
@@ -176,7 +176,7 @@ Deno.test("--for: text that would run is disarmed, numbers are not; long text is
 
 Deno.test("--for: numbers of over 15 digits and rows that a spreadsheet cannot show are counted, and written", () => {
   const counts = noCounts();
-  const csv = new CsvText(["a"], counts, new SpreadsheetRows("excel", ["a"], counts));
+  const csv = new CsvText(["a"], counts, spreadsheetRows("excel", ["a"], counts));
   for (const cell of [1e15, "123456789012345", 0.5, "x1234567890123456", 1e300, "", null]) csv.lines([[cell]]);
   assert.equal(counts.long_numbers, 0);
   for (const cell of [2n ** 60n, 0.1 + 0.2, "1234567890123456", "-1.234567890123456e5", " 1234567890123456 "]) {
@@ -187,7 +187,7 @@ Deno.test("--for: numbers of over 15 digits and rows that a spreadsheet cannot s
   for (const [program, columns, rows] of [["excel", 1, 1_048_575], ["sheets", 31, 322_579]] as const) {
     const counts = noCounts();
     const names = Array.from({ length: columns }, (_, i) => `c${i}`);
-    const csv = new CsvText(names, counts, new SpreadsheetRows(program, names, counts));
+    const csv = new CsvText(names, counts, spreadsheetRows(program, names, counts));
     const row = names.map(() => null);
     csv.lines(Array(rows).fill(row));
     assert.equal(counts.excess_rows, 0);
