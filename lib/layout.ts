@@ -12,8 +12,6 @@ export type Platform = typeof Deno.build.os;
 export const BASE_VARIABLES = ["TELEMETRY_DB_PATH", "TELEMETRY_BASE_DIR", "AGENT_METRICS_DIR"] as const;
 /** The variables that name a part of the store. */
 export const STORE_VARIABLES = [...BASE_VARIABLES, "TELEMETRY_NDJSON_DIR"] as const;
-/** Every variable that decides where the store is. */
-export const LAYOUT_VARIABLES = [...STORE_VARIABLES, "HOME", "USERPROFILE"] as const;
 
 /** What {@linkcode resolveBase} depends on. */
 export interface Surroundings {

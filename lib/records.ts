@@ -180,39 +180,19 @@ export function runId(agentName: string, at: Date = new Date()): string {
  * @throws {TelemetryError} `invalid_record`, which names the field that JSON cannot represent
  */
 export function toJson(value: unknown, name: string): string {
-  let text: string | undefined;
-  let cause: unknown;
-  try {
-    text = JSON.stringify(value);
-  } catch (error) {
-    cause = error;
-  }
+  const text = stringify(value);
   if (text !== undefined) return text;
-  const field = unserializable(value, name, new Set()) ?? name;
-  throw new TelemetryError("invalid_record", `${field} cannot be written as JSON`, {
+  const field = Object.entries(value ?? {}).find(([, part]) => part !== undefined && stringify(part) === undefined);
+  throw new TelemetryError("invalid_record", `${field ? `${name}.${field[0]}` : name} cannot be written as JSON`, {
     hint: "leave it out, or convert it to text first",
-    cause,
   });
 }
 
-/** The path of the first part that JSON cannot represent. `parents` are the objects that contain it. */
-function unserializable(value: unknown, path: string, parents: Set<object>): string | undefined {
-  if (typeof value === "bigint") return path;
-  if (typeof value !== "object" || value === null) return undefined;
-  if (parents.has(value)) return path;
+function stringify(value: unknown): string | undefined {
   try {
-    if ("toJSON" in value && typeof value.toJSON === "function") {
-      return unserializable(value.toJSON(), path, parents);
-    }
-    parents.add(value);
-    for (const [key, part] of Object.entries(value)) {
-      const found = unserializable(part, Array.isArray(value) ? `${path}[${key}]` : `${path}.${key}`, parents);
-      if (found !== undefined) return found;
-    }
-    parents.delete(value);
-    return undefined;
+    return JSON.stringify(value);
   } catch {
-    return path;
+    return undefined;
   }
 }
 

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { gzipSync } from "node:zlib";
 import { logFiles, scan } from "../../lib/log/read.ts";
-import { fileName, LAYOUT_VARIABLES } from "../../lib/layout.ts";
+import { fileName, STORE_VARIABLES } from "../../lib/layout.ts";
 import { pathWithDeno, ROOT, run, runScript, TempFolder, testWith } from "../fixtures/mod.ts";
 
 const DAY = 86_400_000;
@@ -108,7 +108,7 @@ Deno.test("deno task compile creates programs that need no Deno and take any --b
   const output = `${temp.path}/setup_storage`;
   const { tasks } = JSON.parse(Deno.readTextFileSync(`${ROOT}deno.json`));
   const flags = /C='-q (.*?)'/.exec(tasks.compile.command)![1]!.split(" ");
-  assert.deepEqual(flags, [`--allow-env=${LAYOUT_VARIABLES}`, "--allow-read", "--allow-write"]);
+  assert.deepEqual(flags, [`--allow-env=${[...STORE_VARIABLES, "HOME", "USERPROFILE"]}`, "--allow-read", "--allow-write"]);
   for (const { name } of Deno.readDirSync(`${ROOT}scripts`)) {
     assert.ok(tasks.compile.command.includes(`deno compile $C -o dist/${name.slice(0, -3)} scripts/${name}`), name);
   }
