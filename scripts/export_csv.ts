@@ -47,8 +47,8 @@ if (import.meta.main) {
     const { flags } = terminal;
     const request = readRequest(flags, new Date());
     const output = flags["output"] as string | undefined;
-    if (output === "" || (output === "-" && flags["json"])) {
-      throw new TelemetryError("usage", output ? "--json cannot be used with --output -" : "--output needs a path", {
+    if (output === "-" && flags["json"]) {
+      throw new TelemetryError("usage", "--json cannot be used with --output -", {
         hint: `see ${COMMAND.name} --help`,
       });
     }

@@ -123,7 +123,6 @@ function readOptions(terminal: Terminal): SummaryOptions {
   };
   const names = (flag: string) => {
     const value = textOf(terminal, flag);
-    if (value === "") throw usage(`--${flag} needs a name`);
     // A name may have a comma.
     return value === undefined ? undefined : [value, ...value.split(",")];
   };
@@ -156,7 +155,6 @@ function readLimits(terminal: Terminal): Limits {
 /** In which format to write the report. Undefined when it is printed. */
 function readFormat(terminal: Terminal): Format | undefined {
   const { flags } = terminal;
-  if (flags["run"] === "") throw usage("--run needs an id");
   const path = textOf(terminal, "output");
   if (flags["overwrite"] && path === undefined) throw usage("--overwrite goes only with --output");
   if (path === undefined) return flags["html"] ? "html" : undefined;

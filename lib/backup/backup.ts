@@ -67,7 +67,7 @@ export async function takeBackup(layout: Layout, kind: BackupKind, onProgress?: 
     onProgress,
     examine: (copy) => content = contentOf(copy),
   });
-  const counts = previous.values().map((backup) => countRuns(backup.path)).filter((runs) => typeof runs === "number");
+  const counts = previous.values().map((backup) => countRuns(backup.path)).filter((runs) => runs !== undefined);
   return { ...content!, path, size: sizeOf(path) ?? 0, runs_before: counts.next().value ?? null };
 }
 
@@ -98,18 +98,17 @@ export function contentOf(db: Connection): BackupContent {
   return { schema_version: version, runs: Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]) };
 }
 
-/** How many runs a backup has; `none` when it is not a database or no longer exists, `unread` when it cannot be read now. */
-export function countRuns(path: string): number | "none" | "unread" {
-  let runs: number | "none" | "unread";
+/** How many runs a backup has; undefined when it is incomplete, or cannot be read. */
+export function countRuns(path: string): number | undefined {
   try {
     // Read-only, since another process may remove it: a read-write connection would create an empty file in its place.
     using db = Connection.open(path, { readOnly: true });
-    runs = contentOf(db).runs;
-  } catch (error) {
-    runs = hasCode(error, ...NO_DATABASE) ? "none" : "unread";
+    return contentOf(db).runs;
+  } catch {
+    return undefined;
+  } finally {
+    removeEmptySidecars(path);
   }
-  removeEmptySidecars(path);
-  return sizeOf(path) === undefined ? "none" : runs;
 }
 
 /**
@@ -129,10 +128,10 @@ export function inspectBackup(layout: Layout, path: string): BackupContent {
   }
 }
 
-/** The error of a bad backup. SQLite's hints are those for the database. */
+/** The error of a bad backup. Its hint is the one for the database. */
 export function badBackup(error: unknown): unknown {
-  if (!hasCode(error, ...NO_DATABASE)) return error;
-  return withHint(error, "choose another backup: --list shows which ones are intact");
+  const isBad = hasCode(error, ...NO_DATABASE, "in_the_way");
+  return isBad ? withHint(error, "choose another backup: --list shows which ones are intact") : error;
 }
 
 /** The backups of both kinds, newest first. */
@@ -165,33 +164,29 @@ export interface ChosenBackup {
 /**
  * Resolves a backup as an operator names it: a path, a name in `backups/`, or `latest`.
  *
- * @throws {TelemetryError} `no_storage`, `usage`
+ * @throws {TelemetryError} `no_storage`
  */
 export function resolveBackup(layout: Layout, named: string): ChosenBackup {
-  if (named === "") throw new TelemetryError("usage", "a backup needs a name", { hint: "--list shows the backups" });
   if (named === "latest") return chooseLatest(layout);
   if (folderOf(named) !== ".") return { path: named };
   const listed = pathIn(layout.backups, named);
   if (sizeOf(listed) !== undefined) return { path: listed };
   if (isGranted({ name: "read", path: named }) && sizeOf(named) !== undefined) return { path: named };
-  throw new TelemetryError("no_storage", `the backup ${listed} does not exist`, {
-    hint: "--list of the backup scripts shows the backups; name a file elsewhere with its folder",
-  });
+  throw noBackup(`the backup ${listed} does not exist`);
 }
 
 function chooseLatest(layout: Layout): ChosenBackup {
-  const all = listBackups(layout);
-  const latest = all.find(isNotInFuture);
-  if (latest === undefined) {
-    const future = all.length > 0 ? "; all names there are in the future, so name the file itself" : "";
-    throw new TelemetryError("no_storage", `there is no backup in ${layout.backups}${future}`, {
-      hint: "--list of the backup scripts shows the backups",
-    });
-  }
+  const latest = newestBackup(layout);
+  if (latest === undefined) throw noBackup(`there is no backup in ${layout.backups}`);
+  const { path, name, written } = latest;
   // Names have local times: those of a job in another time zone can be in the wrong order.
-  const later = all.find(({ written }) => written.getTime() > latest.written.getTime() + 1000);
-  if (later === undefined) return { path: latest.path };
-  const warning = `using ${latest.name}, the latest by name, but ${later.name} was written later: ` +
-    `to use that one, name it`;
-  return { path: latest.path, warning };
+  const later = listBackups(layout).find((backup) => backup.written.getTime() > written.getTime() + 1000);
+  if (later === undefined) return { path };
+  const warning = `using ${name}, the latest by name, but ${later.name} was written later: to use that one, name it`;
+  return { path, warning };
+}
+
+function noBackup(what: string): TelemetryError {
+  const hint = "--list of the backup scripts shows the backups; name a file elsewhere with its folder";
+  return new TelemetryError("no_storage", what, { hint });
 }

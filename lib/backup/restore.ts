@@ -6,13 +6,13 @@ import { errorMessage, hasCode, TelemetryError } from "../errors.ts";
 import { PartialFile } from "../fs/atomic_file.ts";
 import { isSameFile, sizeOf, statIfExists } from "../fs/locate.ts";
 import { type Layout, partialOf } from "../layout.ts";
-import { logFiles, unreadableLogs } from "../log/read.ts";
+import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { Connection, type OnProgress } from "../sqlite/connection.ts";
-import { applySchema, inspect, newerSchema } from "../sqlite/migrate.ts";
+import { applySchema, inspect } from "../sqlite/migrate.ts";
 import { assertIntact, OpenableBackup } from "../sqlite/snapshot.ts";
 import { compareRuns } from "../store/compare.ts";
-import { catchUp, mergeRuns, replayLog } from "../store/merge.ts";
+import { catchUp, mergeRuns, type Replayed, replayLog } from "../store/merge.ts";
 import {
   type Current,
   discardCopy,
@@ -75,13 +75,12 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   // 2. Copy the backup beside the database, and check the copy.
   const like = sizeOf(database) === undefined ? path : database;
   using partial = PartialFile.claim(partialOf(database), { forSqlite: true, like });
-  const version = await copyBackup(layout, path, partial.path);
+  await copyBackup(layout, path, partial.path);
   // 3. Check what is there.
   const current = inspectCurrent(database);
-  assertSameProduct(path, version, current);
   using live = current.state === "intact" && options.replay ? LiveDatabase.watch(database) : undefined;
   // 4. Upgrade the copy, and add runs.
-  const prepared = await prepare(layout, path, partial.path, version, current, options);
+  const prepared = await prepare(layout, path, partial.path, current, options);
   // 5. Preserve the current database.
   const kept = await preserveCurrent(layout, current, "before_restore");
   // 6. Install the new content.
@@ -102,108 +101,103 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
 
 type Prepared = Omit<Restored, "kept">;
 
-/** Checks that a path is not obviously something else than a backup. */
+/** Checks that a path is not the live database, or a file that is about to replace it. */
 export function assertNotLive(database: string, path: string): void {
   const [live, backup] = [statIfExists(database), statIfExists(path)];
-  const hint = "--list shows the backups";
-  if (backup?.isDirectory) throw new TelemetryError("in_the_way", `${path} is a folder, not a backup`, { hint });
-  if (path.endsWith(".partial")) throw new TelemetryError("usage", `${path} is incomplete, and not a backup`, { hint });
-  if (live && backup && isSameFile(live, backup)) {
-    throw new TelemetryError("usage", `${path} is the live database`, { hint });
-  }
+  const isLive = live && backup && isSameFile(live, backup);
+  if (!isLive && !path.endsWith(".partial")) return;
+  const what = isLive ? "is the live database" : "is incomplete, and not a backup";
+  throw new TelemetryError("usage", `${path} ${what}`, { hint: "--list shows the backups" });
 }
 
-/** Prepares the copy of a backup for installation. */
-async function prepare(
-  layout: Layout,
-  path: string,
-  target: string,
-  version: number,
-  current: Current,
-  { replay = false }: RestoreOptions,
-): Promise<Prepared> {
-  using db = Connection.open(target);
-  if (current.state === "intact") assertSameFormat(db, path, current);
-  const nothingAdded = { newer_in_log: 0, replayed: false, refused: { log: 0, replaced: 0 } };
-  const prepared: Prepared = { ...contentOf(db), from_version: version, ...nothingAdded, warnings: [] };
-  if (version > SCHEMA_VERSION) {
-    if (replay) prepared.warnings.push("the log cannot be replayed into the database of a later product");
-    return prepared;
-  }
-  const journalMode = db.get("PRAGMA journal_mode=WAL")?.["journal_mode"];
-  if (journalMode !== "wal") throw new TelemetryError("io", `${target} cannot be switched to WAL mode`);
-  if (inspect(db).missing.length > 0) db.transaction(() => applySchema(db));
-  await addRuns(db, layout, prepared, replay);
-  return { ...prepared, ...contentOf(db) };
-}
-
-/** Copies a backup and checks the copy, which has the same damage. Returns its schema version. */
-async function copyBackup(layout: Layout, path: string, target: string): Promise<number> {
+/** Copies a backup and checks the copy, which has the same damage. */
+async function copyBackup(layout: Layout, path: string, target: string): Promise<void> {
   try {
     assertNotEmpty(path);
-    let version: number;
     {
       using backup = new OpenableBackup(layout, path);
       using source = Connection.openToRead(backup.path);
-      version = contentOf(source).schema_version;
+      contentOf(source);
       await source.copyTo(target);
     }
     using db = Connection.open(target);
     assertIntact(db, path, "full");
-    return version;
   } catch (error) {
     throw badBackup(error);
   }
 }
 
-/** Adds the runs of the log and of the replaced database; or counts those of the log that are newer. */
-async function addRuns(db: Connection, layout: Layout, prepared: Prepared, replay: boolean): Promise<void> {
-  const warnOfUnread = (logs: string[]) =>
-    prepared.warnings.push(...logs.map((log) => `${log} cannot be read: its runs are left out`));
-  if (!replay) {
-    try {
-      const { only_in_log, older_in_database, unreadable_logs } = await compareRuns(db, logFiles(layout.raw));
-      prepared.newer_in_log = only_in_log + older_in_database;
-      warnOfUnread(unreadable_logs);
-    } catch (error) {
-      prepared.warnings.push(`newer runs of the log could not be counted: ${errorMessage(error)}`);
-    }
-    return;
+/** Upgrades the copy of a backup, and adds runs, or counts those that the log has and the backup lacks. */
+async function prepare(
+  { database, raw }: Layout,
+  path: string,
+  copy: string,
+  current: Current,
+  { replay = false }: RestoreOptions,
+): Promise<Prepared> {
+  using db = Connection.open(copy);
+  const content = contentOf(db);
+  const from_version = content.schema_version;
+  assertReplaceable(db, path, from_version, current);
+  const warnings: string[] = [];
+  if (from_version > SCHEMA_VERSION) {
+    if (replay) warnings.push("the log cannot be replayed into the database of a later product");
+    const nothing = { newer_in_log: 0, replayed: false, refused: { log: 0, replaced: 0 } };
+    return { ...content, from_version, ...nothing, warnings };
   }
-  const logs = logFiles(layout.raw);
-  warnOfUnread(unreadableLogs(logs));
-  const { newer, refused } = await replayLog(db, logs);
-  prepared.newer_in_log = newer;
-  prepared.refused.log = refused;
-  prepared.replayed = true;
+  const journalMode = db.get("PRAGMA journal_mode=WAL")?.["journal_mode"];
+  if (journalMode !== "wal") throw new TelemetryError("io", `${copy} cannot be switched to WAL mode`);
+  if (inspect(db).missing.length > 0) db.transaction(() => applySchema(db));
+  const log = replay ? await replayLog(db, logFiles(raw)) : await countNewer(db, raw, warnings);
+  warnings.push(...log.unreadable_logs.map((path) => `${path} cannot be read: its runs are left out`));
+  const refused = { log: log.refused, replaced: replay ? addReplaced(db, database, warnings) : 0 };
+  return { ...contentOf(db), from_version, newer_in_log: log.newer, replayed: replay, refused, warnings };
+}
+
+/** Counts the runs of the log that the backup lacks. A restore does not depend on it. */
+async function countNewer(db: Connection, raw: string, warnings: string[]): Promise<Replayed> {
+  try {
+    const { only_in_log, older_in_database, unreadable_logs } = await compareRuns(db, logFiles(raw));
+    return { newer: only_in_log + older_in_database, refused: 0, unreadable_logs };
+  } catch (error) {
+    warnings.push(`newer runs of the log could not be counted: ${errorMessage(error)}`);
+    return { newer: 0, refused: 0, unreadable_logs: [] };
+  }
+}
+
+/** Adds the runs and markers of the replaced database. Returns how many runs violate a constraint. */
+function addReplaced(db: Connection, database: string, warnings: string[]): number {
   try {
     // SQLite deletes the WAL of a file of 0 bytes when it opens it.
-    assertNotEmpty(layout.database);
-    using replaced = Connection.openToRead(layout.database);
-    prepared.refused.replaced = mergeRuns(db, replaced);
+    assertNotEmpty(database);
+    using replaced = Connection.openToRead(database);
+    return mergeRuns(db, replaced);
   } catch (error) {
     if (!hasCode(error, ...NO_DATABASE)) throw error;
-    prepared.warnings.push(`runs and markers that only the replaced database has cannot be read: ${error.message}`);
+    warnings.push(`runs and markers that only the replaced database has cannot be read: ${error.message}`);
+    return 0;
   }
 }
 
-/** The backup of a later product replaces only a database of the same version, and ours never one of a later product. */
-function assertSameProduct(path: string, version: number, current: Current): void {
-  const existing = current.state === "intact" ? current.version : undefined;
-  if (version > SCHEMA_VERSION && existing !== version) throw newerSchema(path, version);
-  if (version <= SCHEMA_VERSION && existing !== undefined && existing > SCHEMA_VERSION) {
-    throw new TelemetryError("newer_schema", `the database has schema v${existing}, the backup v${version}`, {
-      hint: "restore a backup of the later product, or use another folder (--base DIR)",
+/**
+ * Checks that a backup can replace the database. One of a later product replaces only a database of the same version, and
+ * ours never one of a later product. SQLite cannot replace pages of another size in a live database, and agents that have
+ * it open cannot read other text.
+ */
+function assertReplaceable(db: Connection, path: string, version: number, current: Current): void {
+  const existing = current.state === "intact" ? current : undefined;
+  if (version !== existing?.version && Math.max(version, existing?.version ?? 0) > SCHEMA_VERSION) {
+    const what = existing ? `the database has schema v${existing.version}` : "there is no intact database";
+    throw new TelemetryError("newer_schema", `${what}, but ${path} has schema v${version}`, {
+      hint: "choose a backup of the product that uses this store, or another store (--base DIR)",
     });
   }
-}
-
-/** SQLite cannot replace pages of another size in a live database, and agents that have it open cannot read other text. */
-function assertSameFormat(db: Connection, path: string, { settings }: Current & { state: "intact" }): void {
+  if (existing === undefined) return;
   const own = readSettings(db);
   for (const name of ["page_size", "encoding"] as const) {
-    if (own[name] === settings[name]) continue;
-    throw new TelemetryError("in_the_way", `${path} has ${name} ${own[name]}, the database has ${settings[name]}`, {
+    if (own[name] === existing.settings[name]) continue;
+    const what = `${path} has ${name} ${own[name]}, the database has ${existing.settings[name]}`;
+    throw new TelemetryError("in_the_way", what, {
       hint: "stop the agents, move the database with its -wal and -shm away, then restore again",
     });
   }

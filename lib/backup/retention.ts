@@ -3,11 +3,12 @@
  * @module
  */
 import { errorMessage, fileError, hasCode } from "../errors.ts";
-import { readFull, removeIfExists, syncFolder } from "../fs/atomic_file.ts";
+import { removeIfExists, syncFolder } from "../fs/atomic_file.ts";
+import { pathExists } from "../fs/locate.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
-import { type DatabaseCopy, SOON_MS } from "../sqlite/snapshot.ts";
+import type { DatabaseCopy } from "../sqlite/snapshot.ts";
 import { NO_DATABASE } from "../store/replace_database.ts";
-import { type BackupKind, countRuns, inspectBackup, listBackups } from "./backup.ts";
+import { type BackupKind, countRuns, inspectBackup, isNotInFuture, listBackups } from "./backup.ts";
 
 /** Which backups are kept: the newest `count`, or those of the last `days`. */
 export type KeepRule = { count: number } | { days: number };
@@ -37,37 +38,28 @@ export function applyRetention(
   rule: KeepRule,
   now: { path?: string; runs: number },
 ): Retention {
-  const soon = Date.now() + SOON_MS;
   const ignored: Retention["ignored"] = [];
-  const isIgnored = ({ name }: DatabaseCopy, why: string | undefined) => {
-    if (why !== undefined) ignored.push({ name, why });
-    return why !== undefined;
-  };
+  const counted: (DatabaseCopy & { runs: number })[] = [];
   // 1. Leave aside names in the future, which a wrong clock gave, and incomplete files, which older tools left under good
   //    names: counting them would remove good backups.
-  const counted = listBackups(layout).filter((backup) => {
-    if (backup.kind !== kind) return false;
-    const why = backup.time.getTime() > soon ? "is dated in the future" : problemOf(backup);
-    return why !== null && !isIgnored(backup, why);
-  });
+  for (const backup of listBackups(layout)) {
+    if (backup.kind !== kind) continue;
+    const runs = countRuns(backup.path);
+    if (!isNotInFuture(backup)) ignored.push({ name: backup.name, why: "is dated in the future" });
+    else if (runs !== undefined) counted.push({ ...backup, runs });
+    // Another process may have removed it.
+    else if (pathExists(backup.path)) ignored.push({ name: backup.name, why: "is incomplete, or cannot be read" });
+  }
   // 2. Find what the rule no longer keeps. Another process may have taken a newer one, and the clock may have been set back.
-  const newest = now.path === undefined ? undefined : counted[0]?.path;
   const old = "count" in rule
     ? counted.slice(now.path === undefined ? rule.count - 1 : rule.count)
-    : counted.filter(({ time }) => soon - time.getTime() > rule.days * DAY_MS);
-  const examined = old.filter(({ path }) => path !== now.path && path !== newest)
-    .map((backup) => ({ ...backup, runs: countRuns(backup.path) }));
-  // 3. Keep those that cannot be read now, and the fullest one.
-  const read = examined.filter((backup) =>
-    !isIgnored(backup, backup.runs === "unread" ? "cannot be read now" : undefined)
-  );
-  const fullest = read.filter((backup) => typeof backup.runs === "number" && backup.runs > now.runs)
-    .toSorted((a, b) => Number(b.runs) - Number(a.runs)).find(({ path }) => isUsable(layout, path));
-  return {
-    expired: read.filter(({ path }) => path !== fullest?.path),
-    fullest: fullest && { name: fullest.name, runs: Number(fullest.runs) },
-    ignored,
-  };
+    : counted.filter(({ time }) => Date.now() - time.getTime() > rule.days * DAY_MS);
+  const newest = now.path === undefined ? undefined : counted[0]?.path;
+  const expired = old.filter(({ path }) => path !== now.path && path !== newest);
+  // 3. Keep the fullest one.
+  const fuller = expired.filter(({ runs }) => runs > now.runs).sort((a, b) => b.runs - a.runs);
+  const fullest = fuller.find(({ path }) => isUsable(layout, path));
+  return { expired: expired.filter((backup) => backup !== fullest), fullest, ignored };
 }
 
 /** Whether a backup is intact, or could not be checked. */
@@ -78,26 +70,6 @@ function isUsable(layout: Layout, path: string): boolean {
   } catch (error) {
     return !hasCode(error, ...NO_DATABASE);
   }
-}
-
-/**
- * Why a file is no complete backup: it is shorter than its header says (SQLite's file format, "The Database Header"). Null
- * when it no longer exists, since another process may remove it.
- */
-function problemOf({ path, size }: DatabaseCopy): string | undefined | null {
-  try {
-    using file = Deno.openSync(path);
-    const header = new DataView(new ArrayBuffer(100));
-    readFull(file, new Uint8Array(header.buffer));
-    const isDatabase = new TextDecoder().decode(header.buffer.slice(0, 16)) === "SQLite format 3\0";
-    const pageSize = header.getUint16(16) === 1 ? 65536 : header.getUint16(16);
-    // SQLite before 3.7.0 does not store the number of pages there.
-    const pages = header.getUint32(24) === header.getUint32(92) ? header.getUint32(28) : 1;
-    if (isDatabase && size >= pageSize * pages) return undefined;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return null;
-  }
-  return "is incomplete, or cannot be read";
 }
 
 /** Removes backups, and makes the removal durable. A backup that cannot be removed is a warning. */
@@ -111,8 +83,10 @@ export function removeBackups(
       Deno.removeSync(path);
     } catch (error) {
       // Another process may have removed it.
-      if (!(error instanceof Deno.errors.NotFound)) warnings.push(fileError(error, `cannot remove ${path}`).message);
-      return error instanceof Deno.errors.NotFound;
+      if (pathExists(path)) {
+        warnings.push(fileError(error, `cannot remove ${path}`).message);
+        return false;
+      }
     }
     Object.values(sidecarsOf(path)).forEach(removeIfExists);
     return true;

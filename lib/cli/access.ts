@@ -76,7 +76,7 @@ export function accessOf(command: Command, flags: FlagValues, layout: Layout): A
   // 3. The paths that are given to flags.
   for (const [name, { path }] of given) {
     const value = String(flags[name]);
-    if (path === undefined || value === "" || value === "-") continue;
+    if (path === undefined || value === "-") continue;
     if (path === "write") {
       write.push(value, partialOf(value));
       // To make the new name durable.

@@ -152,8 +152,9 @@ export function parseFlags(command: Command, args: string[]): FlagValues {
       const other = values[name] === undefined ? undefined : excludes.find((flag) => values[flag] !== undefined);
       if (other !== undefined) throw new Error(`--${other} cannot be used with --${name}`);
     }
+    const empty = Object.keys(values).find((name) => values[name] === "");
+    if (empty !== undefined) throw new Error(`--${empty} needs a value`);
     const { base } = values;
-    if (base === "") throw new Error("--base needs a folder");
     // A shell does not expand --base=~/store, and a folder named "~" would be created.
     if (/^~/.test(String(base))) throw new Error(`--base ${base}: the shell did not expand "~", use "$HOME"`);
     return values as FlagValues;

@@ -224,6 +224,8 @@ export interface Replayed {
   newer: number;
   /** How many states violate a constraint of the table. They remain in the log only. */
   refused: number;
+  /** The logs that cannot be read. */
+  unreadable_logs: string[];
 }
 
 /** Merges the runs of logs into a v3 database, in short transactions, since it may be live. */
@@ -231,8 +233,9 @@ export async function replayLog(db: Connection, files: Iterable<string>): Promis
   const known = db.prepare("SELECT status FROM agent_runs WHERE run_id=?");
   const upsert = db.prepare(upsertSql(RUN_COLUMNS));
   const mark = db.prepare(MARK_POSTED_SQL);
-  const done: Replayed = { newer: 0, refused: 0 };
-  for await (const { rows, posted } of readRunStates(files)) {
+  const done: Replayed = { newer: 0, refused: 0, unreadable_logs: [] };
+  for await (const { rows, posted, rejections } of readRunStates(files)) {
+    for (const { rejected, file } of rejections) if (rejected === "cannot be read") done.unreadable_logs.push(file);
     // A write is repeated where a trigger rolls back the transaction.
     const outcomes = new Map<SqlValue[], "newer" | "refused">();
     const states = rows.map((row) => () => {

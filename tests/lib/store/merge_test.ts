@@ -67,7 +67,12 @@ async function readLogs(files: string[]): Promise<Logged> {
 }
 
 const readLines = (...lines: string[]): Promise<Logged> => inLog(lines, readLogs);
-const applyLines = (db: Connection, ...lines: string[]) => inLog(lines, (files) => replayLog(db, files));
+const applyLines = (db: Connection, ...lines: string[]) =>
+  inLog(lines, async (files) => {
+    const { unreadable_logs, ...counts } = await replayLog(db, files);
+    assert.deepEqual(unreadable_logs, []);
+    return counts;
+  });
 const compareLines = (db: Connection, ...lines: string[]) => inLog(lines, (files) => compareRuns(db, files));
 
 async function readOne(...lines: string[]): Promise<Fields> {
