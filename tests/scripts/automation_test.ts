@@ -108,7 +108,11 @@ Deno.test("deno task compile creates programs that need no Deno and take any --b
   const output = `${temp.path}/setup_storage`;
   const { tasks } = JSON.parse(Deno.readTextFileSync(`${ROOT}deno.json`));
   const flags = /C='-q (.*?)'/.exec(tasks.compile.command)![1]!.split(" ");
-  assert.deepEqual(flags, [`--allow-env=${[...STORE_VARIABLES, "HOME", "USERPROFILE"]}`, "--allow-read", "--allow-write"]);
+  assert.deepEqual(flags, [
+    `--allow-env=${[...STORE_VARIABLES, "HOME", "USERPROFILE"]}`,
+    "--allow-read",
+    "--allow-write",
+  ]);
   for (const { name } of Deno.readDirSync(`${ROOT}scripts`)) {
     assert.ok(tasks.compile.command.includes(`deno compile $C -o dist/${name.slice(0, -3)} scripts/${name}`), name);
   }
