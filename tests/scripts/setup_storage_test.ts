@@ -106,7 +106,7 @@ Deno.test("a base that is a file or below one is refused, and the file is kept",
   }
 });
 
-testWith(["links"], "a base that is a link works, or the missing permission is printed", async () => {
+testWith(["links", "shell"], "a base that is a link works, or the missing permission is printed", async () => {
   using temp = new TempFolder();
   const link = `${temp.path}/link`;
   Deno.mkdirSync(`${temp.path}/real`);
@@ -122,7 +122,7 @@ testWith(["links"], "a base that is a link works, or the missing permission is p
   assert.deepEqual(shape(`${temp.path}/real`), [...STORAGE, "config/schema.sql", "db/telemetry.sqlite"].toSorted());
 });
 
-testWith(["links"], "a new base below a link works, if needed after the printed command", async () => {
+testWith(["links", "shell"], "a new base below a link works, if needed after the printed command", async () => {
   using temp = new TempFolder();
   Deno.mkdirSync(`${temp.path}/real`);
   Deno.symlinkSync("real", `${temp.path}/link`);
