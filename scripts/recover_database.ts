@@ -5,16 +5,15 @@
  */
 import { inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
 import { findUnusedCopies, type UnusedCopy } from "../lib/recovery/copies.ts";
-import { checkCurrent, checkHealth, type Health } from "../lib/recovery/health.ts";
+import { checkHealth, type Health } from "../lib/recovery/health.ts";
 import { fileNameOf, type Layout, parseFileName } from "../lib/layout.ts";
 import { logFiles } from "../lib/log/read.ts";
-import { type RunRecord, SCHEMA_VERSION } from "../lib/records.ts";
+import { SCHEMA_VERSION } from "../lib/records.ts";
 import { oneLine } from "../lib/report/format.ts";
-import { recoverChecked, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
-import type { Current } from "../lib/store/replace_database.ts";
+import { recoverDatabase, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
 import { endStaleRuns } from "../lib/store/stale_runs.ts";
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
-import { hasCode, TelemetryError } from "../lib/errors.ts";
+import { TelemetryError } from "../lib/errors.ts";
 import { formatBytes, plural } from "../lib/format.ts";
 import { parseDurationFlag, parseTimeFlag } from "../lib/time.ts";
 
@@ -57,29 +56,28 @@ export const COMMAND: Command = {
 
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
-    const { flags } = terminal;
-    if (flags["end-stale"] !== undefined) parseDurationFlag("end-stale", String(flags["end-stale"]));
-    else if (flags["dry-run"]) {
+    const { force, "check-only": checkOnly, "dry-run": dryRun, "end-stale": endStale } = terminal.flags;
+    if (dryRun && endStale === undefined) {
       throw new TelemetryError("usage", "--dry-run needs --end-stale", { hint: "see recover_database --help" });
     }
+    const olderThanMs = parseDurationFlag("end-stale", String(endStale ?? "24h"));
     const since = readSince(terminal);
     const layout = terminal.locate();
-    if (flags["check-only"] || flags["dry-run"]) {
-      const health = await checkHealth(layout, { compare: true, since });
-      printHealth(terminal, layout, health);
-      terminal.exitCode = health.healthy ? 0 : 1;
-      const [unused_copies, stale_runs] = health.healthy
-        ? [warnOfUnusedCopies(terminal, layout), await endStale(terminal, layout)]
-        : [[], null];
-      return { ...health, unused_copies, stale_runs };
+    const mayChange = !checkOnly && !dryRun;
+    const health = force ? undefined : await checkHealth(layout, { compare: true, since, mayRollBack: mayChange });
+    if (health) printHealth(terminal, layout, health);
+    if (!mayChange && !health!.healthy) {
+      terminal.exitCode = 1;
+      return { ...health, unused_copies: [], stale_runs: null };
     }
-    const { health, current } = await check(terminal, layout);
-    printHealth(terminal, layout, health);
-    const result = health.healthy && !flags["force"]
+    const result = !mayChange
+      ? { ...health }
+      : health?.healthy
       ? keep(terminal, layout, health)
-      : await recover(terminal, layout, current, since);
-    const unused_copies = warnOfUnusedCopies(terminal, layout);
-    return { ...result, unused_copies, ...flags["end-stale"] && { stale_runs: await endStale(terminal, layout) } };
+      : await recover(terminal, layout, since);
+    const unused_copies = await warnOfUnusedCopies(terminal, layout);
+    if (mayChange && endStale === undefined) return { ...result, unused_copies };
+    return { ...result, unused_copies, stale_runs: await endStaleOrList(terminal, layout, olderThanMs) };
   });
 }
 
@@ -88,26 +86,6 @@ function keep(terminal: Terminal, layout: Layout, health: Health): Result {
   terminal.say(`nothing ${isComplete ? "to do" : "is damaged"}; --force rebuilds the database all the same`);
   removeStaleRecovery(layout);
   return { recovered: false, ...health };
-}
-
-/** Ends the stale runs, or lists them where nothing may change. */
-async function endStale(terminal: Terminal, layout: Layout): Promise<Result[]> {
-  const { "end-stale": age = "24h", "check-only": isCheck, "dry-run": isDryRun } = terminal.flags;
-  let runs: RunRecord[];
-  try {
-    const olderThanMs = parseDurationFlag("end-stale", String(age));
-    runs = await endStaleRuns(layout, { olderThanMs, dryRun: Boolean(isCheck || isDryRun) });
-  } catch (error) {
-    if (!isCheck || !(error instanceof TelemetryError)) throw error;
-    terminal.warn(error.message);
-    return [];
-  }
-  const outcome = isCheck ? "can be ended (--end-stale)" : isDryRun ? "would end as failed" : "ended as failed";
-  if (runs.length > 0 || !isCheck) terminal.say(`${plural(runs.length, "stale run")} ${outcome}: no record for ${age}`);
-  const shown = isCheck ? runs.slice(0, 5) : runs;
-  for (const { run_id, end_time } of shown) terminal.say(`  ${oneLine(run_id)}, last record ${end_time}`);
-  if (shown.length < runs.length) terminal.say(`  and ${runs.length - shown.length} more`);
-  return runs.map(({ run_id, agent_name, job_type, end_time }) => ({ run_id, agent_name, job_type, end_time }));
 }
 
 function readSince({ flags }: Terminal): Date | undefined {
@@ -121,25 +99,39 @@ function readSince({ flags }: Terminal): Date | undefined {
   return new Date(parseTimeFlag("since", since, new Date()) / 1000);
 }
 
-/** Checks the database, and compares it with the log where the log can be read. */
-async function check(terminal: Terminal, layout: Layout): Promise<{ health: Health; current: Current }> {
-  const compare = !terminal.flags["force"];
+/** Does what must not stop the rest: a failure is a warning. */
+async function optional<T>(terminal: Terminal, work: () => T | Promise<T>, otherwise: T): Promise<T> {
   try {
-    return await checkCurrent(layout, { compare, mayRollBack: true });
+    return await work();
   } catch (error) {
-    if (!compare || !hasCode(error, "permission", "in_the_way", "io")) throw error;
-    const checked = await checkCurrent(layout, { mayRollBack: true });
+    if (!(error instanceof TelemetryError)) throw error;
     terminal.warn(error.message);
-    return checked;
+    return otherwise;
   }
+}
+
+/** The first five, and how many more there are. */
+function firstOf(items: string[]): string[] {
+  return items.length > 5 ? [...items.slice(0, 5), `and ${items.length - 5} more`] : items;
+}
+
+/** Ends the stale runs, or lists them where nothing may change. */
+async function endStaleOrList(terminal: Terminal, layout: Layout, olderThanMs: number): Promise<Result[]> {
+  const { "end-stale": age = "24h", "check-only": isCheck, "dry-run": isDryRun } = terminal.flags;
+  const end = () => endStaleRuns(layout, { olderThanMs, dryRun: Boolean(isCheck || isDryRun) });
+  const runs = isCheck ? await optional(terminal, end, []) : await end();
+  const outcome = isCheck ? "can be ended (--end-stale)" : isDryRun ? "would end as failed" : "ended as failed";
+  if (runs.length > 0 || !isCheck) terminal.say(`${plural(runs.length, "stale run")} ${outcome}: no record for ${age}`);
+  const lines = runs.map(({ run_id, end_time }) => `${oneLine(run_id)}, last record ${end_time}`);
+  for (const line of isCheck ? firstOf(lines) : lines) terminal.say(`  ${line}`);
+  return runs.map(({ run_id, agent_name, job_type, end_time }) => ({ run_id, agent_name, job_type, end_time }));
 }
 
 function printHealth(terminal: Terminal, { database }: Layout, health: Health): void {
   const { healthy, problems, schema_version: version, runs } = health;
   if (healthy) terminal.say(`${database} is healthy`);
   else {
-    const more = problems.length > 5 ? `; and ${problems.length - 5} more` : "";
-    terminal.warn(`${database} is not healthy: ${problems.slice(0, 5).join("; ")}${more}`);
+    terminal.warn(`${database} is not healthy: ${firstOf(problems).join("; ")}`);
     if (terminal.flags["check-only"]) terminal.warn("run recover_database without --check-only");
   }
   if (version !== null && version < SCHEMA_VERSION) {
@@ -165,14 +157,8 @@ function printHealth(terminal: Terminal, { database }: Layout, health: Health): 
 }
 
 /** Names the command for each copy of a damaged database that has what the database lacks. */
-function warnOfUnusedCopies(terminal: Terminal, layout: Layout): UnusedCopy[] {
-  let copies: UnusedCopy[] = [];
-  try {
-    copies = findUnusedCopies(layout);
-  } catch (error) {
-    if (!(error instanceof TelemetryError)) throw error;
-    terminal.warn(`the copies of damaged databases could not be compared: ${error.message}`);
-  }
+async function warnOfUnusedCopies(terminal: Terminal, layout: Layout): Promise<UnusedCopy[]> {
+  const copies = await optional(terminal, () => findUnusedCopies(layout), []);
   for (const { path, runs, markers, commits } of copies) {
     const counts = [[runs, "run"], [markers, "api_posted marker"], [commits, "commit"]] as const;
     const what = counts.filter(([count]) => count > 0).map(([count, noun]) => plural(count, noun)).join(", ");
@@ -183,28 +169,25 @@ function warnOfUnusedCopies(terminal: Terminal, layout: Layout): UnusedCopy[] {
   return copies;
 }
 
-async function recover(terminal: Terminal, layout: Layout, current: Current, since: Date | undefined): Promise<Result> {
+async function recover(terminal: Terminal, layout: Layout, since?: Date): Promise<Result> {
   const { flags } = terminal;
   const named = flags["with-backup"];
   const backup = named === undefined ? undefined : resolveBackup(layout, String(named));
   if (backup?.warning) terminal.warn(backup.warning);
   // A copy of a damaged database may be damaged, too.
   if (backup && parseFileName(fileNameOf(backup.path))?.kind !== "corrupted") inspectBackup(layout, backup.path);
-  const recovery = await recoverChecked(layout, {
+  const recovery = await recoverDatabase(layout, {
     onlyIfDamaged: !flags["force"],
     salvage: !flags["no-salvage"],
     backup: backup?.path,
     since,
     onProgress: terminal.progress("recover", 1),
-  }, current);
+  });
   if (recovery === null) {
     terminal.say("another process has already recovered it");
     return { recovered: false };
   }
-  printRecovery(terminal, recovery);
-  const renamed = logFiles(layout.raw).map(fileNameOf).filter((name) => parseFileName(name) === null);
-  const more = renamed.length > 5 ? ` and ${renamed.length - 5} more` : "";
-  if (renamed.length > 0) terminal.say(`  renamed logs: ${renamed.slice(0, 5).join(", ")}${more}`);
+  printRecovery(terminal, layout, recovery);
   if (recovery.files === 0 && recovery.sources.length === 0 && recovery.kept === null) {
     terminal.warn(
       `there is no log in ${layout.raw} and no database, so nothing was recovered: is this the right store?`,
@@ -217,34 +200,37 @@ async function recover(terminal: Terminal, layout: Layout, current: Current, sin
   if (recovery.runs === 0 && backup === undefined && latest) {
     terminal.warn(`no run was recovered, but ${latest.path} exists: run this again with --force --with-backup latest`);
   }
-  for (const warning of recovery.warnings) terminal.warn(warning);
   if (recovery.rejected["cannot be read"]) terminal.exitCode = 1;
   return { recovered: true, ...recovery };
 }
 
-function printRecovery(terminal: Terminal, recovery: Recovery): void {
-  const { database, runs, runs_from: from, commits, files, lines, bytes, duration_ms } = recovery;
+function printRecovery(terminal: Terminal, { raw }: Layout, recovery: Recovery): void {
+  const { database, runs, runs_from: from, left_behind, commits, files, lines, bytes, duration_ms } = recovery;
+  const say = (line: string) => terminal.say(`  ${line}`);
   terminal.say(`recovered ${database}: ${plural(runs, "run")}, ${plural(commits, "commit")}, schema v3`);
   const seconds = (duration_ms / 1000).toFixed(1);
-  terminal.say(`  read ${plural(files, "log")}, ${plural(lines, "line")}, ${formatBytes(bytes)}, in ${seconds} s`);
-  terminal.say(
-    `  runs only from the log ${from.log}, from both ${from.log_and_salvaged}, from no log ${from.salvaged}; ` +
+  say(`read ${plural(files, "log")}, ${plural(lines, "line")}, ${formatBytes(bytes)}, in ${seconds} s`);
+  say(
+    `runs only from the log ${from.log}, from both ${from.log_and_salvaged}, from no log ${from.salvaged}; ` +
       `events stay in the log`,
   );
-  const { log, salvaged } = recovery.left_behind;
+  const { log, salvaged } = left_behind;
   if (log + salvaged > 0) {
-    terminal.say(`  left behind: ${plural(log, "run")} of the log, ${plural(salvaged, "run")} of the old database`);
+    say(`left behind: ${plural(log, "run")} of the log, ${plural(salvaged, "run")} of the old database`);
   }
   if (recovery.just_started > 0) {
-    terminal.say(`  left to their agents: ${plural(recovery.just_started, "run")} that started less than 20 s ago`);
+    say(`left to their agents: ${plural(recovery.just_started, "run")} that started less than 20 s ago`);
   }
   for (const [status, count] of Object.entries(recovery.read_as_failed)) {
-    terminal.say(`  read as failed: ${plural(count, "run")} with the status ${status}`);
+    say(`read as failed: ${plural(count, "run")} with the status ${status}`);
   }
-  for (const { path, sound } of recovery.sources) terminal.say(`  read ${path}${sound ? "" : " (damaged)"}`);
+  for (const { path, sound } of recovery.sources) say(`read ${path}${sound ? "" : " (damaged)"}`);
+  for (const [reason, count] of Object.entries(recovery.rejected)) say(`rejected ${count}: ${reason}`);
+  if (recovery.rejected_file) say(`rejected lines and rows: ${recovery.rejected_file}`);
+  if (recovery.kept) say(`replaced database: ${recovery.kept}`);
+  if (recovery.report) say(`report: ${recovery.report}`);
+  const renamed = logFiles(raw).map(fileNameOf).filter((name) => parseFileName(name) === null);
+  if (renamed.length > 0) say(`renamed logs: ${firstOf(renamed).join(", ")}`);
   for (const what of recovery.not_brought) terminal.warn(`not restored: ${what}`);
-  for (const [reason, count] of Object.entries(recovery.rejected)) terminal.say(`  rejected ${count}: ${reason}`);
-  if (recovery.rejected_file) terminal.say(`  rejected lines and rows: ${recovery.rejected_file}`);
-  if (recovery.kept) terminal.say(`  replaced database: ${recovery.kept}`);
-  if (recovery.report) terminal.say(`  report: ${recovery.report}`);
+  for (const warning of recovery.warnings) terminal.warn(warning);
 }

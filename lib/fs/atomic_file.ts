@@ -147,15 +147,11 @@ export class PartialFile implements Disposable {
   /** Whether the path may be another process's from now on. */
   #isReleased = false;
 
-  /**
-   * @param lock the lock of a partial that SQLite writes; otherwise, `file` is locked itself
-   * @param hasWaited whether the claim had to wait for another process
-   */
+  /** @param lock the lock of a partial that SQLite writes; otherwise, `file` is locked itself */
   private constructor(
     readonly path: string,
     readonly file: Deno.FsFile,
     private readonly lock: Deno.FsFile | undefined,
-    readonly hasWaited: boolean,
   ) {
     claimed.add(this);
   }
@@ -167,7 +163,7 @@ export class PartialFile implements Disposable {
    */
   static claim(path: string, { wait = true, forSqlite = false, like }: ClaimOptions = {}): PartialFile {
     const deadline = performance.now() + (wait ? CLAIM_TIMEOUT_MS : 0);
-    for (let hasWaited = false;; hasWaited = true) {
+    for (;;) {
       const lock = forSqlite ? tryLock(lockOf(path)) : undefined;
       let file: Deno.FsFile | undefined;
       try {
@@ -181,7 +177,7 @@ export class PartialFile implements Disposable {
         // Only on Windows would this lock hinder SQLite.
         attempt(() => file.unlockSync());
       }
-      if (file) return new PartialFile(path, file, lock, hasWaited);
+      if (file) return new PartialFile(path, file, lock);
       if (performance.now() >= deadline) {
         throw new TelemetryError("locked", `another process is writing ${path}`, {
           hint: "wait until it ends, or stop it, then run this again",

@@ -3,13 +3,14 @@
  * @module
  */
 import { errorMessage, TelemetryError } from "../errors.ts";
-import type { Layout } from "../layout.ts";
+import { sizeOf } from "../fs/locate.ts";
+import { type Layout, sidecarsOf } from "../layout.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
-import { Connection, hasHotJournal, isRefused, retryWhileLocked } from "../sqlite/connection.ts";
+import { Connection, isRefused, retryWhileLocked } from "../sqlite/connection.ts";
 import { newerSchema } from "../sqlite/migrate.ts";
 import { compareRuns, type RunComparison } from "../store/compare.ts";
-import { type Current, inspectCurrent } from "../store/replace_database.ts";
+import { inspectCurrent } from "../store/replace_database.ts";
 import { assertWritable } from "./source_schema.ts";
 
 /** The state of a database. */
@@ -59,44 +60,24 @@ export interface HealthOptions {
  * ```
  */
 export async function checkHealth(layout: Layout, options: HealthOptions = {}): Promise<Health> {
-  return (await checkCurrent(layout, options)).health;
-}
-
-/** As {@linkcode checkHealth}, with what a recovery needs to know. */
-export async function checkCurrent(
-  layout: Layout,
-  options: HealthOptions = {},
-): Promise<{ health: Health; current: Current }> {
   const { database } = layout;
-  if (!options.mayRollBack && hasHotJournal(database)) {
+  if (!options.mayRollBack && (sizeOf(sidecarsOf(database).journal) ?? 0) > 0) {
     throw new TelemetryError("locked", `the database could not be checked: ${database} has an unfinished transaction`, {
       hint: "open the database with any program (setup_database does), or run recover_database without --check-only",
     });
   }
-  let current: Current;
-  try {
-    current = inspectCurrent(database);
-  } catch (error) {
-    if (!(error instanceof TelemetryError)) throw error;
-    throw new TelemetryError(error.code, `the database could not be checked: ${error.message}`, {
-      hint: error.hint,
-      cause: error.cause,
-    });
-  }
+  const current = inspectCurrent(database);
   if (current.state !== "intact") {
     const problems = current.state === "damaged" ? current.problems : [`${database} does not exist`];
-    const unknown = { missing_tables: [], schema_version: null, unusable_tables: [], runs: null };
-    return { current, health: { healthy: false, problems, ...unknown } };
+    return { healthy: false, problems, missing_tables: [], schema_version: null, unusable_tables: [], runs: null };
   }
-  const { version, missingTables } = current;
-  if (version > SCHEMA_VERSION) throw newerSchema(database, version);
+  const { version: schema_version, missingTables: missing_tables } = current;
+  if (schema_version > SCHEMA_VERSION) throw newerSchema(database, schema_version);
   using db = Connection.openToRead(database);
   const unusable_tables = retryWhileLocked(() => unusableTables(db));
   const runs = options.compare ? await compareRuns(db, logFiles(layout.raw), options.since) : null;
-  const problems = missingTables.map((table) => `the table ${table} is missing`);
-  const healthy = problems.length === 0;
-  const health = { healthy, problems, missing_tables: missingTables, schema_version: version, unusable_tables, runs };
-  return { current, health };
+  const problems = missing_tables.map((table) => `the table ${table} is missing`);
+  return { healthy: problems.length === 0, problems, missing_tables, schema_version, unusable_tables, runs };
 }
 
 function unusableTables(db: Connection): string[] {

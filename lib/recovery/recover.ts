@@ -6,7 +6,7 @@ import { TelemetryError } from "../errors.ts";
 import { ensureFolder, PartialFile } from "../fs/atomic_file.ts";
 import { pathExists, sizeOf, statIfExists } from "../fs/locate.ts";
 import type { Layout } from "../layout.ts";
-import { logFiles } from "../log/read.ts";
+import { logFiles, type Rejection } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { recoverySchemaSql } from "../schema.ts";
 import { Connection, folderAtDatabasePath, type OnProgress } from "../sqlite/connection.ts";
@@ -113,16 +113,7 @@ const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGM
  * if (recovery) console.log(`${recovery.runs} runs; the replaced database is ${recovery.kept}`);
  * ```
  */
-export function recoverDatabase(layout: Layout, options: RecoveryOptions = {}): Promise<Recovery | null> {
-  return recoverChecked(layout, options);
-}
-
-/** As {@linkcode recoverDatabase}. `found` is what a check just before has found, which saves another one. */
-export async function recoverChecked(
-  layout: Layout,
-  options: RecoveryOptions,
-  found?: Current,
-): Promise<Recovery | null> {
+export async function recoverDatabase(layout: Layout, options: RecoveryOptions = {}): Promise<Recovery | null> {
   const start = performance.now();
   const { base, db: folder, database, recovering } = layout;
   if (statIfExists(database)?.isDirectory) throw folderAtDatabasePath(database);
@@ -131,15 +122,15 @@ export async function recoverChecked(
   const wasInterrupted = pathExists(recovering);
   using partial = PartialFile.claim(recovering, { forSqlite: true, like: database });
   // 2. Check what is there.
-  const current = partial.hasWaited || found === undefined ? inspectCurrent(database) : found;
-  if (current.state === "intact" && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
-  if (current.state === "intact" && current.missingTables.length === 0 && options.onlyIfDamaged) return null;
-  // 3. Preserve it, unless the recovery that was killed has done so.
+  const current = inspectCurrent(database);
   const isDamaged = current.state !== "intact";
+  if (!isDamaged && current.version > SCHEMA_VERSION) throw newerSchema(database, current.version);
+  if (!isDamaged && current.missingTables.length === 0 && options.onlyIfDamaged) return null;
+  // 3. Preserve it, unless the recovery that was killed has done so.
   if (wasInterrupted) removeStaleCopies(folder, "corrupted");
   const previous = wasInterrupted && isDamaged ? listCopies(folder, ["corrupted"])[0]?.path : undefined;
   const isPreserved = previous !== undefined && hasSameFiles(database, previous);
-  using live = current.state === "intact" ? LiveDatabase.watch(database) : undefined;
+  using live = isDamaged ? undefined : LiveDatabase.watch(database);
   const kept = isPreserved
     ? previous
     : await preserveCurrent(layout, current, isDamaged ? "corrupted" : "before_rebuild");
@@ -148,7 +139,7 @@ export async function recoverChecked(
   let built: Built;
   try {
     // 4. Build the new database and check it.
-    built = await build(layout, report, { ...options, current, kept, previous });
+    built = await build(layout, report, { ...options, current, kept, previous, warnings });
     // 5. Install it, with what was written to the old one in the meantime.
     const onLocked = () => live?.mergeInto(recovering, (db, old) => mergeDatabase(db, old, database, options.since));
     const warning = await installDatabase(partial, layout, current, { onLocked });
@@ -160,9 +151,9 @@ export async function recoverChecked(
   // Opening it as agents do removes sidecars that a reader has left.
   Connection.open(database).close();
   // 6. Add what agents have written to the log in the meantime, and write the report.
-  const grown = () => logFiles(layout.raw).filter((file) => sizeOf(file) !== built.sizes.get(file));
+  const { sizes, ...summary } = built;
+  const grown = () => logFiles(layout.raw).filter((file) => sizeOf(file) !== sizes.get(file));
   warnings.push(...await catchUp(database, grown, options.since));
-  const { sizes: _, ...summary } = built;
   const duration_ms = Math.round(performance.now() - start);
   return report.finish({ database, kept, ...summary, warnings, duration_ms });
 }
@@ -189,6 +180,8 @@ interface Sources extends RecoveryOptions {
   kept: string | null;
   /** The copy that a killed recovery has preserved. */
   previous: string | undefined;
+  /** Gets what goes wrong without stopping the recovery. */
+  warnings: string[];
 }
 
 interface Built extends Omit<Recovery, "database" | "kept" | "warnings" | "duration_ms" | keyof WrittenReport> {
@@ -206,10 +199,9 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   db.exec(SCRAP_PRAGMAS + recoverySchemaSql());
   applySchema(db);
   dropSlowIndexes(db);
-  db.exec("DELETE FROM schema_migrations");
   // 2. Copy from other databases, the least trusted first.
   if (from.since) db.exec(leaveBehindSql(from.since));
-  const salvage = new Salvage(db, database, (row) => report.rejectRow(row));
+  const salvage = new Salvage(db, database, (row) => report.reject(row));
   const isWanted = from.salvage ?? true;
   const sources: Recovery["sources"] = [];
   if (backup) sources.push({ path: from.backup!, sound: salvage.takeFrom(backup.path) });
@@ -222,16 +214,18 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, from.current.state === "intact");
   const salvaged = countRows(db, "agent_runs");
   // 3. Load the log.
+  const rejectLine = (found: Rejection) => {
+    report.reject(found);
+    if (found.rejected !== "cannot be read") return;
+    from.warnings.push(`${found.file} cannot be read (${found.text}): fix that, then run recover_database --force`);
+  };
   const { inBoth, leftBehind, sizes, justStarted, laterStatuses, ...progress } = await loadLog(
     db,
     layout,
-    (line) => report.rejectLine(line),
+    rejectLine,
     { ...from, isVersionUnknown: !salvage.hasRunsTable && salvaged === 0 },
   );
   // 4. Upgrade it to v3, and create user-defined indexes, triggers and views.
-  if (countRows(db, "schema_migrations") === 0) {
-    db.exec("INSERT INTO schema_migrations (version, description) VALUES (2, 'Schema v2, filled by recover_database')");
-  }
   db.transaction(() => applySchema(db));
   salvage.finish();
   // 5. Check it.
@@ -270,21 +264,12 @@ function countRows(db: Connection, table: string): number {
 /** Merges what other programs have written to the current database, with all user-defined tables. */
 function mergeDatabase(db: Connection, current: Connection, database: string, since: Date | undefined): void {
   if (since) db.exec(leaveBehindSql(since));
-  withoutTriggers(db, () => {
-    mergeRuns(db, current);
-    // SQLite accepts NULL for a key. Such rows would be added again.
-    db.exec("DELETE FROM commits WHERE commit_hash IS NULL");
-    new Salvage(db, database, () => {}).takeOthersFrom(current);
-  });
-}
-
-/** The effects of user-defined triggers are in the tables that are copied. */
-function withoutTriggers(db: Connection, work: () => void): void {
+  // User-defined triggers must not fire again: their effects are in the tables that are copied.
   const triggers = db.all("SELECT name, sql FROM sqlite_schema WHERE type='trigger'");
   for (const { name } of triggers) db.exec(`DROP TRIGGER ${quotedName(String(name))}`);
-  try {
-    work();
-  } finally {
-    for (const { sql } of triggers) db.exec(String(sql));
-  }
+  mergeRuns(db, current);
+  // SQLite accepts NULL for a key. Such rows would be added again.
+  db.exec("DELETE FROM commits WHERE commit_hash IS NULL");
+  new Salvage(db, database, () => {}).takeOthersFrom(current);
+  for (const { sql } of triggers) db.exec(String(sql));
 }

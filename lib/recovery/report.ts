@@ -5,12 +5,7 @@
 import { errorMessage } from "../errors.ts";
 import { ensureFolder, PartialFile, removeStalePartials, writeAll, writeFileAtomic } from "../fs/atomic_file.ts";
 import { pathExists } from "../fs/locate.ts";
-import { fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
-import type { Rejection } from "../log/read.ts";
-import type { RejectedRow } from "./salvage.ts";
-
-/** How much of a rejected row is written, in characters. */
-const SHOWN_CHARS = 64 * 1024;
+import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn } from "../layout.ts";
 
 /** Removes what killed recoveries have left of their reports. */
 export function removeStaleReports(reports: string): void {
@@ -27,80 +22,63 @@ export interface WrittenReport {
 
 /** The files of one recovery. A report that cannot be written is a warning: the database matters more. */
 export class RecoveryReport implements Disposable {
-  readonly #base: string;
-  readonly #path: string;
-  readonly #rejectedPath: string;
+  readonly #layout: Layout;
+  readonly #start = new Date();
   readonly #counts: Record<string, number> = {};
-  readonly #unreadable = new Set<string>();
-  #partial: PartialFile | undefined;
+  #rejects: PartialFile | undefined;
   #failure: string | undefined;
 
-  constructor({ base, reports }: Layout) {
-    this.#base = base;
+  constructor(layout: Layout) {
+    this.#layout = layout;
     this.#attempt(() => {
-      ensureFolder(base, reports);
-      removeStaleReports(reports);
+      ensureFolder(layout.base, layout.reports);
+      removeStaleReports(layout.reports);
     });
-    const now = new Date();
-    const [names, rejects] = [fileNames("recovery_report", now), fileNames("recovery_rejects", now)];
-    do {
-      this.#path = pathIn(reports, names.next().value);
-      this.#rejectedPath = pathIn(reports, rejects.next().value);
-    } while (this.#failure === undefined && [this.#path, this.#rejectedPath].some(pathExists));
+  }
+
+  /** The paths to try for a file. */
+  *#paths(kind: FileKind): Generator<string, void> {
+    for (const name of fileNames(kind, this.#start)) yield pathIn(this.#layout.reports, name);
   }
 
   /** Calls `write` unless writing has failed before. */
-  #attempt<T>(write: () => T): T | undefined {
-    if (this.#failure !== undefined) return undefined;
+  #attempt<T>(write: () => T): T | null {
     try {
-      return write();
+      return this.#failure === undefined ? write() : null;
     } catch (error) {
       this.#failure = errorMessage(error);
-      return undefined;
+      return null;
     }
   }
 
-  /** Adds a part of a log that is not a record. */
-  rejectLine({ rejected, ...rejection }: Rejection): void {
-    if (rejected === "cannot be read") this.#unreadable.add(`${rejection.file} cannot be read (${rejection.text})`);
-    this.#reject(rejected, rejection);
-  }
-
-  /** Adds a row that is not in the new database. */
-  rejectRow({ rejected, cells, ...row }: RejectedRow): void {
-    const text = JSON.stringify(
-      cells,
-      (_, cell) => typeof cell === "bigint" ? String(cell) : cell instanceof Uint8Array ? `x'${cell.toHex()}'` : cell,
-    );
-    this.#reject(rejected, { ...row, length: text.length, text: text.slice(0, SHOWN_CHARS) });
-  }
-
-  #reject(reason: string, entry: object): void {
+  /** Adds a part of a log or a row that is not in the new database. */
+  reject({ rejected: reason, ...entry }: { rejected: string }): void {
     this.#counts[reason] = (this.#counts[reason] ?? 0) + 1;
     this.#attempt(() => {
-      this.#partial ??= PartialFile.claim(partialOf(this.#rejectedPath), { wait: false });
-      writeAll(this.#partial.file, new TextEncoder().encode(`${JSON.stringify({ ...entry, reason })}\n`));
+      this.#rejects ??= PartialFile.claim(partialOf(this.#paths("recovery_rejects").next().value!), { wait: false });
+      writeAll(this.#rejects.file, new TextEncoder().encode(`${JSON.stringify({ ...entry, reason })}\n`));
     });
   }
 
   /** Publishes the files. Returns the complete summary. */
   finish<Summary extends { warnings: string[] }>(summary: Summary): Summary & WrittenReport {
-    const unread = [...this.#unreadable].map((what) => `${what}: fix that, then run recover_database --force`);
+    const { base } = this.#layout;
+    const done = { ...summary, rejected: this.#counts };
     const rejected_file = this.#attempt(() => {
-      this.#partial?.sync();
-      return this.#partial?.publish(this.#base, [this.#rejectedPath]);
+      this.#rejects?.sync();
+      return this.#rejects?.publish(base, this.#paths("recovery_rejects"));
     }) ?? null;
-    const warnings = [...summary.warnings, ...unread];
-    const done = { ...summary, warnings, rejected: this.#counts, report: this.#path, rejected_file };
-    this.#attempt(() => {
-      const text = new TextEncoder().encode(`${JSON.stringify(done, null, 2)}\n`);
-      writeFileAtomic(this.#base, this.#path, text, { replace: false });
+    const report = this.#attempt(() => {
+      const path = this.#paths("recovery_report").find((path) => !pathExists(path))!;
+      const text = `${JSON.stringify({ ...done, report: path, rejected_file }, null, 2)}\n`;
+      writeFileAtomic(base, path, new TextEncoder().encode(text), { replace: false });
+      return path;
     });
-    if (this.#failure === undefined) return done;
-    return { ...done, report: null, warnings: [...warnings, `the report could not be written: ${this.#failure}`] };
+    if (this.#failure !== undefined) done.warnings.push(`the report could not be written: ${this.#failure}`);
+    return { ...done, report, rejected_file };
   }
 
   [Symbol.dispose](): void {
-    this.#partial?.[Symbol.dispose]();
+    this.#rejects?.[Symbol.dispose]();
   }
 }

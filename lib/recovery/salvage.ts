@@ -34,8 +34,13 @@ export interface RejectedRow {
   /** Set where the row itself cannot be read. */
   page: number | null;
   rejected: string;
-  cells: SqlValue[];
+  /** The first characters of its cells as JSON, and the length of all. */
+  text: string;
+  length: number;
 }
+
+/** How much of a rejected row is reported, in characters. */
+const SHOWN_CHARS = 64 * 1024;
 
 /** A database to copy from. */
 interface Source {
@@ -232,7 +237,7 @@ export class Salvage {
     const isRow = (table: string | undefined, cells: SqlValue[]) => shapes.identify(table, 0, cells) !== undefined;
     for (const { page, table, rowid, cells } of file.rows(new Map(roots), isRow)) {
       const row = cells && shapes.identify(table, rowid, cells);
-      if (cells === undefined) this.#reject(source, { cells: [] }, "a row cannot be read", page);
+      if (cells === undefined) this.#reject(source, {}, "a row cannot be read", page);
       else if (row !== undefined) this.#take(source, row, isOverwrittenId);
       else if (isSchemaLost) this.#reject(source, { rowid, cells }, "its table is unknown");
       else if (table !== undefined && tables.has(table)) {
@@ -282,7 +287,12 @@ export class Salvage {
 
   #reject({ path }: Source, row: Partial<Row>, rejected: string, page: number | null = null): void {
     const rowid = row.rowid === undefined ? null : Number(row.rowid);
-    this.#onRejected({ file: path, table: row.table ?? null, rowid, page, rejected, cells: row.cells ?? [] });
+    const text = JSON.stringify(
+      row.cells ?? [],
+      (_, cell) => typeof cell === "bigint" ? String(cell) : cell instanceof Uint8Array ? `x'${cell.toHex()}'` : cell,
+    );
+    const shown = { text: text.slice(0, SHOWN_CHARS), length: text.length };
+    this.#onRejected({ file: path, table: row.table ?? null, rowid, page, rejected, ...shown });
   }
 }
 

@@ -64,7 +64,9 @@ export function inspectCurrent(database: string): Current {
     });
   } catch (error) {
     if (hasCode(error, ...NO_DATABASE)) return damaged(error.message);
-    throw error;
+    if (!(error instanceof TelemetryError)) throw error;
+    const { code, message, hint, cause } = error;
+    throw new TelemetryError(code, `the database could not be checked: ${message}`, { hint, cause });
   }
 }
 
