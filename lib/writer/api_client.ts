@@ -5,7 +5,7 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { errorMessage, TelemetryError } from "../errors.ts";
-import { isGranted, readEnv } from "../fs/locate.ts";
+import { readEnv } from "../fs/locate.ts";
 import { type RunRecord, toJson } from "../records.ts";
 
 /** Options of an {@linkcode ApiClient}. */
@@ -32,21 +32,11 @@ export type PostResult =
 interface Failure {
   final: boolean;
   reason: string;
-  /** The header `Retry-After`. */
-  retryAfter?: string | null;
-}
-
-/** A request on the way through redirects. */
-interface Hop {
-  url: URL;
-  method: "POST" | "GET";
-  /** Whether to send the token. False after the first redirect to another origin, also on the way back. */
-  isTrusted: boolean;
 }
 
 const MAX_REDIRECTS = 10;
-const MAX_RETRY_AFTER_MS = 60_000;
-const MAX_BODY_BYTES = 64 * 1024;
+/** How much of a response is read, in characters. */
+const MAX_BODY_TEXT = 64 * 1024;
 const HTML_TAGS = "html|head|body|title|meta|script|style|h\\d|p|br|b|div|center";
 /** The start of an HTML page. */
 const HTML = new RegExp(`^\\s*(?:<\\?xml[^>]*>\\s*)?<(?:!--|(?:!doctype\\s+html|${HTML_TAGS})\\b)`, "i");
@@ -82,12 +72,13 @@ export function apiPayload(run: RunRecord): Record<string, unknown> {
 export class ApiClient {
   /** The host of the API, with a port that is not the default one. */
   readonly host: string;
+  /** Whether the last post was answered with 401 or 403: no other run would be accepted either. */
+  isTokenRefused = false;
   // Private fields do not show when the object is printed.
   readonly #url: URL;
   readonly #token: string;
   readonly #delaysMs: readonly number[];
   readonly #timeoutMs: number;
-  #isTokenRefused = false;
 
   /**
    * Creates a client. It sends nothing yet.
@@ -101,11 +92,6 @@ export class ApiClient {
     this.#delaysMs = delaysMs;
     this.#timeoutMs = timeoutMs;
     this.host = this.#url.host;
-  }
-
-  /** Whether the last post was answered with 401 or 403: no other run would be accepted either. */
-  get isTokenRefused(): boolean {
-    return this.#isTokenRefused;
   }
 
   /**
@@ -123,54 +109,55 @@ export class ApiClient {
     } catch (error) {
       return { posted: false, tries: 0, final: true, reason: errorMessage(error) };
     }
+    const missing = missingPermission(this.#url);
+    if (missing) return { posted: false, tries: 0, final: true, reason: missing };
+
     for (let tries = 0;;) {
       if (signal?.aborted) return { posted: false, tries, final: false, reason: "posting was stopped" };
-      const reason = missingPermission(this.#url);
-      if (reason) return { posted: false, tries, final: true, reason };
-
       const timeoutMs = tries === 0 ? Math.min(this.#timeoutMs, aliveForMs ?? Infinity) : this.#timeoutMs;
       const failure = await this.#attempt(body, timeoutMs, signal);
       const delayMs = this.#delaysMs[tries++];
       if (!failure) return { posted: true, tries };
       if (signal?.aborted) continue; // The attempt failed because of the signal.
-      const { final, retryAfter = null } = failure;
-      if (final || delayMs === undefined) return { posted: false, tries, final, reason: failure.reason };
-      const ref = aliveForMs === undefined;
-      await delay(retryWaitMs(delayMs, retryAfter), undefined, { signal, ref }).catch(() => {});
+      if (failure.final || delayMs === undefined) return { posted: false, tries, ...failure };
+      await delay(delayMs, undefined, { signal, ref: aliveForMs === undefined }).catch(() => {});
     }
   }
 
   /**
    * Makes one attempt. Returns undefined on success. It follows redirects itself, because each target must be checked
-   * before anything is sent to it: for the permission, for https, and for whether it may receive the token.
+   * before anything is sent to it: for https, for the permission, and for whether it may receive the token.
    */
   async #attempt(body: string, timeoutMs: number, stop?: AbortSignal): Promise<Failure | undefined> {
     const timeout = AbortSignal.timeout(timeoutMs);
     const signal = stop ? AbortSignal.any([stop, timeout]) : timeout;
-    let hop: Hop = { url: this.#url, method: "POST", isTrusted: true };
+    let [url, method, isTrusted] = [this.#url, "POST", true];
     try {
       for (let redirects = 0; redirects <= MAX_REDIRECTS; redirects++) {
-        using direct = directClient(hop.url);
-        const response = await fetch(hop.url, { ...this.#request(hop, body), signal, ...direct && { client: direct } });
-        const next = nextHop(response, hop);
-        this.#isTokenRefused = response.status === 401 || response.status === 403;
-        if (!next) return await checkResponse(response, hop.url.host);
+        const headers = new Headers();
+        if (isTrusted) headers.set("authorization", `Bearer ${this.#token}`);
+        if (method === "POST") headers.set("content-type", "application/json");
+        using direct = directClient(url);
+        const request: RequestInit = { method, headers, redirect: "manual", signal, ...method === "POST" && { body } };
+        const response = await fetch(url, { ...request, ...direct && { client: direct } });
+        this.isTokenRefused = response.status === 401 || response.status === 403;
+        const next = redirectTarget(response, url);
+        if (!next) return await checkResponse(response, url.host);
+
         await discard(response);
-        if ("reason" in next) return next;
-        hop = next;
+        if (!isSafe(next)) return { final: true, reason: `${url.host} redirects to an address that is not https` };
+        const missing = missingPermission(next);
+        if (missing) return { final: true, reason: `${missing} (${url.host} redirects there)` };
+        if (response.status < 307) method = "GET";
+        // Once it is false, it stays false, also after a redirect back.
+        isTrusted &&= next.origin === url.origin;
+        url = next;
       }
-      return { final: false, reason: `${hop.url.host} redirects too often` };
+      return { final: false, reason: `${url.host} redirects too often` };
     } catch (error) {
       const timedOut = `did not answer within ${Math.round(timeoutMs) / 1000} s`;
-      return { final: false, reason: `${hop.url.host} ${signal.aborted ? timedOut : describeFetchError(error)}` };
+      return { final: false, reason: `${url.host} ${signal.aborted ? timedOut : describeFetchError(error)}` };
     }
-  }
-
-  #request({ method, isTrusted }: Hop, body: string): RequestInit {
-    const headers = new Headers();
-    if (isTrusted) headers.set("authorization", `Bearer ${this.#token}`);
-    if (method === "POST") headers.set("content-type", "application/json");
-    return { method, headers, redirect: "manual", ...method === "POST" && { body } };
   }
 }
 
@@ -178,32 +165,18 @@ export class ApiClient {
  * Creates the client that the environment configures (contract, "Where `{base}` is", other variables). Returns
  * undefined when posting is off: no URL or token, `METRICS_API_ENABLED` not true, or `TELEMETRY_TEST_MODE` is `mock`.
  *
+ * @param onNoToken called with a warning when only the token is missing
  * @throws {TelemetryError} `usage` when posting is on, but the URL or the token is invalid
  */
-export function apiFromEnvironment(): ApiClient | undefined {
+export function apiFromEnvironment(onNoToken: (message: string) => void = () => {}): ApiClient | undefined {
+  const isOn = /^(true|1|yes|on)$/i.test(readEnv("METRICS_API_ENABLED") ?? "true");
   const url = readEnv("METRICS_API_URL")?.trim();
+  if (!isOn || !url || readEnv("TELEMETRY_TEST_MODE") === "mock") return undefined;
   const token = readEnv("METRICS_API_TOKEN")?.trim();
-  const enabled = readEnv("METRICS_API_ENABLED") ?? "true";
-  if (!url || !token || !/^(true|1|yes|on)$/i.test(enabled)) return undefined;
-  if (readEnv("TELEMETRY_TEST_MODE") === "mock") return undefined;
-  return new ApiClient({ url, token });
-}
-
-/** Why nothing is posted although there is a URL, or undefined. */
-export function postingProblem(): string | undefined {
-  const isOff = !/^(true|1|yes|on)$/i.test(readEnv("METRICS_API_ENABLED") ?? "true");
-  if (isOff || readEnv("TELEMETRY_TEST_MODE") === "mock" || !readEnv("METRICS_API_URL")?.trim()) return undefined;
-  if (readEnv("METRICS_API_TOKEN")?.trim()) return undefined;
-  return isGranted({ name: "env", variable: "METRICS_API_TOKEN" })
-    ? "METRICS_API_URL is set without METRICS_API_TOKEN: nothing is posted to the API"
-    : "no permission to read METRICS_API_TOKEN (--allow-env=METRICS_API_TOKEN): nothing is posted to the API";
-}
-
-/** The pause before the next attempt: `delayMs`, or a longer `Retry-After` (seconds or a date) of up to a minute. */
-export function retryWaitMs(delayMs: number, retryAfter: string | null, now: number = Date.now()): number {
-  const text = retryAfter?.trim() ?? "";
-  const askedMs = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - now;
-  return Number.isNaN(askedMs) ? delayMs : Math.max(delayMs, Math.min(askedMs, MAX_RETRY_AFTER_MS));
+  if (token) return new ApiClient({ url, token });
+  const message = "METRICS_API_URL is set without METRICS_API_TOKEN: nothing is posted to the API";
+  onNoToken(`${message} (set it, and run the program with --allow-env=METRICS_API_TOKEN)`);
+  return undefined;
 }
 
 function parseApiUrl(text: string): URL {
@@ -255,49 +228,30 @@ function directClient({ protocol, hostname, port }: URL): Deno.HttpClient | unde
   return Deno.createHttpClient({ proxy: { transport: "tcp", hostname, port: Number(port || 80) } });
 }
 
-/** The target of a redirect, a failure when it is refused, or undefined when the response is not a redirect. */
-function nextHop({ status, headers }: Response, hop: Hop): Hop | Failure | undefined {
+/** The target of a redirect, or undefined when the response is none. */
+function redirectTarget({ status, headers }: Response, from: URL): URL | undefined {
   if (![301, 302, 303, 307, 308].includes(status)) return undefined;
   const location = headers.get("location");
-  const url = location === null ? null : URL.parse(location, hop.url);
-  if (!url) return undefined;
-  const from = hop.url.host;
-  if (!isSafe(url)) return { final: true, reason: `${from} redirects to an address that is not https` };
-  const missing = missingPermission(url);
-  if (missing) return { final: true, reason: `${missing} (${from} redirects there)` };
-  return {
-    url: withoutCredentials(url),
-    method: status >= 307 ? hop.method : "GET",
-    isTrusted: hop.isTrusted && url.origin === hop.url.origin,
-  };
+  const url = location === null ? null : URL.parse(location, from);
+  return url ? withoutCredentials(url) : undefined;
 }
 
 /** Checks the last response. Returns undefined on success. */
 async function checkResponse(response: Response, host: string): Promise<Failure | undefined> {
-  const { status, headers } = response;
-  const retryAfter = headers.get("retry-after");
+  const { status } = response;
   if (status !== 200) {
     await discard(response);
     const final = status >= 400 && status < 500 && status !== 408 && status !== 429;
-    return { final, reason: `${host} answered ${status}`, retryAfter };
+    return { final, reason: `${host} answered ${status}` };
   }
   // Always read: only a connection whose response was read to its end can be used again.
-  const start = await readStart(response);
-  // By its content: PHP, Flask and CGI label JSON as text/html.
-  return HTML.test(start) ? { final: false, reason: `${host} answered 200 with an HTML page`, retryAfter } : undefined;
-}
-
-/** The first 64 KiB of the body. Leaving the loop cancels the rest. */
-async function readStart(response: Response): Promise<string> {
-  const decoder = new TextDecoder();
-  let text = "";
-  let length = 0;
-  for await (const chunk of response.body ?? []) {
-    text += decoder.decode(chunk, { stream: true });
-    length += chunk.length;
-    if (length >= MAX_BODY_BYTES) break;
+  let start = "";
+  for await (const text of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
+    start += text;
+    if (start.length >= MAX_BODY_TEXT) break;
   }
-  return text;
+  // By its content: PHP, Flask and CGI label JSON as text/html.
+  return HTML.test(start) ? { final: false, reason: `${host} answered 200 with an HTML page` } : undefined;
 }
 
 /** Releases a body that is not read. */

@@ -5,7 +5,7 @@
 import { readEnv } from "../fs/locate.ts";
 import { newRun, runId, type RunRecord } from "../records.ts";
 import { parseDurationFlag, parseTimestamp, timestamp } from "../time.ts";
-import { apiFromEnvironment, postingProblem } from "./api_client.ts";
+import { apiFromEnvironment } from "./api_client.ts";
 import { ClientStore } from "./client_store.ts";
 import type { RunStats } from "./database_writer.ts";
 import { callAtExit, cancelAtExit } from "./exit.ts";
@@ -75,9 +75,7 @@ export class TelemetryClient implements AsyncDisposable {
     this.#closeTimeoutMs = closeTimeoutMs;
     this.#store = new ClientStore(base, this.#warnings);
     try {
-      const api = apiFromEnvironment();
-      const problem = postingProblem();
-      if (problem !== undefined) this.#warnings.warn("api:off", problem);
+      const api = apiFromEnvironment((message) => this.#warnings.warn("api:off", message));
       if (api !== undefined) this.#posts = new PostQueue(api, this.#store, this.#warnings);
     } catch (error) {
       this.#warnings.fail("api", error);
