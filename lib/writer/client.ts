@@ -37,6 +37,9 @@ interface OpenRun {
   results?: EndFields | undefined;
 }
 
+/** The work of a run that is recorded. */
+type Work<T> = (run: TrackedRun) => T | Promise<T>;
+
 /** How long `close()` waits for the log and the API after it has stopped them, in milliseconds. */
 const LAST_MOMENT_MS = 250;
 
@@ -62,8 +65,6 @@ export class TelemetryClient implements AsyncDisposable {
   /** Undefined when posting is off. */
   readonly #posts: PostQueue | undefined;
   readonly #runs = new Map<string, OpenRun>();
-  /** The states of runs that wait for the log before they are written to the database. */
-  readonly #logging = new Map<string, RunRecord>();
   /** How many calls are recording something. */
   #recording = 0;
   readonly #atExit = () => this.#recordExit();
@@ -85,8 +86,6 @@ export class TelemetryClient implements AsyncDisposable {
   /**
    * Records that a run has started.
    *
-   * @param agentName the agent or job that runs
-   * @param jobType the kind of work
    * @param fields other columns; `agent_owner` defaults to the variable `AGENT_OWNER`, `host` to the host name
    * @returns the id of the run, when the record is on the disk or has failed
    */
@@ -149,10 +148,10 @@ export class TelemetryClient implements AsyncDisposable {
     return this.#enter("run", async () => {
       // Copied before the first wait: the caller may change the fields.
       const given = copyOf(fields, this.#warnings);
-      const open = this.#runs.get(runId) ?? await this.#openRunOfDatabase(runId);
+      const own = this.#runs.get(runId);
+      const open = own ?? await this.#openRunOfDatabase(toText(runId));
       // Another call may have ended a run of an earlier process during the wait.
-      const logging = this.#logging.get(runId)?.status ?? "running";
-      if (open === undefined || logging !== "running") {
+      if (open === undefined || own === undefined && this.#store.isRecording(runId)) {
         const what = `run ${toText(runId)} was not started by this client or has already ended`;
         return this.#warnings.warn("unknown_run", `${what}: its end is not recorded`);
       }
@@ -174,15 +173,12 @@ export class TelemetryClient implements AsyncDisposable {
   }
 
   /** A run that an earlier process started and did not end. */
-  async #openRunOfDatabase(runId: unknown): Promise<OpenRun | undefined> {
-    if (typeof runId !== "string") return undefined;
+  async #openRunOfDatabase(runId: string): Promise<OpenRun | undefined> {
     const run = await this.#store.read((writer) => writer.getRun(runId));
-    // This client may have recorded its end, which the database does not have yet.
-    if (run?.status !== "running" || this.#store.queue.has(`run ${runId}`)) return undefined;
-    const startedAt = parseTimestamp(run.start_time) ?? Date.now() * 1000;
-    const age = Math.max(0, Date.now() - startedAt / 1000);
+    if (run?.status !== "running") return undefined;
+    const age = Date.now() - (parseTimestamp(run.start_time) ?? Date.now() * 1000) / 1000;
     // The log has no times of rows.
-    return { run: { ...run, created_at: null, updated_at: null }, started: performance.now() - age };
+    return { run: { ...run, created_at: null, updated_at: null }, started: performance.now() - Math.max(0, age) };
   }
 
   /**
@@ -190,10 +186,7 @@ export class TelemetryClient implements AsyncDisposable {
    * throws, the run ends as `failed` with the `error_summary` `Type: message`. When the process ends by `Deno.exit` or
    * an uncaught error meanwhile, the run ends as `failed`, too.
    *
-   * @param agentName the agent or job that runs
-   * @param jobType the kind of work
-   * @param fields other columns, as for `startRun`
-   * @param work the work
+   * @param fields other columns, as for `startRun`; they can be left out
    * @returns what `work` returns
    * @throws what `work` throws
    *
@@ -208,19 +201,10 @@ export class TelemetryClient implements AsyncDisposable {
    * });
    * ```
    */
-  trackRun<T>(
-    agentName: string,
-    jobType: string,
-    fields: RunFields,
-    work: (run: TrackedRun) => T | Promise<T>,
-  ): Promise<T>;
+  trackRun<T>(agentName: string, jobType: string, fields: RunFields, work: Work<T>): Promise<T>;
   /** The same without fields. */
-  trackRun<T>(agentName: string, jobType: string, work: (run: TrackedRun) => T | Promise<T>): Promise<T>;
-  async trackRun<T>(
-    agentName: string,
-    jobType: string,
-    ...rest: [RunFields, (run: TrackedRun) => T | Promise<T>] | [(run: TrackedRun) => T | Promise<T>]
-  ): Promise<T> {
+  trackRun<T>(agentName: string, jobType: string, work: Work<T>): Promise<T>;
+  async trackRun<T>(agentName: string, jobType: string, ...rest: [RunFields, Work<T>] | [Work<T>]): Promise<T> {
     const [fields, work] = rest.length === 1 ? [{}, rest[0]] : rest;
     const results: EndFields = {};
     const runId = await this.#startRun(agentName, jobType, fields, results);
@@ -318,8 +302,6 @@ export class TelemetryClient implements AsyncDisposable {
     await within(LAST_MOMENT_MS, this.#settled());
     this.#store.close();
     cancelAtExit(this.#atExit);
-    // A pause that began before ends.
-    await this.#store.queue.flush();
   }
 
   /** Records synchronously what waits. The runs of `trackRun` that are open end as failed. */
@@ -327,15 +309,9 @@ export class TelemetryClient implements AsyncDisposable {
     try {
       const summary = { error_summary: "the process exited before the run ended", status: "failed" };
       for (const open of this.#runs.values()) {
-        if (open.results === undefined) continue;
-        const run = this.#ended(open, { ...open.results, ...summary });
-        this.#logging.set(run.run_id, run);
-        this.#store.append({ ...run, record_type: "run" });
+        if (open.results) void this.#store.record(this.#ended(open, { ...open.results, ...summary }));
       }
-      this.#store.flushLog();
-      for (const run of this.#logging.values()) this.#save(run);
-      this.#logging.clear();
-      this.#store.flushDatabase();
+      this.#store.flushSync();
     } catch (error) {
       this.#warnings.fail("exit", error);
     }
@@ -365,18 +341,9 @@ export class TelemetryClient implements AsyncDisposable {
     if (isIdle && !this.#runs.values().some(({ results }) => results)) cancelAtExit(this.#atExit);
   }
 
-  /** Writes to the log, then the database, then the API. What the log rejects is still written to the database. */
+  /** Writes to the log, then the database, then the API. */
   async #record(run: RunRecord): Promise<void> {
-    this.#logging.set(run.run_id, run);
-    await this.#store.append({ ...run, record_type: "run" });
-    // `logging` has a later state when the run ended meanwhile, and none when it is already saved.
-    if (this.#logging.get(run.run_id) === run) this.#logging.delete(run.run_id);
-    this.#save(run);
-    // In the same turn: postPending must not find the run in the database before it waits for its post.
+    await this.#store.record(run);
     if (run.status !== "running") this.#posts?.add(run);
-  }
-
-  #save(run: RunRecord): void {
-    this.#store.save(`run ${run.run_id}`, (writer) => writer.updateRun(run));
   }
 }

@@ -12,8 +12,6 @@ import { DatabaseWriter } from "./database_writer.ts";
 import { toText, type Warnings } from "./warnings.ts";
 import { pause, WriteQueue } from "./write_queue.ts";
 
-/** How long to wait before a store that could not be opened is tried again, in milliseconds. */
-const REOPEN_AFTER_MS = 10_000;
 /** How long to wait for the lock of the log at the end of the process, in milliseconds. */
 const EXIT_LOCK_MS = 1000;
 /** The length of a text in the log when its run is over the limit of a line: all columns of that length always fit. */
@@ -26,9 +24,8 @@ export class ClientStore {
   readonly #base: string | undefined;
   readonly #warnings: Warnings;
   #open: OpenStore | undefined;
-  /** Why it could not be opened, and when to try again. */
-  #failure: unknown;
-  #reopenAt = 0;
+  /** The runs that wait for the log before they are written to the database, by id. */
+  readonly #logging = new Map<string, RunRecord>();
   /** How many dropped events were reported. */
   #reported = 0;
 
@@ -40,6 +37,20 @@ export class ClientStore {
       onDrop: () => this.#warnOfUnsaved("too many changes wait for the database: the oldest are dropped"),
     });
     this.#opened();
+  }
+
+  /** Writes a run to the log, then to the database, which also gets what the log rejects. */
+  async record(run: RunRecord): Promise<void> {
+    this.#logging.set(run.run_id, run);
+    await this.append({ ...run, record_type: "run" });
+    // The map has a later state when the run ended meanwhile, and none when it is already saved.
+    if (this.#logging.get(run.run_id) === run) this.#logging.delete(run.run_id);
+    this.#saveRun(run);
+  }
+
+  /** Whether a state of this run waits for the log or the database. */
+  isRecording(runId: string): boolean {
+    return this.#logging.has(runId) || this.queue.has(`run ${runId}`);
   }
 
   /** Resolves when the record is on the disk or has failed. What is too long for the log is cut or left out. */
@@ -72,6 +83,10 @@ export class ClientStore {
     });
   }
 
+  #saveRun(run: RunRecord): void {
+    this.save(`run ${run.run_id}`, (writer) => writer.updateRun(run));
+  }
+
   /** Reads from the database, also after `close`. Resolves to undefined when that fails. */
   async read<T>(read: (writer: DatabaseWriter) => T | Promise<T>): Promise<T | undefined> {
     if (this.#open === undefined) return undefined;
@@ -91,18 +106,16 @@ export class ClientStore {
     await pause(0);
   }
 
-  /** Writes synchronously what waits for the log. For the end of the process. */
-  flushLog(): void {
+  /** Writes synchronously what waits for the log and the database. For the end of the process. */
+  flushSync(): void {
     try {
       this.#open?.log.flushSync(EXIT_LOCK_MS);
     } catch (error) {
       this.#warnings.fail("log", error);
     }
     this.#warnOfDropped();
-  }
-
-  /** Writes synchronously what waits for the database. For the end of the process. */
-  flushDatabase(): void {
+    for (const run of this.#logging.values()) this.#saveRun(run);
+    this.#logging.clear();
     this.queue.flushSync();
     this.#warnOfWaiting("the process");
   }
@@ -136,19 +149,14 @@ export class ClientStore {
     this.#warnings.warn("unsaved", `${what}; recover_database --force adds what the log has of them`);
   }
 
-  /** The open store. One that could not be opened is tried again later: its disk may be mounted late. */
+  /** The open store. One that could not be opened is tried again: its disk may be mounted late. */
   #opened(): OpenStore | undefined {
-    const now = performance.now();
-    if (this.#open === undefined && now >= this.#reopenAt) {
-      this.#reopenAt = now + REOPEN_AFTER_MS;
-      try {
-        this.#open = openStore(findStore(this.#base, this.#warnings), this.#warnings);
-      } catch (error) {
-        this.#failure = error;
-      }
+    try {
+      return this.#open ??= openStore(findStore(this.#base, this.#warnings), this.#warnings);
+    } catch (error) {
+      this.#warnings.fail("storage", error);
+      return undefined;
     }
-    if (this.#open === undefined) this.#warnings.fail("storage", this.#failure);
-    return this.#open;
   }
 }
 
@@ -230,11 +238,8 @@ function shareDatabase(layout: Layout): { writer: DatabaseWriter } & Disposable 
   const entry = shared.get(key) ?? { writer: new DatabaseWriter(layout, { wait: false }), users: 0 };
   shared.set(key, entry);
   entry.users++;
-  return {
-    writer: entry.writer,
-    // Its next use opens it again.
-    [Symbol.dispose]: () => --entry.users === 0 && entry.writer.close(),
-  };
+  // A writer that is used again opens its database again.
+  return { writer: entry.writer, [Symbol.dispose]: () => --entry.users === 0 && entry.writer.close() };
 }
 
 /** The record without what makes it too long, or undefined. A part of a JSON text would not be JSON: it is left out. */
