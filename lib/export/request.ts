@@ -93,7 +93,8 @@ export function readRequest(flags: Readonly<Record<string, string | boolean | un
     since,
     until,
     updatedSince: time("updated-since"),
-    agents: given("agent", (list) => new Set(namesIn("agent", list))),
+    // A name may have a comma.
+    agents: given("agent", (list) => new Set([list, ...list.split(",")])),
     statuses: statuses && new Set(statuses),
     program: oneOf("for", ["sheets", "excel", "postgres"] satisfies Program[]) as Program | undefined,
   };
@@ -106,12 +107,6 @@ function usage(message: string, hint: string): TelemetryError {
 function choice(flag: string, text: string, allowed: readonly string[]): string {
   if (allowed.includes(text)) return text;
   throw usage(`--${flag} does not accept "${text}"`, `it accepts ${allowed.join(", ")}`);
-}
-
-/** The names in the value of a flag: a list, or one name that has commas itself. */
-export function namesIn(flag: string, list: string): string[] {
-  if (list === "") throw usage(`--${flag} needs a name`, "leave it out for all");
-  return [list, ...list.split(",")];
 }
 
 /** Checks that something can be between `--since` and `--until`. */
