@@ -15,6 +15,7 @@ import {
   python,
   readDatabase,
   ROOT,
+  ROOT_URL,
   run,
   runScript,
   SAMPLE,
@@ -710,7 +711,7 @@ Deno.test("--replay over a damaged database keeps the readable api_posted marker
 });
 
 const AGENT = `
-const { TelemetryClient } = await import("${ROOT}mod.ts");
+const { TelemetryClient } = await import("${ROOT_URL}mod.ts");
 const client = new TelemetryClient({ base: Deno.args[0], onWarning: console.log });
 console.log("begun");
 const end = new Response(Deno.stdin.readable).text().then(() => false);

@@ -3,7 +3,7 @@ import { DatabaseSync } from "node:sqlite";
 import { type ClientOptions, TelemetryClient } from "../../../lib/writer/client.ts";
 import { createDatabase, setUpDatabase } from "../../../lib/store/database.ts";
 import { pathExists } from "../../../lib/fs/locate.ts";
-import { type Layout, layoutOf } from "../../../lib/layout.ts";
+import { candidateFolders, type Layout, layoutOf } from "../../../lib/layout.ts";
 import type { RunRecord } from "../../../lib/records.ts";
 import { createStorage } from "../../../lib/store/folders.ts";
 import {
@@ -1006,15 +1006,16 @@ Deno.test(
       agent(
         folder,
         `await using telemetry = new TelemetryClient(${options});`,
-        [`--allow-read=${base},/agent-metrics,/opt,/data`, `--allow-write=${base}`, ...more],
+        [`--allow-read=${[base, ...candidateFolders(Deno.build.os, undefined)]}`, `--allow-write=${base}`, ...more],
         { TELEMETRY_BASE_DIR: base },
       );
-    const told = /using the store \/agent-metrics without permission .* --allow-env=(\S+)\)\n/;
+    const told = /using the store (?:D:)?[\\/]agent-metrics without permission .* --allow-env=(\S+)\)\n/;
     const { code, stderr } = await run("{}");
     assert.equal(code, 0);
     assert.ok(!pathExists(base));
     const variables = told.exec(stderr)?.[1];
-    assert.equal(variables, "TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,HOME");
+    const home = Deno.build.os === "windows" ? "USERPROFILE" : "HOME";
+    assert.equal(variables, `TELEMETRY_DB_PATH,TELEMETRY_BASE_DIR,AGENT_METRICS_DIR,TELEMETRY_NDJSON_DIR,${home}`);
     assert.doesNotMatch((await run(`{ base: ${JSON.stringify(base)} }`)).stderr, told);
     assert.doesNotMatch((await run("{}", `--allow-env=${variables}`)).stderr, told);
     assert.ok(pathExists(`${base}/raw`));
