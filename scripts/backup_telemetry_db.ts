@@ -28,8 +28,11 @@ export const COMMAND: Command = {
       about: "replace the database by this backup, or by `latest`",
       excludes: ["keep-days", "dry-run"],
     },
-    replay: { about: "with --restore: also add the runs of the log, and keep all `api_posted` markers" },
-    yes: { about: "with --restore: do not ask for confirmation" },
+    replay: {
+      needs: ["restore"],
+      about: "with --restore: also add the runs of the log, and keep all `api_posted` markers",
+    },
+    yes: { needs: ["restore"], about: "with --restore: do not ask for confirmation" },
   },
   writes: ["db", "backups"],
   example: "--keep-days 30",
@@ -39,10 +42,6 @@ if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { flags } = terminal;
     const days = wholeNumber("keep-days", flags["keep-days"], 7);
-    const restoreOnly = ["replay", "yes"].find((flag) => flags[flag] !== undefined);
-    if (restoreOnly !== undefined && flags["restore"] === undefined) {
-      throw new TelemetryError("usage", `--${restoreOnly} needs --restore`, { hint: `see ${COMMAND.name} --help` });
-    }
     const layout = terminal.locate();
     if (flags["list"]) return listBackupsAsTable(terminal, layout);
     if (flags["restore"] === undefined) return await backupAndPrune(terminal, layout, "full_backup", { days });
@@ -59,7 +58,7 @@ async function restore(terminal: Terminal, layout: Layout, { path, warning }: Ch
   }
   const restored = await restoreBackup(layout, path, {
     replay: terminal.flags["replay"] === true,
-    onProgress: terminal.progress("restore", 4096),
+    onProgress: terminal.progress("restore"),
   });
   const { runs, schema_version, from_version, kept, newer_in_log, replayed, refused } = restored;
   terminal.say(`restored ${path}: ${plural(runs, "run")}, schema v${schema_version}`);
@@ -87,11 +86,6 @@ function confirmRestore(terminal: Terminal, layout: Layout, path: string): boole
   const question = `Replace ${database} (a copy is kept) by ${path}, which has ${plural(runs, "run")}?`;
   const isConfirmed = terminal.confirm(question);
   if (isConfirmed !== undefined) return isConfirmed;
-  throw new TelemetryError(
-    "usage",
-    "--restore asks for confirmation, but stdin is not a terminal; nothing was restored",
-    {
-      hint: "add --yes",
-    },
-  );
+  const what = "--restore asks for confirmation, but stdin is not a terminal; nothing was restored";
+  throw new TelemetryError("usage", what, { hint: "add --yes" });
 }

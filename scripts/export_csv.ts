@@ -57,7 +57,7 @@ if (import.meta.main) {
       exportToFile(layout, request, {
         path: output,
         overwrite: flags["overwrite"] === true,
-        onProgress: terminal.progress("export", 1),
+        onProgress: terminal.progress("export"),
       });
     const exported = await (output === "-" ? exportTo(layout, request, stdoutSink, "stdout") : toFile());
     warnOf(terminal, exported, request.program);

@@ -29,6 +29,7 @@ export const COMMAND: Command = {
     },
     "dry-run": {
       writes: ["db"],
+      needs: ["end-stale"],
       about: "with --end-stale: only list the runs that would be ended",
       excludes: ["check-only", "force", "no-salvage", "with-backup"],
     },
@@ -40,6 +41,7 @@ export const COMMAND: Command = {
     force: { about: "also rebuild a healthy database, which adds the runs that are only in the log" },
     since: {
       value: "TIME",
+      needs: ["force", "check-only"],
       about: "with --force: leave out the runs that started before, a UTC day, a time or an age (90d); " +
         "with --check-only: look only at the runs that started since",
     },
@@ -57,9 +59,6 @@ export const COMMAND: Command = {
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { force, "check-only": checkOnly, "dry-run": dryRun, "end-stale": endStale } = terminal.flags;
-    if (dryRun && endStale === undefined) {
-      throw new TelemetryError("usage", "--dry-run needs --end-stale", { hint: "see recover_database --help" });
-    }
     const olderThanMs = parseDurationFlag("end-stale", String(endStale ?? "24h"));
     const since = readSince(terminal);
     const layout = terminal.locate();
@@ -90,13 +89,7 @@ function keep(terminal: Terminal, layout: Layout, health: Health): Result {
 
 function readSince({ flags }: Terminal): Date | undefined {
   const since = flags["since"] as string | undefined;
-  if (since === undefined) return undefined;
-  if (!flags["force"] && !flags["check-only"]) {
-    throw new TelemetryError("usage", "--since needs --force or --check-only", {
-      hint: "a recovery of a damaged database restores all runs",
-    });
-  }
-  return new Date(parseTimeFlag("since", since, new Date()) / 1000);
+  return since === undefined ? undefined : new Date(parseTimeFlag("since", since, new Date()) / 1000);
 }
 
 /** Does what must not stop the rest: a failure is a warning. */
@@ -181,7 +174,7 @@ async function recover(terminal: Terminal, layout: Layout, since?: Date): Promis
     salvage: !flags["no-salvage"],
     backup: backup?.path,
     since,
-    onProgress: terminal.progress("recover", 1),
+    onProgress: terminal.progress("recover"),
   });
   if (recovery === null) {
     terminal.say("another process has already recovered it");

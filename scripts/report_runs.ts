@@ -69,7 +69,7 @@ export const COMMAND: Command = {
       writes: [],
       about: "write the report to this file: .html, .json or .md",
     },
-    overwrite: { about: "with --output: replace the file if it exists" },
+    overwrite: { needs: ["output"], about: "with --output: replace the file if it exists" },
     html: { writes: ["reports"], about: "write the report as a page to reports/" },
     "max-failed": { value: "LIMIT", about: "exit with 1 when more failed: a share (5%) or a number of runs (3)" },
     "max-stale": { value: "N", about: "exit with 1 when more runs are stale" },
@@ -156,7 +156,6 @@ function readLimits(terminal: Terminal): Limits {
 function readFormat(terminal: Terminal): Format | undefined {
   const { flags } = terminal;
   const path = textOf(terminal, "output");
-  if (flags["overwrite"] && path === undefined) throw usage("--overwrite goes only with --output");
   if (path === undefined) return flags["html"] ? "html" : undefined;
   const ending = /[^/\\]\.(html|json|md)$/.exec(path)?.[1] as Format | undefined;
   if (ending === undefined || flags["html"] && ending !== "html") {

@@ -34,6 +34,8 @@ export interface Flag {
   needsNoStore?: boolean;
   /** The flags of the same script that cannot be given together with this one. */
   excludes?: readonly string[];
+  /** The flags of which one must be given together with this one. */
+  needs?: readonly string[];
 }
 
 /** The flags that were given: text, or true. */

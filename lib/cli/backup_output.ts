@@ -3,6 +3,7 @@
  * @module
  */
 import {
+  type BackupContent,
   type BackupKind,
   inspectBackup,
   inspectSource,
@@ -16,9 +17,7 @@ import type { Layout } from "../layout.ts";
 import type { DatabaseCopy } from "../sqlite/snapshot.ts";
 import type { Result, Terminal } from "./command.ts";
 import { formatBytes, plural } from "../format.ts";
-
-/** SQLite's usual page size, for the rate of the progress bar. */
-const PAGE_BYTES = 4096;
+import { formatAge } from "../report/format.ts";
 
 /** Takes a backup, then removes those of its kind that the rule no longer keeps. With `--dry-run`, only prints which. */
 export async function backupAndPrune(
@@ -28,7 +27,7 @@ export async function backupAndPrune(
   rule: KeepRule,
 ): Promise<Result> {
   const dryRun = terminal.flags["dry-run"] === true;
-  const taken = dryRun ? undefined : await takeBackup(layout, kind, terminal.progress("backup", PAGE_BYTES));
+  const taken = dryRun ? undefined : await takeBackup(layout, kind, terminal.progress("backup"));
   if (taken) {
     const { path, runs, schema_version, size, runs_before } = taken;
     terminal.say(`backup ${path}: ${plural(runs, "run")}, schema v${schema_version}, ${formatBytes(size)}`);
@@ -55,19 +54,16 @@ export function listBackupsAsTable(terminal: Terminal, layout: Layout): Result {
   terminal.say(tableRow(["name", "size", "age", "schema", "runs", "check"]));
   for (const { name, size, time, schema_version, runs, check, problem } of backups) {
     const version = schema_version ? `v${schema_version}` : "";
-    terminal.say(tableRow([name, formatBytes(size), formatAge(time), version, runs ?? "", check]));
+    terminal.say(tableRow([name, formatBytes(size), ageOf(time), version, runs ?? "", check]));
     if (problem !== undefined) terminal.say(`  ${problem}`);
   }
   if (backups.length === 0) terminal.say(`no backups in ${layout.backups}`);
   if (others.length > 0) terminal.say("copies that are kept until you remove them:");
-  for (const { path, size, time } of others) terminal.say(`  ${path}  ${formatBytes(size)}, ${formatAge(time)} old`);
+  for (const { path, size, time } of others) terminal.say(`  ${path}  ${formatBytes(size)}, ${ageOf(time)} old`);
   return { backups: backups.map(toJson), others: others.map(toJson) };
 }
 
-function examine(
-  layout: Layout,
-  { path }: DatabaseCopy,
-): { schema_version?: number; runs?: number; check: string; problem?: string } {
+function examine(layout: Layout, { path }: DatabaseCopy): Partial<BackupContent> & { check: string; problem?: string } {
   try {
     return { ...inspectBackup(layout, path), check: "ok" };
   } catch (error) {
@@ -84,8 +80,7 @@ function tableRow(cells: (string | number)[]): string {
   return cells.map((cell, i) => String(cell).padEnd(widths[i]!)).join(" ").trimEnd();
 }
 
-function formatAge(time: Date): string {
-  const hours = (Date.now() - time.getTime()) / 3_600_000;
-  if (hours < 0) return "future";
-  return hours < 48 ? `${Math.floor(hours)} h` : `${Math.floor(hours / 24)} d`;
+function ageOf(time: Date): string {
+  const age = Date.now() - time.getTime();
+  return age < 0 ? "future" : formatAge(age);
 }

@@ -84,7 +84,7 @@ export class Terminal {
     }
     if (!command.createsStore) assertStore(layout);
     if (!KEEP_STALE_FILES.some((flag) => flags[flag])) removeStaleFiles(layout, access.write);
-    this.progress(command.name, 1);
+    this.progress(command.name);
     return layout;
   }
 
@@ -98,9 +98,9 @@ export class Terminal {
     print(Deno.stderr, `${paint("warning:", 33)} ${line}`);
   }
 
-  /** Shows what is being done, and a progress bar for steps of so many bytes. Undefined when stderr is not a terminal. */
-  progress(label: string, unitBytes: number): OnProgress | undefined {
-    return this.#isSilent || !Deno.stderr.isTerminal() ? undefined : progressBar(label, unitBytes);
+  /** Shows what is being done, and a progress bar for its steps. Undefined when stderr is not a terminal. */
+  progress(label: string): OnProgress | undefined {
+    return this.#isSilent || !Deno.stderr.isTerminal() ? undefined : progressBar(label);
   }
 
   /** Asks a question. Returns undefined when stdin is not a terminal. */
@@ -148,9 +148,13 @@ export function parseFlags(command: Command, args: string[]): FlagValues {
     const given = tokens.flatMap((token) => token.kind === "option" && token.value !== undefined ? [token.name] : []);
     const repeated = given.find((name, i) => given.indexOf(name) < i);
     if (repeated !== undefined) throw new Error(`--${repeated} is given twice`);
-    for (const [name, { excludes = [] }] of Object.entries(command.flags)) {
-      const other = values[name] === undefined ? undefined : excludes.find((flag) => values[flag] !== undefined);
+    for (const [name, { excludes = [], needs = [name] }] of Object.entries(command.flags)) {
+      if (values[name] === undefined) continue;
+      const other = excludes.find((flag) => values[flag] !== undefined);
       if (other !== undefined) throw new Error(`--${other} cannot be used with --${name}`);
+      if (needs.every((flag) => values[flag] === undefined)) {
+        throw new Error(`--${name} needs --${needs.join(" or --")}`);
+      }
     }
     const empty = Object.keys(values).find((name) => values[name] === "");
     if (empty !== undefined) throw new Error(`--${empty} needs a value`);

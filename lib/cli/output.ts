@@ -3,7 +3,6 @@
  * @module
  */
 import { fileError } from "../errors.ts";
-import { formatBytes } from "../format.ts";
 import { writeAll } from "../fs/atomic_file.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
 
@@ -71,10 +70,10 @@ const BAR_INTERVAL_MS = 100;
 const BAR_WIDTH = 30;
 
 /**
- * A progress bar on stderr, with the rate and the time left. Before and after the steps that it counts, it shows only what
- * is being done. The next output replaces it.
+ * A progress bar on stderr, with the time left. Before and after the steps that it counts, it shows only what is being
+ * done. The next output replaces it.
  */
-export function progressBar(label: string, unitBytes: number): OnProgress {
+export function progressBar(label: string): OnProgress {
   const draw = (progress: string) => {
     isBarDrawn = true;
     printRaw(`\r${label} ${progress}\x1b[K`);
@@ -85,15 +84,13 @@ export function progressBar(label: string, unitBytes: number): OnProgress {
   let drawn = 0;
   return (done, total) => {
     const now = performance.now();
-    start ??= now;
+    start ??= drawn = now;
     if (done >= total) return draw("…");
-    if (now - start < BAR_INTERVAL_MS || now - drawn < BAR_INTERVAL_MS) return;
+    if (now - drawn < BAR_INTERVAL_MS) return;
     drawn = now;
-    const perSecond = done / (now - start) * 1000;
-    const left = Math.ceil((total - done) / perSecond);
-    const bar = "#".repeat(Math.round(done / total * BAR_WIDTH)).padEnd(BAR_WIDTH, ".");
-    const rate = formatBytes(perSecond * unitBytes);
-    draw(`[${bar}] ${Math.floor(done / total * 100)}% ${rate}/s, ${left} s left`);
+    const bar = "#".repeat(done / total * BAR_WIDTH).padEnd(BAR_WIDTH, ".");
+    const secondsLeft = Math.ceil((now - start) / 1000 * (total - done) / done);
+    draw(`[${bar}] ${Math.floor(done / total * 100)}%, ${secondsLeft} s left`);
   };
 }
 
