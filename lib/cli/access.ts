@@ -22,7 +22,7 @@ type StoreFolder = "base" | "raw" | "db" | "config" | "backups" | "reports" | "e
 
 /** A flag of a script. */
 export interface Flag {
-  /** What it does, for `--help`, with its default. */
+  /** For `--help`. */
   about: string;
   /** What its value stands for, such as `DIR`. A flag without it takes no value. */
   value?: string;
@@ -43,9 +43,7 @@ export type FlagValues = Readonly<Record<string, string | boolean | undefined>>;
 
 /** A script, as `--help` and the permissions need it. */
 export interface Command {
-  /** The name of the script without `.ts`. */
   name: string;
-  /** What it does, in one line. */
   summary: string;
   /** Its own flags. All scripts have some more. */
   flags: Record<string, Flag>;

@@ -292,17 +292,16 @@ function link(partial: string, path: string): boolean {
   return true;
 }
 
-/** Options of {@linkcode writeFileAtomic}. */
-export interface WriteFileOptions extends ClaimOptions {
-  /** Whether an existing file is replaced. */
-  replace: boolean;
-}
-
 /**
  * Writes a complete file or nothing, also when killed, when the disk is full, and when two processes do it concurrently.
  * The file gets the owner of `{base}`. Returns false when it exists and must not be replaced.
  */
-export function writeFileAtomic(base: string, path: string, content: Uint8Array, options: WriteFileOptions): boolean {
+export function writeFileAtomic(
+  base: string,
+  path: string,
+  content: Uint8Array,
+  options: ClaimOptions & { replace: boolean },
+): boolean {
   // Without write access this must succeed, too, when there is nothing to do.
   if (!options.replace && pathExists(path)) return false;
   using file = PartialFile.claim(partialOf(path), options);

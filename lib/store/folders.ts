@@ -63,8 +63,6 @@ function createFolders(layout: Layout): string[] {
   }
   assertGranted([base, raw, db]);
   const created = [base, raw, db, reports, exports, config, logs].filter((folder) => ensureFolder(base, folder));
-  // Only existing folders show whether they are behind a link.
-  assertGranted([base, raw, db]);
   try {
     const readme = new TextEncoder().encode(README);
     if (writeFileAtomic(base, layout.readme, readme, { replace: false, wait: false })) created.push(layout.readme);

@@ -945,7 +945,7 @@ shutil.copy2(sys.argv[1], sys.argv[3])`;
       assert.match(line(python2), /^\S+ +\d+ kB +(29|30|31) h +v3 +5 +ok$/);
       assert.match(line(dayOf(now - 7 * DAY)), /v7 +45 +ok$/);
       assert.match(line(damaged), /^\S+ +\d+ kB +\d+ d +damaged\n {2}\S.* is damaged/);
-      for (const path of copies) assert.match(line(path), / +\d+ kB, \d+ d old/);
+      for (const path of copies) assert.match(line(path), / +\d+ kB, [\d,]+ d old/);
       assert.ok(!stdout.includes("notes.txt"));
     }
     const none = newStore(temp, 0, "none");
