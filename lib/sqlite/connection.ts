@@ -7,7 +7,6 @@
 import { backup, DatabaseSync, type DatabaseSyncOptions, type SQLInputValue, type StatementSync } from "node:sqlite";
 import { errorMessage, hasCode, withHint } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
-import { readFull } from "../fs/atomic_file.ts";
 import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
 import { folderAtDatabasePath, isRefused, noDatabase, sqliteError } from "./errors.ts";
 
@@ -94,7 +93,8 @@ export class Connection implements Disposable {
     if (stat.isDirectory) throw folderAtDatabasePath(path);
     const { wal, journal } = sidecarsOf(path);
     const isWritable = isGranted({ name: "write", path });
-    const readOnly = !isWritable || (sizeOf(wal) ?? 0) > 0 && (sizeOf(journal) ?? 0) === 0;
+    const hasContent = (sidecar: string) => (sizeOf(sidecar) ?? 0) > 0;
+    const readOnly = !isWritable || hasContent(wal) && !hasContent(journal);
     try {
       const db = retryWhileLocked(() => Connection.open(path, { readOnly }));
       try {
@@ -106,7 +106,7 @@ export class Connection implements Disposable {
       return db;
     } catch (error) {
       if (!hasCode(error, "permission")) throw error;
-      const hint = hasHotJournal(path)
+      const hint = hasContent(journal)
         ? `it has an unfinished transaction in ${journal}: run this with write access to its folder`
         : "SQLite must write beside a database in WAL mode to read it: run this with write access to its folder, or copy " +
           "the file, with its -wal, elsewhere";
@@ -179,7 +179,7 @@ export class Connection implements Disposable {
    *
    * @throws {TelemetryError} `disk_full`, `damaged` …
    */
-  async copyTo(path: string, onProgress?: OnProgress): Promise<void> {
+  async copyTo(path: string, onProgress: OnProgress = () => {}): Promise<void> {
     this.run("BEGIN");
     try {
       await this.#backup(path, onProgress);
@@ -211,19 +211,18 @@ export class Connection implements Disposable {
     });
   }
 
-  async #backup(path: string, onProgress?: OnProgress): Promise<void> {
+  async #backup(path: string, onProgress: OnProgress): Promise<void> {
     try {
       this.get("SELECT count(*) FROM sqlite_schema");
-      // All pages in one step is a tenth faster. With a callback, at least two: the first call comes when the destination is
-      // locked, and none when the copy is complete.
+      // The first call of `progress` comes when the destination is locked, and none when the copy is complete: so at least
+      // two steps are needed. More are slower.
       const pages = Number(this.get("PRAGMA page_count")!["page_count"]);
-      const steps = onProgress && {
+      await backup(this.#db, path, {
         rate: Math.max(1, Math.min(5000, pages >> 1)),
         progress: ({ totalPages, remainingPages }: { totalPages: number; remainingPages: number }) =>
           onProgress(totalPages - remainingPages, totalPages),
-      };
-      await backup(this.#db, path, steps ?? { rate: -1 });
-      onProgress?.(1, 1);
+      });
+      onProgress(1, 1);
     } catch (error) {
       throw sqliteError(error, path);
     }
@@ -237,30 +236,28 @@ export class Connection implements Disposable {
    * @throws {TelemetryError} when the check could not run (`locked`, `io`, `permission`)
    */
   check(depth: "quick" | "full"): string[] {
-    const pragmas = depth === "full" ? ["integrity_check", "quick_check"] : ["quick_check"];
-    const problems = this.#check(pragmas, "");
+    const pragma = depth === "full" ? "integrity_check" : "quick_check";
+    const problems = this.#check(pragma);
     if (problems !== undefined) return problems;
     // One table with an unknown function or collation stops the check of the whole file.
     const tables = this.all("SELECT json_quote(name) AS name FROM sqlite_schema WHERE type='table'");
     const torn = this.all("SELECT name, pageno FROM dbstat WHERE pagetype='corrupted'");
     return [
-      ...tables.flatMap(({ name }) => this.#check(pragmas, `(${name})`) ?? []),
+      ...tables.flatMap(({ name }) => this.#check(`${pragma}(${name})`) ?? []),
       ...torn.map(({ name, pageno }) => `page ${pageno} of ${name} is damaged`),
     ];
   }
 
-  /** The result of the first of these checks that SQLite does not refuse. */
-  #check(pragmas: string[], table: string): string[] | undefined {
-    for (const pragma of pragmas) {
-      try {
-        const found = this.all(`PRAGMA ${pragma}${table}`).map((row) => String(Object.values(row)[0]));
-        return found.length === 1 && found[0] === "ok" ? [] : found;
-      } catch (error) {
-        if (hasCode(error, "damaged")) return [errorMessage(error.cause)];
-        if (!isRefused(error)) throw error;
-      }
+  /** The result of a check; undefined when SQLite refuses it. */
+  #check(pragma: string): string[] | undefined {
+    try {
+      const found = this.all(`PRAGMA ${pragma}`).map((row) => String(Object.values(row)[0]));
+      return found.join() === "ok" ? [] : found;
+    } catch (error) {
+      if (hasCode(error, "damaged")) return [errorMessage(error.cause)];
+      if (isRefused(error)) return undefined;
+      throw error;
     }
-    return undefined;
   }
 
   /** Closes the file. Closing twice does nothing. */
@@ -271,22 +268,6 @@ export class Connection implements Disposable {
   /** Closes the file. */
   [Symbol.dispose](): void {
     this.close();
-  }
-}
-
-/** The first bytes of a rollback journal that has content (SQLite's file format, "The Rollback Journal"). */
-const JOURNAL_MAGIC = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
-
-/** Whether a database has an unfinished transaction, which whoever opens it rolls back. */
-export function hasHotJournal(database: string): boolean {
-  const { journal } = sidecarsOf(database);
-  if ((sizeOf(journal) ?? 0) === 0) return false;
-  try {
-    using file = Deno.openSync(journal);
-    const magic = new Uint8Array(JOURNAL_MAGIC.length);
-    return readFull(file, magic) === magic.length && JOURNAL_MAGIC.every((byte, i) => magic[i] === byte);
-  } catch {
-    return true; // SQLite says what is wrong with it
   }
 }
 

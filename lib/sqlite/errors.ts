@@ -23,40 +23,21 @@ export function damagedDatabase(message: string): TelemetryError {
   return new TelemetryError("damaged", message, { hint: HINTS.damaged });
 }
 
-/** The result codes of SQLite that a caller can act on (SQLite documentation, "Result and Error Codes"). */
-const CODES: Record<number, ErrorCode> = {
-  3: "permission",
-  5: "locked",
-  6: "locked",
-  8: "permission",
-  11: "damaged",
-  13: "disk_full",
-  14: "permission",
-  19: "invalid_record",
-  20: "invalid_record",
-  26: "not_a_database",
-  // SQLITE_IOERR_SHORT_READ: a page is beyond the end of the file, which is truncated.
-  522: "damaged",
-  // SQLITE_IOERR_SHMSIZE: the -shm file cannot grow. A full disk shows first like this in WAL mode.
-  4874: "disk_full",
-};
-
-/** The same by text: the binding's `exec`, opening and `backup` throw errors without a code. */
-const TEXTS: [RegExp, ErrorCode][] = [
-  [/is locked/, "locked"],
-  [/malformed/, "damaged"],
-  [/not a database/, "not_a_database"],
-  [/is full/, "disk_full"],
-  [/readonly database|unable to open/, "permission"],
-  [/constraint failed|cannot be bound|out of range|BigInt value is too large/, "invalid_record"],
+/**
+ * The result codes of SQLite that a caller can act on (SQLite documentation, "Result and Error Codes"), the same by text,
+ * since the binding's `exec`, opening and `backup` throw errors without a code, and what they mean.
+ */
+const KINDS: [code: ErrorCode, errcodes: number[], text: RegExp, meaning?: string][] = [
+  ["locked", [5, 6], /is locked/, "is locked by another process"],
+  // 522, SQLITE_IOERR_SHORT_READ: a page is beyond the end of the file, which is truncated.
+  ["damaged", [11, 522], /malformed/, "is damaged"],
+  ["not_a_database", [26], /not a database/, "is not a SQLite database"],
+  // 4874, SQLITE_IOERR_SHMSIZE: the -shm file cannot grow. A full disk shows first like this in WAL mode.
+  ["disk_full", [13, 4874], /is full/],
+  ["permission", [3, 8, 14], /readonly database|unable to open|^Requires \w+ access/, "cannot be opened"],
+  ["invalid_record", [19, 20], /constraint failed|cannot be bound|out of range|BigInt value is too large/],
+  ["io", [10], /I\/O error/],
 ];
-
-const MEANINGS: Partial<Record<ErrorCode, string>> = {
-  locked: "is locked by another process",
-  damaged: "is damaged",
-  not_a_database: "is not a SQLite database",
-  permission: "cannot be opened",
-};
 
 const HINTS: Partial<Record<ErrorCode, string>> = {
   locked: "wait until the other program has finished, or stop it, then run this again",
@@ -72,30 +53,24 @@ const HINTS: Partial<Record<ErrorCode, string>> = {
 export function sqliteError(thrown: unknown, path: string): TelemetryError {
   if (thrown instanceof TelemetryError) return thrown;
   const text = errorMessage(thrown);
-  const errcode = (thrown as { errcode?: unknown }).errcode;
-  const code: ErrorCode = thrown instanceof Deno.errors.NotCapable
-    ? "permission"
-    : typeof errcode === "number"
-    ? CODES[errcode] ?? CODES[errcode & 0xff] ?? "io"
-    : TEXTS.find(([pattern]) => pattern.test(text))?.[1] ?? "io";
-  const meaning = MEANINGS[code];
-  const isGeneric = isGenericCode(errcode) || errcode === undefined && code === "io" && !/I\/O error/.test(text);
-  const message = meaning
-    ? `${path} ${meaning} (${text})`
-    : `${isGeneric ? "SQLite refused this: " : ""}${path}: ${text}`;
-  const isForeign = /unknown function|no such (function|collation|module)/.test(text);
-  const genericHint = isForeign
+  const { errcode } = thrown as { errcode?: number };
+  const find = (wanted?: number) =>
+    KINDS.find(([, codes, pattern]) => wanted === undefined ? pattern.test(text) : codes.includes(wanted));
+  const kind = find(errcode) ?? (errcode === undefined ? undefined : find(errcode & 0xff));
+  if (kind !== undefined) {
+    const [code, , , meaning] = kind;
+    const message = meaning === undefined ? `${path}: ${text}` : `${path} ${meaning} (${text})`;
+    return new TelemetryError(code, message, { cause: thrown, hint: HINTS[code] });
+  }
+  // Not the disk, but something in the schema or the data that this SQLite does not accept.
+  const hint = /unknown function|no such (function|collation|module)/.test(text)
     ? "run recover_database --force, which leaves out what only another program can use"
-    : undefined;
-  return new TelemetryError(code, message, { cause: thrown, hint: isGeneric ? genericHint : HINTS[code] });
-}
-
-/** SQLITE_ERROR: not the disk, but something in the schema or the data that this SQLite does not accept. */
-function isGenericCode(errcode: unknown): boolean {
-  return typeof errcode === "number" && (errcode & 0xff) === 1;
+    : "change what causes this in the schema of that database, then run this again";
+  return new TelemetryError("io", `SQLite refused this: ${path}: ${text}`, { cause: thrown, hint });
 }
 
 /** Whether this SQLite lacks something that the schema uses, such as a function or a collation of another program. */
 export function isRefused(error: unknown): error is TelemetryError {
-  return error instanceof TelemetryError && isGenericCode((error.cause as { errcode?: unknown } | undefined)?.errcode);
+  const errcode = error instanceof TelemetryError && (error.cause as { errcode?: unknown } | undefined)?.errcode;
+  return typeof errcode === "number" && (errcode & 0xff) === 1;
 }

@@ -7,9 +7,6 @@ import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
 import { INDEXES, indexSql, MIGRATION_SQL, TABLE_NAMES, type TableName, TABLES, tableSql } from "../schema.ts";
 import type { Connection } from "./connection.ts";
 
-/** `ALTER TABLE … ADD COLUMN` takes neither keys nor NOT NULL nor a default that is an expression. */
-const CANNOT_BE_ADDED = /PRIMARY KEY|NOT NULL|datetime/;
-
 /** The schema of a database. */
 export interface Inspection {
   /** The version by the columns: 1, 2 or 3; for a later product the recorded version, or 4 when none is recorded. */
@@ -25,24 +22,13 @@ export interface Inspection {
 /**
  * Determines the schema of a database by its columns: the old setup recorded version 3 without adding any.
  *
- * @throws {TelemetryError} `empty_database` without tables, `not_a_database` without `agent_runs`, `in_the_way`
+ * @throws {TelemetryError} `empty_database` without tables, `not_a_database` without `agent_runs`
  */
 export function inspect(db: Connection): Inspection {
-  const names = namesIn(db);
+  const rows = db.all("SELECT lower(name) AS name FROM sqlite_schema WHERE type IN ('table', 'index')");
+  const names = new Set(rows.map(({ name }) => name as string));
   if (names.size === 0) throw emptyDatabase(db.path);
-  const view = db.get(
-    "SELECT name FROM sqlite_schema WHERE type='view' AND lower(name) IN (?, ?, ?, ?)",
-    ...TABLE_NAMES,
-  );
-  if (view) {
-    throw new TelemetryError(
-      "in_the_way",
-      `${db.path} has a view ${view["name"]}, but a table of that name is needed`,
-      { hint: "drop or rename that view, then run this again" },
-    );
-  }
-  const runColumns = columnNames(db, "agent_runs");
-  if (runColumns.size === 0) {
+  if (!names.has("agent_runs")) {
     throw new TelemetryError("not_a_database", `${db.path} is not a telemetry database: it has no table agent_runs`, {
       hint: "if it belongs to another application, move it away, then run this again",
     });
@@ -50,8 +36,13 @@ export function inspect(db: Connection): Inspection {
   const recorded = names.has("schema_migrations")
     ? db.get("SELECT max(version) AS version FROM schema_migrations")?.["version"] as number | null
     : null;
-  const version = versionOf(runColumns, recorded);
-  const missing = version > SCHEMA_VERSION ? [] : missingIn(db, names);
+  const version = versionOf(columnNames(db, "agent_runs"), recorded);
+  const missing = version > SCHEMA_VERSION ? [] : [
+    ...TABLE_NAMES.flatMap((table) =>
+      names.has(table) ? missingColumns(db, table).map((column) => `${table}.${column}`) : [table]
+    ),
+    ...Object.keys(INDEXES).filter((index) => !names.has(index)),
+  ];
   return { version, recorded, missing, wal: db.get("PRAGMA journal_mode")?.["journal_mode"] === "wal" };
 }
 
@@ -70,24 +61,9 @@ function versionOf(runColumns: Set<string>, recorded: number | null): number {
   return runColumns.has("product_family") && runColumns.has("subdomain") ? SCHEMA_VERSION : 2;
 }
 
-function missingIn(db: Connection, names: Set<string>): string[] {
-  const missing: string[] = [];
-  for (const [table, columns] of Object.entries(TABLES)) {
-    if (!names.has(table)) {
-      missing.push(table);
-      continue;
-    }
-    const there = columnNames(db, table);
-    missing.push(...Object.keys(columns).filter((column) => !there.has(column)).map((column) => `${table}.${column}`));
-  }
-  missing.push(...Object.keys(INDEXES).filter((index) => !names.has(index)));
-  return missing;
-}
-
-/** The names of all tables and indexes in lower case, as SQLite compares them. */
-function namesIn(db: Connection): Set<string> {
-  const rows = db.all("SELECT lower(name) AS name FROM sqlite_schema WHERE type IN ('table', 'index')");
-  return new Set(rows.map((row) => row["name"] as string));
+function missingColumns(db: Connection, table: TableName): string[] {
+  const there = columnNames(db, table);
+  return Object.keys(TABLES[table]).filter((column) => !there.has(column));
 }
 
 /** The names of a table's columns in lower case, as SQLite compares them. Empty when the table does not exist. */
@@ -109,34 +85,20 @@ export function newerSchema(path: string, version: number | string): TelemetryEr
  * Upgrades a database to v3, or creates the schema in a new one: adds tables, columns and indexes, and never rebuilds a
  * table, since users add columns, indexes and tables of their own. Call it in a transaction.
  *
- * @throws {TelemetryError} `not_a_database`, `invalid_record` when the database would refuse runs, or what SQLite reports
+ * @throws {TelemetryError} `invalid_record` when the database would refuse runs, or what SQLite reports
  */
 export function applySchema(db: Connection): void {
   // Indexes are sorted in memory: SQLite's temporary files would be outside of the store, where nothing may be writable.
   db.exec("PRAGMA temp_store=MEMORY");
   for (const table of TABLE_NAMES) {
     db.exec(tableSql(table));
-    const there = columnNames(db, table);
-    for (const [column, declaration] of Object.entries(TABLES[table])) {
-      if (!there.has(column)) addColumn(db, table, column, declaration);
+    for (const column of missingColumns(db, table)) {
+      db.run(`ALTER TABLE ${table} ADD COLUMN ${column} ${TABLES[table][column]}`);
     }
   }
   for (const index of Object.keys(INDEXES)) db.exec(indexSql(index));
   db.exec(MIGRATION_SQL);
   assertAcceptsRuns(db);
-}
-
-function addColumn(db: Connection, table: TableName, column: string, declaration: string): void {
-  if (CANNOT_BE_ADDED.test(declaration)) {
-    throw new TelemetryError(
-      "not_a_database",
-      `${db.path} is not a telemetry database: ${table} has no column ${column}`,
-      {
-        hint: "move it away, then run recover_database, which rebuilds it from the log",
-      },
-    );
-  }
-  db.exec(`ALTER TABLE ${table} ADD COLUMN ${column} ${declaration}`);
 }
 
 /** Writes a run as agents do and rolls that back: user-defined objects must not make later writes fail. */

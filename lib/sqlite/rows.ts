@@ -3,7 +3,7 @@
  * @module
  */
 import { hasCode } from "../errors.ts";
-import type { Connection, SqlValue, Statement } from "./connection.ts";
+import type { Connection, SqlValue } from "./connection.ts";
 
 export interface ReadRow {
   /** Undefined in a table WITHOUT ROWID. */
@@ -12,17 +12,9 @@ export interface ReadRow {
   cells: SqlValue[];
 }
 
-export interface ReadOptions {
-  /**
-   * Returns each cell with its stored type, integers as `bigint`. This is slower, and needed only where the declaration
-   * of a column does not determine the type. @default false
-   */
-  exact?: boolean;
-}
-
 const CHUNK_ROWS = 500;
-/** Limits of bisecting, before and after the first row: where the end of a table is damaged, all beyond it is unreadable. */
-const MAX_DAMAGED_RANGES_WITHOUT_ROWS = 200, MAX_DAMAGED_RANGES = 20_000;
+/** Limit of bisecting: where the end of a table is damaged, all beyond it is unreadable. */
+const MAX_DAMAGED_RANGES = 2000;
 
 /** Quotes a name for SQL. */
 export function quotedName(name: string): string {
@@ -69,73 +61,71 @@ export function rowidOf(db: Connection, table: string): string | undefined {
  * {@linkcode TextBytes}), integers over 2^53 (as `bigint`) and BLOBs are exact. A row can come twice. Damage in
  * a table WITHOUT ROWID makes the whole table unreadable.
  *
+ * @param options with `exact`, integers are `bigint`, and each cell has its stored type. This is slower, and needed only
+ * where the declaration of a column does not determine the type
  * @throws {TelemetryError} every error but damage: `locked`, `io`
  */
 export function* readRows(
   db: Connection,
   table: string,
   columns: string[],
-  options: ReadOptions = {},
+  { exact = false } = {},
 ): Generator<ReadRow[], void> {
   const rowid = rowidOf(db, table);
-  if (rowid === undefined) return yield* readWithoutRowid(db, table, columns);
-  const reader = rangeReader(db, table, rowid, columns, options);
-  let damaged = 0, found = false;
-  // Leftmost range first, so that intact rows are read before the limit of damaged ranges is reached.
-  const pending: [from: bigint, to: bigint][] = [[reader.bound("min"), reader.bound("max")]];
+  if (rowid === undefined) {
+    const readAll = exactReader(db, columns, `FROM ${quotedName(table)}`);
+    return yield unlessDamaged(readAll)?.map((cells) => ({ rowid, cells })) ?? [];
+  }
+  // Not through an index, which may be damaged.
+  const from = `FROM ${quotedName(table)} NOT INDEXED`;
+  const read = rangeReader(db, rowid, columns, from, exact);
+  const bound = (which: "min" | "max") => {
+    const statement = db.prepare(`SELECT ${which}(${rowid}) AS rowid ${from}`);
+    statement.readBigInts();
+    return unlessDamaged(() => statement.get()!["rowid"] as bigint | null ?? 0n);
+  };
+  // Where damage hides the last row, up to a number that no table reaches.
+  const pending: [first: bigint, last: bigint][] = [[bound("min") ?? 0n, bound("max") ?? 2n ** 40n]];
+  let damaged = 0;
   for (let range; (range = pending.pop()) !== undefined;) {
-    let [from, to] = range;
-    try {
-      for (;;) {
-        const rows = reader.read(from, to);
-        if (rows.length > 0) yield rows;
-        found ||= rows.length > 0;
-        if (rows.length < CHUNK_ROWS) break;
-        from = BigInt(rows.at(-1)!.rowid!) + 1n;
-      }
-    } catch (error) {
-      if (!hasCode(error, "damaged")) throw error;
-      if (from >= to || ++damaged > (found ? MAX_DAMAGED_RANGES : MAX_DAMAGED_RANGES_WITHOUT_ROWS)) continue;
-      const middle = from + (to - from) / 2n;
-      pending.push([middle + 1n, to], [from, middle]);
+    const [first, last] = range;
+    const rows = unlessDamaged(() => read(first, last));
+    if (rows === undefined) {
+      if (first >= last || ++damaged > MAX_DAMAGED_RANGES) continue;
+      const middle = first + (last - first) / 2n;
+      pending.push([middle + 1n, last], [first, middle]);
+    } else if (rows.length > 0) {
+      yield rows;
+      if (rows.length === CHUNK_ROWS) pending.push([BigInt(rows.at(-1)!.rowid!) + 1n, last]);
     }
   }
 }
 
-function* readWithoutRowid(db: Connection, table: string, columns: string[]): Generator<ReadRow[], void> {
+function unlessDamaged<T>(read: () => T): T | undefined {
   try {
-    const rows = new ExactReader(db, columns, `FROM ${quotedName(table)}`).all();
-    yield rows.map((cells) => ({ rowid: undefined, cells }));
+    return read();
   } catch (error) {
-    if (!hasCode(error, "damaged")) throw error;
+    if (hasCode(error, "damaged")) return undefined;
+    throw error;
   }
 }
 
 /** Reads cells with their types. Text comes as bytes, because the binding cuts it at a NUL and replaces what is not UTF-8. */
-class ExactReader {
-  readonly #statement: Statement;
-  readonly #width: number;
-  readonly #decoder: TextDecoder;
-
-  constructor(db: Connection, columns: string[], from: string) {
-    const cells = columns.map(quotedName).flatMap((name, i) => [
-      `CASE typeof(${name}) WHEN 'text' THEN CAST(${name} AS BLOB) ELSE ${name} END AS c${i}`,
-      `typeof(${name})='text' AS t${i}`,
-    ]);
-    this.#statement = db.prepare(`SELECT ${cells} ${from}`);
-    this.#statement.readBigInts();
-    this.#width = columns.length;
-    this.#decoder = textDecoder(String(db.get("PRAGMA encoding")!["encoding"]));
-  }
-
-  all(...values: SqlValue[]): SqlValue[][] {
-    return this.#statement.all(...values).map((row) =>
-      Array.from({ length: this.#width }, (_, i) => {
+function exactReader(db: Connection, columns: string[], from: string): (...values: SqlValue[]) => SqlValue[][] {
+  const cells = columns.map(quotedName).flatMap((name, i) => [
+    `CASE typeof(${name}) WHEN 'text' THEN CAST(${name} AS BLOB) ELSE ${name} END AS c${i}`,
+    `typeof(${name})='text' AS t${i}`,
+  ]);
+  const statement = db.prepare(`SELECT ${cells} ${from}`);
+  statement.readBigInts();
+  const decoder = textDecoder(String(db.get("PRAGMA encoding")!["encoding"]));
+  return (...values) =>
+    statement.all(...values).map((row) =>
+      columns.map((_, i) => {
         const cell = row[`c${i}`] ?? null;
-        return row[`t${i}`] ? decodeText(cell as Uint8Array, this.#decoder) : cell;
+        return row[`t${i}`] ? decodeText(cell as Uint8Array, decoder) : cell;
       })
     );
-  }
 }
 
 /** A decoder for text of a database. `encoding` is as `PRAGMA encoding` returns it. */
@@ -156,10 +146,14 @@ function toNumber<T extends SqlValue>(value: T): T | number {
   return typeof value === "bigint" && Number.isSafeInteger(Number(value)) ? Number(value) : value;
 }
 
-/** How {@linkcode readRows} reads a table. */
-function rangeReader(db: Connection, table: string, rowid: string, columns: string[], { exact }: ReadOptions) {
-  // Not through an index, which may be damaged.
-  const from = `FROM ${quotedName(table)} NOT INDEXED`;
+/** Reads the first rows of a range. */
+function rangeReader(
+  db: Connection,
+  rowid: string,
+  columns: string[],
+  from: string,
+  exact: boolean,
+): (first: bigint, last: bigint) => ReadRow[] {
   const names = columns.map(quotedName);
   // `json_array` cannot hold a BLOB: such a row is read alone.
   const isReadAlone = exact ? "true" : names.map((name) => `typeof(${name})='blob'`).join(" OR ");
@@ -168,30 +162,15 @@ function rangeReader(db: Connection, table: string, rowid: string, columns: stri
     WHERE ${rowid} BETWEEN ? AND ? ORDER BY ${rowid} LIMIT ${CHUNK_ROWS}`,
   );
   chunk.readBigInts();
-  const one = new ExactReader(db, columns, `${from} WHERE ${rowid}=?`);
-  return {
-    /** The first or last row number; where damage hides it, a number that no table reaches. */
-    bound(which: "min" | "max"): bigint {
-      try {
-        const statement = db.prepare(`SELECT ${which}(${rowid}) AS rowid ${from}`);
-        statement.readBigInts();
-        return statement.get()!["rowid"] as bigint | null ?? 0n;
-      } catch (error) {
-        if (!hasCode(error, "damaged")) throw error;
-        return which === "min" ? 0n : 2n ** 40n;
-      }
-    },
-    /** The first rows of a range. */
-    read(first: bigint, last: bigint): ReadRow[] {
-      return chunk.all(first, last).flatMap(({ at, cells: json }) => {
-        const rowid = toNumber(at as bigint);
-        // The binding replaces bytes that are not UTF-8.
-        const isText = typeof json === "string" && !json.includes("\ufffd");
-        const parsed = isText ? JSON.parse(json) as SqlValue[] : undefined;
-        if (parsed !== undefined && !parsed.some(isInexact)) return { rowid, cells: parsed };
-        // There is no row when another process has deleted it meanwhile.
-        return one.all(at!).map((cells) => ({ rowid, cells: exact ? cells : cells.map(toNumber) }));
-      });
-    },
-  };
+  const readOne = exactReader(db, columns, `${from} WHERE ${rowid}=?`);
+  return (first, last) =>
+    chunk.all(first, last).flatMap(({ at, cells: json }) => {
+      const rowid = toNumber(at as bigint);
+      // The binding replaces bytes that are not UTF-8.
+      const isText = typeof json === "string" && !json.includes("\ufffd");
+      const parsed = isText ? JSON.parse(json) as SqlValue[] : undefined;
+      if (parsed !== undefined && !parsed.some(isInexact)) return { rowid, cells: parsed };
+      // There is no row when another process has deleted it meanwhile.
+      return readOne(at!).map((cells) => ({ rowid, cells: exact ? cells : cells.map(toNumber) }));
+    });
 }
