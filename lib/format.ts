@@ -5,7 +5,12 @@ export function formatBytes(bytes: number): string {
   return bytes < 1e6 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;
 }
 
-/** `1 run`, `2 runs`. `shown` is the count as text. */
-export function plural(count: number, noun: string, shown = String(count)): string {
-  return `${shown} ${noun}${count === 1 ? "" : "s"}`;
+/** `1,234,567`. */
+export function formatCount(count: number): string {
+  return count.toLocaleString("en-US");
+}
+
+/** `1 run`, `1,234 runs`. */
+export function plural(count: number, noun: string): string {
+  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
 }

@@ -14,13 +14,7 @@ import { oneLine } from "../lib/report/format.ts";
 import { summaryPage } from "../lib/report/html.ts";
 import { exceeded, type Limits, parseMaxFailed } from "../lib/report/limits.ts";
 import { findRun } from "../lib/report/source.ts";
-import {
-  type FailedRun,
-  listRuns,
-  type RunSummary,
-  summarizeRuns,
-  type SummaryOptions,
-} from "../lib/report/summary.ts";
+import { listRuns, type RunSummary, summarizeRuns, type SummaryOptions } from "../lib/report/summary.ts";
 import { detailLines, recordLine, runLines, type Screen, summaryLines, summaryMarkdown } from "../lib/report/text.ts";
 import { parseDurationFlag, parseLocalTimeFlag } from "../lib/time.ts";
 
@@ -194,15 +188,15 @@ async function list(
   layout: Layout,
   options: SummaryOptions & { status: "failed" | "running" },
 ): Promise<Result> {
-  const runs: FailedRun[] = [];
-  const origin = await listRuns(layout, options, (run) => runs.push(run));
-  warnOf(terminal, origin);
+  const found = await listRuns(layout, options);
+  const { runs } = found;
+  warnOf(terminal, found);
   if (runs.length > 0 || Deno.stdout.isTerminal()) {
     for (const line of runLines(runs, screenOf())) {
       terminal.say(line);
     }
   }
-  return { ...origin, runs };
+  return { ...found };
 }
 
 async function showRun(terminal: Terminal, layout: Layout, id: string): Promise<Result> {

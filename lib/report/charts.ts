@@ -1,5 +1,6 @@
 /** The charts of a report page: shapes as inline SVG, which stretch, and labels as HTML, which do not. @module */
-import { fit, formatCount, formatDuration, formatRate, localDate, oneLine, plural } from "./format.ts";
+import { formatCount, plural } from "../format.ts";
+import { fit, formatDuration, formatRate, localDate, oneLine } from "./format.ts";
 import {
   failureRate,
   type GroupSummary,

@@ -1,16 +1,16 @@
 /** Values as people read them, and text of unknown origin made safe to print. @module */
-import { plural as ungrouped } from "../format.ts";
+import { formatCount } from "../format.ts";
 
 /** `850 ms`, `12.3 s`, `4 m 05 s`, `1 h 12 m`, `3 d 4 h`. */
 export function formatDuration(milliseconds: number): string {
-  const seconds = Math.round(milliseconds / 1000);
-  const two = (value: number) => String(value).padStart(2, "0");
   if (milliseconds < 1000) return `${Math.round(milliseconds)} ms`;
   if (milliseconds < 59_950) return `${(milliseconds / 1000).toFixed(1)} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} m ${two(seconds % 60)} s`;
+  const two = (value: number) => String(value).padStart(2, "0");
+  const seconds = Math.round(milliseconds / 1000);
   const minutes = Math.round(seconds / 60);
-  if (minutes < 48 * 60) return `${Math.floor(minutes / 60)} h ${two(minutes % 60)} m`;
   const hours = Math.round(minutes / 60);
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} m ${two(seconds % 60)} s`;
+  if (minutes < 48 * 60) return `${Math.floor(minutes / 60)} h ${two(minutes % 60)} m`;
   return `${formatCount(Math.floor(hours / 24))} d ${hours % 24} h`;
 }
 
@@ -26,26 +26,20 @@ export function formatRate(rate: number): string {
   return `${(rate * 100).toFixed(1)}%`;
 }
 
-/** `1,234,567`. */
-export function formatCount(count: number): string {
-  return count.toLocaleString("en-US");
-}
-
-/** `1 run`, `1,234 runs`. */
-export function plural(count: number, noun: string): string {
-  return ungrouped(count, noun, formatCount(count));
+/** A time in the zone of this process, as `YYYY-MM-DD HH:MM:SS`. */
+function localTime(at: Date): string {
+  return new Date(at.getTime() - at.getTimezoneOffset() * 60_000).toISOString().slice(0, 19).replace("T", " ");
 }
 
 /** The local date as `YYYY-MM-DD`. */
 export function localDate(at: Date): string {
-  const two = (value: number) => String(value).padStart(2, "0");
-  return `${String(at.getFullYear()).padStart(4, "0")}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
+  return localTime(at).slice(0, 10);
 }
 
 /** A time in UTC as local time, to the second. */
-export function formatTime(iso: string | Date): string {
+export function formatTime(iso: string): string {
   const at = new Date(iso);
-  return isNaN(at.getTime()) ? oneLine(String(iso)) : `${localDate(at)} ${at.toTimeString().slice(0, 8)}`;
+  return isNaN(at.getTime()) ? oneLine(iso) : localTime(at);
 }
 
 /** What a terminal may act on: control characters, and those that change the direction of text. */
@@ -79,18 +73,17 @@ export function displayWidth(text: string): number {
 
 /** Cuts a text to a width, at its end or in its middle. An ellipsis replaces what is cut. */
 export function fit(text: string, width: number, at: "middle" | "end" = "end"): string {
-  // A column is never wider than this, and the rest of a text of megabytes need not be measured.
+  // No more is shown of a text of megabytes.
   const limit = 4 * width + 100;
-  if (text.length <= limit && displayWidth(text) <= width) return text;
+  const ends = text.length > 2 * limit ? text.slice(0, limit) + text.slice(-limit) : text;
+  let excess = displayWidth(ends) - width;
+  if (excess <= 0) return ends;
   if (width < 1) return "";
-  const take = (graphemes: string[], width: number) => {
-    const end = graphemes.findIndex((grapheme) => (width -= widthOf(grapheme)) < 0);
-    return end < 0 ? graphemes : graphemes.slice(0, end);
-  };
-  const graphemesOf = (part: string) => Array.from(GRAPHEMES.segment(part), ({ segment }) => segment);
-  const tailWidth = at === "middle" && width > 3 ? (width - 1) >> 1 : 0;
-  const tail = take(graphemesOf(text.slice(-limit)).reverse(), tailWidth).reverse().join("");
-  return `${take(graphemesOf(text.slice(0, limit)), width - 1 - displayWidth(tail)).join("")}…${tail}`;
+  const kept = Array.from(GRAPHEMES.segment(ends), ({ segment }) => segment);
+  // The ellipsis takes a column, too.
+  for (excess++; excess > 0;) excess -= widthOf(kept.splice(at === "middle" ? kept.length >> 1 : -1, 1)[0]!);
+  const place = at === "middle" ? (kept.length + 1) >> 1 : kept.length;
+  return `${kept.slice(0, place).join("")}…${kept.slice(place).join("")}`;
 }
 
 /** Pads a text to a width, with blanks before it for `right`. */

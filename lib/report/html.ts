@@ -1,6 +1,7 @@
 /** A report as one HTML file that needs nothing else. @module */
+import { formatCount, plural } from "../format.ts";
 import { barsOf, calendar, durationChart, escapeHtml, rateChart, runsChart } from "./charts.ts";
-import { fit, formatCount, formatTime, plural } from "./format.ts";
+import { fit, formatTime } from "./format.ts";
 import type { FailedRun, RunSummary } from "./summary.ts";
 import { type Cell, type Column, countCells, rateText, type Table, tablesOf, windowText } from "./tables.ts";
 

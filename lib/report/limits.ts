@@ -1,6 +1,7 @@
 /** Limits that a summary is checked against, for cron and CI. @module */
+import { plural } from "../format.ts";
 import { TelemetryError } from "../errors.ts";
-import { formatAge, formatRate, plural } from "./format.ts";
+import { formatAge, formatRate } from "./format.ts";
 import type { RunSummary } from "./summary.ts";
 
 /** Limits. One that is not set holds. */

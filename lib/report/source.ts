@@ -1,11 +1,11 @@
 /** Where a report reads runs: the database, or the log where the database cannot be read. @module */
 import { errorMessage, hasCode } from "../errors.ts";
-import { type Layout, parseFileName } from "../layout.ts";
+import { fileNameOf, type Layout, parseFileName } from "../layout.ts";
 import { logFiles, readLogs } from "../log/read.ts";
 import { RUN_COLUMNS, type RunEvent } from "../records.ts";
 import { Connection } from "../sqlite/connection.ts";
 import { applySchema, columnNames, inspect } from "../sqlite/migrate.ts";
-import { blobAsText, isInexact, jsonObjectOf, rowidOf } from "../sqlite/rows.ts";
+import { blobAsText, jsonObjectOf, rowidOf } from "../sqlite/rows.ts";
 import { MARK_POSTED_SQL, readRunStates, upsertSql } from "../store/merge.ts";
 import { type Instant, parseTimestamp } from "../time.ts";
 
@@ -23,15 +23,15 @@ export interface RunOrigin {
 
 /** Which runs to read: started at or after `since` and before `until`. */
 export interface RunFilter {
-  since?: Instant | undefined;
-  until?: Instant | undefined;
-  agents?: ReadonlySet<unknown> | undefined;
-  jobTypes?: ReadonlySet<unknown> | undefined;
+  since: Instant;
+  until: Instant;
+  agents: readonly unknown[] | undefined;
+  jobTypes: readonly unknown[] | undefined;
 }
 
-/** What most runs are read for. The key identifies the row. */
+/** What most runs are read for. Only runs that may be listed have their id. */
 export type RunRow = [
-  key: string | number,
+  id: string | null,
   agent: string | null,
   job: string | null,
   status: string | null,
@@ -43,7 +43,6 @@ export type RunRow = [
 /** A run with all fields that are set. */
 export type RecordedRun = Record<string, string | number>;
 
-const CHUNK_ROWS = 1000;
 const DAY = 86_400e6;
 /** Errors after which the log is read. Without write access to its folder, a database in WAL mode may be unreadable. */
 const UNREADABLE = ["no_storage", "damaged", "not_a_database", "empty_database", "permission"] as const;
@@ -87,16 +86,13 @@ async function readLoggedRuns<T>(
 
 /** The runs in an open database of any schema version. */
 export class Runs {
-  readonly db: Connection;
-  /** The column by which rows are found again: the row number, unless JavaScript would round some. */
-  readonly #key: string;
+  readonly #rowid: string | undefined;
+  readonly #columns: string[];
 
-  constructor(db: Connection) {
-    this.db = db;
-    const rowid = rowidOf(db, "agent_runs");
-    const isExact = (which: string) =>
-      !isInexact(db.get(`SELECT CAST(${which}(${rowid}) AS REAL) AS row FROM agent_runs`)!["row"]);
-    this.#key = rowid !== undefined && isExact("min") && isExact("max") ? rowid : "run_id";
+  constructor(readonly db: Connection) {
+    this.#rowid = rowidOf(db, "agent_runs");
+    const existing = columnNames(db, "agent_runs");
+    this.#columns = [...RUN_COLUMNS, "custom_metadata"].filter((column) => existing.has(column));
   }
 
   /**
@@ -104,19 +100,26 @@ export class Runs {
    * out because their start is not a time.
    */
   each(filter: RunFilter, visit: (row: RunRow, start: Instant) => void, condition = "true"): number {
-    const { since = -Infinity, until = Infinity, agents, jobTypes } = filter;
-    let untimed = this.count("start_time<'0' OR start_time>=':'");
-    // Reads as JSON, by which text with NUL stays whole.
+    const { since, until, agents, jobTypes } = filter;
+    // The window is wider as text, because times have zones.
+    const day = (at: Instant) => new Date(at / 1000).toISOString().slice(0, 10);
+    const window = [since > -Infinity ? day(since - DAY) : "0", until < Infinity ? day(until + 2 * DAY) : ":"];
+    const where = `start_time>=?1 AND start_time<?2 AND (${condition})`;
+    // An index finds the ranges of 1,024 row numbers that have such runs. Then each range is read.
+    const [range, isInRange] = this.#rowid === undefined
+      ? ["0", "?3=0"]
+      : [`${this.#rowid} >> 10`, `${this.#rowid} BETWEEN ?3 << 10 AND (?3 << 10) + 1023`];
+    // As JSON, in which text with NUL stays whole.
     const rows = this.db.prepare(
-      `SELECT json_group_array(json_array(${this.#key}, CAST(agent_name AS TEXT), CAST(job_type AS TEXT),
-        CAST(status AS TEXT), CAST(start_time AS TEXT), ${blobAsText("duration_ms")}, ${blobAsText("items_succeeded")}
-      )) AS found FROM agent_runs WHERE ${this.#key} IN (SELECT value FROM json_each(?))`,
+      `SELECT json_group_array(json_array(iif(status IN ('success', 'partial'), NULL, CAST(run_id AS TEXT)),
+        CAST(agent_name AS TEXT), CAST(job_type AS TEXT), CAST(status AS TEXT), CAST(start_time AS TEXT),
+        ${blobAsText("duration_ms")}, ${blobAsText("items_succeeded")}
+      )) AS found FROM agent_runs NOT INDEXED WHERE ${isInRange} AND ${where}`,
     );
-    const keys = this.#keys(since, until, condition);
-    for (let at = 0; at < keys.length; at += CHUNK_ROWS) {
-      const chunk = JSON.stringify(keys.slice(at, at + CHUNK_ROWS));
-      for (const row of JSON.parse(rows.get(chunk)!["found"] as string) as RunRow[]) {
-        if (agents && !agents.has(row[1]) || jobTypes && !jobTypes.has(row[2])) continue;
+    let untimed = this.count("start_time<'0' OR start_time>=':'");
+    for (const { at } of this.db.all(`SELECT DISTINCT ${range} AS at FROM agent_runs WHERE ${where}`, ...window)) {
+      for (const row of JSON.parse(rows.get(...window, at!)!["found"] as string) as RunRow[]) {
+        if (agents && !agents.includes(row[1]) || jobTypes && !jobTypes.includes(row[2])) continue;
         const start = parseTimestamp(row[4]);
         if (start === undefined) untimed++;
         else if (since <= start && start < until) visit(row, start);
@@ -125,19 +128,9 @@ export class Runs {
     return untimed;
   }
 
-  /** The keys of the rows of a window. It is wider as text, because times have zones. The index suffices to find them. */
-  #keys(since: Instant, until: Instant, condition: string): RunRow[0][] {
-    const day = (at: Instant) => new Date(at / 1000).toISOString().slice(0, 10);
-    const [from, to] = [since > -Infinity ? day(since - DAY) : "0", until < Infinity ? day(until + 2 * DAY) : ":"];
-    const sql = `SELECT json_group_array(${this.#key}) AS keys FROM agent_runs WHERE start_time>=? AND start_time<?`;
-    return JSON.parse(this.db.get(`${sql} AND ${condition}`, from, to)!["keys"] as string);
-  }
-
   /** The fields of a run that are set. Undefined when there is no such run. */
-  fieldsOf(value: RunRow[0], column = this.#key): RecordedRun | undefined {
-    const existing = columnNames(this.db, "agent_runs");
-    const columns = [...RUN_COLUMNS, "custom_metadata"].filter((column) => existing.has(column));
-    const row = this.db.get(`SELECT ${jsonObjectOf(columns)} AS fields FROM agent_runs WHERE ${column}=?`, value);
+  fieldsOf(id: string): RecordedRun | undefined {
+    const row = this.db.get(`SELECT ${jsonObjectOf(this.#columns)} AS fields FROM agent_runs WHERE run_id=?`, id);
     if (row === undefined) return undefined;
     const fields = JSON.parse(row["fields"] as string) as Record<string, string | number | null>;
     return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== null)) as RecordedRun;
@@ -171,7 +164,7 @@ export interface RunDetails {
 export async function findRun(layout: Layout, end: string): Promise<RunDetails | { ids: string[] }> {
   const read = (runs: Runs, origin: RunOrigin) => {
     const ids = runs.idsEndingIn(end);
-    return { ids, origin, run: ids.length === 1 ? runs.fieldsOf(ids[0]!, "run_id") : undefined };
+    return { ids, origin, run: ids.length === 1 ? runs.fieldsOf(ids[0]!) : undefined };
   };
   let found = await readRuns(layout, read);
   if (found.ids.length === 0 && found.origin.source === "database") {
@@ -181,8 +174,7 @@ export async function findRun(layout: Layout, end: string): Promise<RunDetails |
   const { ids, origin, run } = found;
   if (run === undefined) return { ids };
   const events: RunEvent[] = [];
-  const files = logsBetween(layout.raw, String(run["start_time"]), run["end_time"]);
-  for await (const batch of readLogs(files, { only: "event" })) {
+  for await (const batch of readLogs(logsOf(run, layout.raw), { only: "event" })) {
     for (const entry of batch) {
       if ("record" in entry && entry.record.record_type === "event" && entry.record.run_id === run["run_id"]) {
         events.push(entry.record);
@@ -193,11 +185,11 @@ export async function findRun(layout: Layout, end: string): Promise<RunDetails |
 }
 
 /** The logs that can hold the events of a run. Clocks and the days of writing may differ by a day. */
-function logsBetween(raw: string, start: string, end: unknown): string[] {
-  const from = (parseTimestamp(start) ?? -Infinity) / 1000 - 2 * DAY / 1000;
-  const to = (typeof end === "string" ? parseTimestamp(end) ?? Infinity : Infinity) / 1000 + 2 * DAY / 1000;
+function logsOf(run: RecordedRun, raw: string): string[] {
+  const start = parseTimestamp(String(run["start_time"])) ?? -Infinity;
+  const end = parseTimestamp(String(run["end_time"])) ?? Infinity;
   return logFiles(raw).filter((path) => {
-    const time = parseFileName(path.slice(raw.length + 1))?.time.getTime();
-    return time === undefined || from <= time && time <= to;
+    const day = parseFileName(fileNameOf(path))?.time.getTime();
+    return day === undefined || start - 2 * DAY <= day * 1000 && day * 1000 <= end + 2 * DAY;
   });
 }

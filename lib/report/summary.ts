@@ -184,25 +184,18 @@ function summarize(layout: Layout, runs: Runs, origin: RunOrigin, options: Summa
   const length = Math.max(0, (until ?? now).getTime() * 1000 - since);
   const tally = new Tally(since);
   const untimed = runs.each({ ...filter, since: since - length }, (row, start) => tally.add(row, start));
-  const groups = tally.groups();
+  const groups = tally.groups.map((group) => ({ ...group, summary: summaryOf(group) })).sort(worstFirst);
   const summaries = groups.map(({ summary }) => summary);
   const days = new Set(summaries.flatMap((group) => Object.keys(group.days)).sort());
   const [counts, before] = [sumCounts(summaries), sumCounts(groups.map((group) => group.before))];
   // 2. Find the runs that are running for too long, whenever they started.
-  const stale: StaleRun[] = [];
-  let running_before = 0;
-  const addIfStale = (row: RunRow, start: Instant) => {
-    if (start < since) running_before++;
-    const age = now.getTime() - start / 1000;
-    const p95 = tally.find(row)?.summary.p95_ms ?? Infinity;
-    if (age <= Math.min(staleAfterMs, Math.max(MIN_STALE_MS, 5 * p95))) return;
-    stale.push(
-      ...readRun(runs, { row, start }).map(({ fields: _, error_summary: __, ...run }) => (
-        { ...run, age_ms: Math.round(age) }
-      )),
-    );
-  };
-  runs.each({ ...filter, since: undefined }, addIfStale, "status='running'");
+  const running = listOf(runs, { ...filter, since: -Infinity }, "running");
+  const stale = running.map(({ fields: _, error_summary: __, ...run }): StaleRun => (
+    { ...run, age_ms: now.getTime() - Date.parse(run.start_time) }
+  )).filter(({ agent_name, job_type, age_ms }) => {
+    const group = summaries.find((group) => group.agent_name === agent_name && group.job_type === job_type);
+    return age_ms > Math.min(staleAfterMs, Math.max(MIN_STALE_MS, 5 * (group?.p95_ms ?? Infinity)));
+  });
   return {
     base: layout.base,
     now: timestamp(now),
@@ -216,63 +209,68 @@ function summarize(layout: Layout, runs: Runs, origin: RunOrigin, options: Summa
     failure_rate_before: failureRate(before),
     untimed,
     groups: summaries,
-    failures: tally.newestFailures().flatMap((found) => readRun(runs, found)),
+    failures: tally.failures.sort(newestFirst).slice(0, MAX_FAILURES).flatMap((found) => readRun(runs, found)),
     stale: stale.sort((a, b) => b.age_ms - a.age_ms),
     days: Object.fromEntries(
       days.keys().map((day) => [day, sumCounts(summaries.flatMap((group) => group.days[day] ?? []))]),
     ),
     points: pointsOf(groups),
-    store: { ...stateOf(layout, runs, origin, now), running_before },
+    store: {
+      ...stateOf(layout, runs, origin, now),
+      running_before: running.filter(({ start_time }) => Date.parse(start_time) * 1000 < since).length,
+    },
   };
 }
 
-/** Lists the runs of a window with this status, newest first, one by one. Without `since`, `running` ones of any age. */
+/** Lists the runs of a window with this status, newest first. Without `since`, `running` ones of any age. */
 export async function listRuns(
   layout: Layout,
   { status, ...options }: SummaryOptions & { status: "failed" | "running" },
-  print: (run: FailedRun) => void,
-): Promise<RunOrigin> {
+): Promise<RunOrigin & { runs: FailedRun[] }> {
   return await readRuns(layout, (runs, origin) => {
     const filter = filterOf(options, options.now ?? new Date());
-    const since = status === "running" && options.since === undefined ? undefined : filter.since;
-    const found: Found[] = [];
-    runs.each({ ...filter, since }, (row, start) => {
-      if (statusOf(row[3]) === status) found.push({ row, start });
-    }, status === "running" ? "status='running'" : "status NOT IN ('success', 'partial', 'running')");
-    found.sort(newestFirst).flatMap((found) => readRun(runs, found)).forEach(print);
-    return origin;
+    if (status === "running" && options.since === undefined) filter.since = -Infinity;
+    return { ...origin, runs: listOf(runs, filter, status) };
   });
 }
 
-function filterOf({ since, until, agents, jobTypes }: SummaryOptions, now: Date): RunFilter & { since: Instant } {
+function filterOf({ since, until, agents, jobTypes }: SummaryOptions, now: Date): RunFilter {
   return {
     since: (since?.getTime() ?? now.getTime() - 7 * DAY_MS) * 1000,
-    until: until && until.getTime() * 1000,
-    agents: agents && new Set(agents),
-    jobTypes: jobTypes && new Set(jobTypes),
+    until: until ? until.getTime() * 1000 : Infinity,
+    agents,
+    jobTypes,
   };
 }
 
 /** A run that was found. */
 interface Found {
-  row: RunRow;
+  id: string;
   start: Instant;
 }
 
-const newestFirst = (a: Found, b: Found) => b.start - a.start || (a.row[0] < b.row[0] ? 1 : -1);
+const newestFirst = (a: Found, b: Found) => b.start - a.start;
+
+function listOf(runs: Runs, filter: RunFilter, status: "failed" | "running"): FailedRun[] {
+  const found: Found[] = [];
+  runs.each(filter, ([id, , , word], start) => {
+    if (statusOf(word) === status) found.push({ id: id!, start });
+  }, status === "running" ? "status='running'" : "status NOT IN ('success', 'partial', 'running')");
+  return found.sort(newestFirst).flatMap((found) => readRun(runs, found));
+}
 
 /** Reads the fields of a run. None when it has gone meanwhile. */
-function readRun(runs: Runs, { row: [key, agent, job_type, status], start }: Found): FailedRun[] {
-  const fields = runs.fieldsOf(key);
+function readRun(runs: Runs, { id, start }: Found): FailedRun[] {
+  const fields = runs.fieldsOf(id);
   if (fields === undefined) return [];
-  const [run_id, error] = [fields["run_id"] ?? "", fields["error_summary"] ?? null];
+  const text = (column: string) => fields[column] === undefined ? null : String(fields[column]);
   return [{
-    run_id: String(run_id),
-    agent_name: agent ?? "",
-    job_type,
-    status,
+    run_id: id,
+    agent_name: text("agent_name") ?? "",
+    job_type: text("job_type"),
+    status: text("status"),
     start_time: isoOf(start),
-    error_summary: error === null ? null : String(error),
+    error_summary: text("error_summary"),
     fields,
   }];
 }
@@ -283,87 +281,81 @@ function isoOf(at: Instant): string {
   return timestamp(new Date(Math.floor(at / 1000))).replace("000+", `${micros}+`);
 }
 
-/** The runs of one agent and job type, while they are counted, and their summary afterwards. */
+/** The runs of one agent and job type. */
 interface Group {
-  summary: GroupSummary;
+  agent_name: string;
+  job_type: string | null;
+  days: Record<string, StatusCounts>;
   before: StatusCounts;
   durations: number[];
+  items: number;
   newest: Instant;
-}
-
-function newGroup(agent_name: string, job_type: string | null): Group {
-  const unknown = { failure_rate: null, failure_rate_before: null, p50_ms: null, p95_ms: null, last_start: "" };
-  const summary: GroupSummary = {
-    ...{ agent_name, job_type, ...sumCounts([]), ...unknown },
-    ...{ items: 0, last_status: "unknown", days: {} },
-  };
-  return { summary, before: sumCounts([]), durations: [], newest: -Infinity };
+  last_status: Status;
 }
 
 /** Counts runs of the window and of the window before, in any order. */
 class Tally {
-  readonly #since: Instant;
-  readonly #agents = new Map<string, Map<string | null, Group>>();
+  readonly groups: Group[] = [];
+  readonly failures: Found[] = [];
+  readonly #byAgent = new Map<string, Map<string | null, Group>>();
   /** The local day of each quarter of an hour: no zone changes within one. */
   readonly #days = new Map<number, string>();
-  #failures: Found[] = [];
 
-  constructor(since: Instant) {
-    this.#since = since;
-  }
+  constructor(private readonly since: Instant) {}
 
-  find([, agent, job]: RunRow): Group | undefined {
-    return this.#agents.get(agent ?? "")?.get(job);
-  }
-
-  add(row: RunRow, start: Instant): void {
-    const [, agent, job, word, , duration, items] = row;
+  add([id, agent, job, word, , duration, items]: RunRow, start: Instant): void {
     const status = statusOf(word);
-    const jobs = this.#agents.getOrInsertComputed(agent ?? "", () => new Map());
-    const group = jobs.getOrInsertComputed(job, () => newGroup(agent ?? "", job));
+    const group = this.#groupOf(agent ?? "", job);
     if (start >= group.newest) {
       group.newest = start;
-      group.summary.last_status = status;
+      group.last_status = status;
     }
-    const isBefore = start < this.#since;
-    const counts = isBefore ? group.before : group.summary.days[this.#dayOf(start)] ??= sumCounts([]);
+    const isBefore = start < this.since;
+    const counts = isBefore ? group.before : group.days[this.#dayOf(start)] ??= sumCounts([]);
     counts.runs++;
     counts[status]++;
     if (isBefore) return;
-    if (typeof items === "number") group.summary.items += items;
+    if (typeof items === "number") group.items += items;
     if (typeof duration === "number" && status !== "running") group.durations.push(duration);
-    if (status === "failed" && this.#failures.push({ row, start }) >= 50 * MAX_FAILURES) {
-      this.#failures = this.newestFailures();
-    }
+    if (status === "failed") this.failures.push({ id: id!, start });
+  }
+
+  #groupOf(agent_name: string, job_type: string | null): Group {
+    const byJob = this.#byAgent.getOrInsertComputed(agent_name, () => new Map());
+    return byJob.getOrInsertComputed(job_type, () => {
+      const none = { days: {}, before: sumCounts([]), durations: [], items: 0, newest: -Infinity };
+      const group: Group = { agent_name, job_type, ...none, last_status: "unknown" };
+      this.groups.push(group);
+      return group;
+    });
   }
 
   #dayOf(at: Instant): string {
     const quarter = Math.floor(at / 900e6);
     return this.#days.getOrInsertComputed(quarter, () => localDate(new Date(quarter * 900_000)));
   }
-
-  newestFailures(): Found[] {
-    return this.#failures.toSorted(newestFirst).slice(0, MAX_FAILURES);
-  }
-
-  /** All groups when everything is counted, the highest failure rate first. */
-  groups(): Group[] {
-    const groups = this.#agents.values().flatMap((jobs) => jobs.values()).toArray();
-    for (const { summary, before, durations, newest } of groups) {
-      Object.assign(summary, sumCounts(Object.values(summary.days)));
-      summary.failure_rate = failureRate(summary);
-      summary.failure_rate_before = failureRate(before);
-      // Numbers in a typed array are sorted much faster.
-      const sorted = Float64Array.from(durations).sort();
-      summary.p50_ms = percentile(sorted, 0.5);
-      summary.p95_ms = percentile(sorted, 0.95);
-      summary.last_start = isoOf(newest);
-    }
-    return groups.sort(worstFirst);
-  }
 }
 
-function worstFirst({ summary: a }: Group, { summary: b }: Group): number {
+function summaryOf({ agent_name, job_type, days, before, durations, items, newest, last_status }: Group): GroupSummary {
+  const counts = sumCounts(Object.values(days));
+  // Numbers in a typed array are sorted much faster.
+  const sorted = Float64Array.from(durations).sort();
+  return {
+    agent_name,
+    job_type,
+    ...counts,
+    failure_rate: failureRate(counts),
+    failure_rate_before: failureRate(before),
+    p50_ms: percentile(sorted, 0.5),
+    p95_ms: percentile(sorted, 0.95),
+    items,
+    last_start: isoOf(newest),
+    last_status,
+    days,
+  };
+}
+
+function worstFirst({ summary: a }: { summary: GroupSummary }, { summary: b }: { summary: GroupSummary }): number {
   const name = ({ agent_name, job_type }: GroupSummary) => `${agent_name}\0${job_type ?? ""}`;
   return (b.failure_rate ?? -1) - (a.failure_rate ?? -1) || b.failed - a.failed || b.runs - a.runs ||
     (name(a) < name(b) ? -1 : 1);

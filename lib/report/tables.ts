@@ -1,6 +1,6 @@
 /** What a terminal, Markdown and a page show alike: tables, and the state of the store. @module */
-import { formatBytes } from "../format.ts";
-import { formatAge, formatCount, formatDuration, formatRate, formatTime, plural } from "./format.ts";
+import { formatBytes, formatCount, plural } from "../format.ts";
+import { formatAge, formatDuration, formatRate, formatTime } from "./format.ts";
 import { type FailedRun, type RunSummary, type Status, statusOf } from "./summary.ts";
 
 /** A column of a table. */

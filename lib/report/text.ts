@@ -1,6 +1,7 @@
 /** Reports as lines for a terminal, and as Markdown. @module */
+import { formatCount, plural } from "../format.ts";
 import type { Scanned } from "../log/read.ts";
-import { displayWidth, fit, formatCount, formatDuration, formatTime, oneLine, pad, plural } from "./format.ts";
+import { displayWidth, fit, formatDuration, formatTime, oneLine, pad } from "./format.ts";
 import type { RunDetails } from "./source.ts";
 import { type FailedRun, type RunSummary, type Status, statusOf } from "./summary.ts";
 import {

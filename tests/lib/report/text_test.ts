@@ -47,8 +47,7 @@ for (const [name, runs] of Object.entries(STORES)) {
       }
     }
     const status = runs[0]?.status === "running" ? "running" as const : "failed" as const;
-    const listed: Parameters<typeof runLines>[0] = [];
-    await listRuns(layout, { now: NOW, status }, (run) => listed.push(run));
+    const { runs: listed } = await listRuns(layout, { now: NOW, status });
     const lines = runLines(listed, { width: 80, height: 24, colour: false });
     for (const [i, { run_id }] of listed.entries()) {
       assert.ok(lines[i]!.includes(run_id) && displayWidth(lines[i]!) <= 80, lines[i]);

@@ -595,7 +595,7 @@ Deno.test("a flood of events is told in one warning with its number, and the run
   assert.deepEqual(events, Array.from({ length: events.length }, (_, i) => i + dropped), "the newest are kept");
   assert.equal(stage.lines().find(({ status }) => status === "success")!["run_id"], id);
   assert.equal(stage.warnings.length, 1);
-  assert.ok(stage.warnings[0]!.startsWith(`${dropped} events came faster`), stage.warnings[0]);
+  assert.ok(stage.warnings[0]!.startsWith(`${dropped.toLocaleString("en-US")} events came faster`), stage.warnings[0]);
   assert.equal((await client.getStats()).failures["log:queue_full"], dropped);
 });
 
