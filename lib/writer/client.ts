@@ -227,17 +227,6 @@ export class TelemetryClient implements AsyncDisposable {
    * Posts runs that are pending in the database, one after the other. A run is posted at least once: after a crash the
    * API can receive it again, and should recognise it by its `run_id`. Does nothing when posting is off. Stops when the
    * API is down or refuses the token.
-   *
-   * @param options which runs
-   *
-   * @example
-   * ```ts
-   * import { TelemetryClient } from "./client.ts";
-   *
-   * await using telemetry = new TelemetryClient({ base: "/tmp/telemetry" });
-   * const { posted, failed } = await telemetry.postPending({ limit: 1000 });
-   * console.log(posted, failed);
-   * ```
    */
   async postPending(options: PostPendingOptions = {}): Promise<PostPendingResult> {
     let result: PostPendingResult = { posted: 0, failed: 0, refused: 0 };
@@ -253,16 +242,7 @@ export class TelemetryClient implements AsyncDisposable {
    * of their last record, in the log and in the database. A run that lives after all overrides this when it ends.
    * Open runs of this client are left out.
    *
-   * @param options which runs
    * @returns the runs that were ended
-   *
-   * @example
-   * ```ts
-   * import { TelemetryClient } from "./client.ts";
-   *
-   * await using telemetry = new TelemetryClient({ base: "/tmp/telemetry" });
-   * for (const { run_id, end_time } of await telemetry.endStale({ olderThan: "24h" })) console.log(run_id, end_time);
-   * ```
    */
   async endStale(options: EndStaleOptions): Promise<RunRecord[]> {
     let ended: RunRecord[] = [];

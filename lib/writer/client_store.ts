@@ -1,4 +1,5 @@
 /** The log and the database that a client writes to. Never triggers a permission prompt. @module */
+import { setTimeout as pause } from "node:timers/promises";
 import { hasCode, TelemetryError, withHint } from "../errors.ts";
 import { plural } from "../format.ts";
 import { isFolder, isGranted, locate, readEnv } from "../fs/locate.ts";
@@ -10,7 +11,7 @@ import { createStorage } from "../store/folders.ts";
 import { endStaleRuns, type StaleOptions } from "../store/stale_runs.ts";
 import { DatabaseWriter } from "./database_writer.ts";
 import { toText, type Warnings } from "./warnings.ts";
-import { pause, WriteQueue } from "./write_queue.ts";
+import { WriteQueue } from "./write_queue.ts";
 
 /** How long to wait for the lock of the log at the end of the process, in milliseconds. */
 const EXIT_LOCK_MS = 1000;
@@ -65,10 +66,8 @@ export class ClientStore {
       }
       const shorter = hasCode(error, "invalid_record") ? truncateForLog(record) : undefined;
       if (shorter === undefined) return this.#warnings.fail("log", withOtherStores(error, store?.layout));
-      const what = record.record_type === "run"
-        ? "a run is too long for the log: its long texts are only in the database"
-        : "an event is too long for the log: it is recorded without its payload";
-      this.#warnings.warn(`long:${record.record_type}`, what);
+      const type = record.record_type;
+      this.#warnings.warn(`long:${type}`, `a record (${type}) is too long for the log: its long texts are cut there`);
       await this.append(shorter);
     }
   }
@@ -234,9 +233,8 @@ const shared = new Map<string, { writer: DatabaseWriter; users: number }>();
 
 /** The clients of a process share the open database: those that are never closed would use up its open files. */
 function shareDatabase(layout: Layout): { writer: DatabaseWriter } & Disposable {
-  const key = `${layout.database}\n${layout.base}`;
-  const entry = shared.get(key) ?? { writer: new DatabaseWriter(layout, { wait: false }), users: 0 };
-  shared.set(key, entry);
+  const entry = shared.get(layout.database) ?? { writer: new DatabaseWriter(layout, { wait: false }), users: 0 };
+  shared.set(layout.database, entry);
   entry.users++;
   // A writer that is used again opens its database again.
   return { writer: entry.writer, [Symbol.dispose]: () => --entry.users === 0 && entry.writer.close() };

@@ -1,4 +1,5 @@
 /** The writes that wait for the database of a client. @module */
+import { setTimeout as pause } from "node:timers/promises";
 import { hasCode } from "../errors.ts";
 import { LOCKED_FOR_MS, LOCKED_PAUSE_MS, waitWhileLocked } from "../sqlite/connection.ts";
 
@@ -127,11 +128,6 @@ export class WriteQueue {
     this.#writes.delete(key);
     return undefined;
   }
-}
-
-/** Resolves after a pause, with at least one turn of the event loop. */
-export function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
 /** Takes steps, with a turn of the event loop between two of them. */

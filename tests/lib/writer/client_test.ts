@@ -320,7 +320,7 @@ Deno.test("a run over 32 MiB is logged with its texts cut, and the database has 
   const rows = stage.rows("SELECT status, length(output_summary), length(metrics_json) FROM agent_runs ORDER BY rowid");
   assert.deepEqual(rows.map((row) => Object.values(row)), [["success", 2 * 2 ** 22, 2 ** 24 + 11]]);
   assert.equal(stage.warnings.length, 1);
-  assert.match(stage.warnings[0]!, /too long for the log: its long texts are only in the database/);
+  assert.match(stage.warnings[0]!, /a record \(run\) is too long for the log: its long texts are cut there/);
 });
 
 Deno.test("missing folders are created, with one warning", async () => {
@@ -541,7 +541,7 @@ Deno.test("an event over 32 MiB is recorded without its payload", async () => {
     "next",
     null,
   ]]);
-  assert.deepEqual(stage.warnings, ["an event is too long for the log: it is recorded without its payload"]);
+  assert.deepEqual(stage.warnings, ["a record (event) is too long for the log: its long texts are cut there"]);
 });
 
 Deno.test("texts and metrics keep what is well-formed, and numbers their digits", async () => {
