@@ -134,21 +134,25 @@ export class ApiClient {
     let [url, method, isTrusted] = [this.#url, "POST", true];
     try {
       for (let redirects = 0; redirects <= MAX_REDIRECTS; redirects++) {
+        // `fetch` sends a user and password as `Authorization: Basic`, joined to the token by a comma.
+        url.username = url.password = "";
         const headers = new Headers();
         if (isTrusted) headers.set("authorization", `Bearer ${this.#token}`);
         if (method === "POST") headers.set("content-type", "application/json");
         using direct = directClient(url);
         const request: RequestInit = { method, headers, redirect: "manual", signal, ...method === "POST" && { body } };
         const response = await fetch(url, { ...request, ...direct && { client: direct } });
-        this.isTokenRefused = response.status === 401 || response.status === 403;
-        const next = redirectTarget(response, url);
+        const { status } = response;
+        this.isTokenRefused = status === 401 || status === 403;
+        const location = [301, 302, 303, 307, 308].includes(status) ? response.headers.get("location") : null;
+        const next = location === null ? null : URL.parse(location, url);
         if (!next) return await checkResponse(response, url.host);
 
-        await discard(response);
+        await response.body?.cancel().catch(() => {});
         if (!isSafe(next)) return { final: true, reason: `${url.host} redirects to an address that is not https` };
         const missing = missingPermission(next);
         if (missing) return { final: true, reason: `${missing} (${url.host} redirects there)` };
-        if (response.status < 307) method = "GET";
+        if (status < 307) method = "GET";
         // Once it is false, it stays false, also after a redirect back.
         isTrusted &&= next.origin === url.origin;
         url = next;
@@ -180,12 +184,12 @@ export function apiFromEnvironment(onNoToken: (message: string) => void = () => 
 }
 
 function parseApiUrl(text: string): URL {
-  const hint = "METRICS_API_URL must start with https://, or with http://localhost";
   // Not `new URL`: its error contains the text.
   const url = URL.parse(text);
-  if (!url) throw new TelemetryError("usage", "the API URL is not a URL", { hint });
-  if (!isSafe(url)) throw new TelemetryError("usage", `the API URL is not https: ${url.host || "no host"}`, { hint });
-  return withoutCredentials(url);
+  if (url && isSafe(url)) return url;
+  throw new TelemetryError("usage", `the API URL is not https: ${url?.host || "no host"}`, {
+    hint: "METRICS_API_URL must start with https://, or with http://localhost",
+  });
 }
 
 /** A token that was read from a file may end in a newline. */
@@ -201,13 +205,6 @@ function parseToken(text: string): string {
 function isSafe({ protocol, hostname }: URL): boolean {
   if (protocol === "https:") return true;
   return protocol === "http:" && /^(?:(?:.+\.)?localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(hostname);
-}
-
-/** `fetch` sends the user and password of a URL as `Authorization: Basic`, joined to the token by a comma. */
-function withoutCredentials(url: URL): URL {
-  url.username = "";
-  url.password = "";
-  return url;
 }
 
 /** The permission that is missing to connect, or undefined. `fetch` would show a prompt, which stops the agent. */
@@ -228,19 +225,11 @@ function directClient({ protocol, hostname, port }: URL): Deno.HttpClient | unde
   return Deno.createHttpClient({ proxy: { transport: "tcp", hostname, port: Number(port || 80) } });
 }
 
-/** The target of a redirect, or undefined when the response is none. */
-function redirectTarget({ status, headers }: Response, from: URL): URL | undefined {
-  if (![301, 302, 303, 307, 308].includes(status)) return undefined;
-  const location = headers.get("location");
-  const url = location === null ? null : URL.parse(location, from);
-  return url ? withoutCredentials(url) : undefined;
-}
-
 /** Checks the last response. Returns undefined on success. */
 async function checkResponse(response: Response, host: string): Promise<Failure | undefined> {
   const { status } = response;
   if (status !== 200) {
-    await discard(response);
+    await response.body?.cancel().catch(() => {});
     const final = status >= 400 && status < 500 && status !== 408 && status !== 429;
     return { final, reason: `${host} answered ${status}` };
   }
@@ -252,11 +241,6 @@ async function checkResponse(response: Response, host: string): Promise<Failure 
   }
   // By its content: PHP, Flask and CGI label JSON as text/html.
   return HTML.test(start) ? { final: false, reason: `${host} answered 200 with an HTML page` } : undefined;
-}
-
-/** Releases a body that is not read. */
-async function discard(response: Response): Promise<void> {
-  await response.body?.cancel().catch(() => {});
 }
 
 /** Describes an error of `fetch`. Its own text can contain the whole URL, and it has no code. */

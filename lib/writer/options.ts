@@ -81,19 +81,12 @@ export function checkOptions(given: unknown, warnings: Warnings): { base: string
   return { base: base as string | undefined, closeTimeoutMs: isTime ? Math.min(closeTimeoutMs, MAX_TIMER_MS) : 5000 };
 }
 
-/**
- * Checks which runs to post.
- *
- * @throws {TelemetryError} `usage`
- */
+/** Checks which runs to post. Throws `usage`. */
 export function checkPending({ limit = 100, since }: PostPendingOptions): { limit: number; since: string | undefined } {
-  const refuse = (what: string, value: unknown, hint: string) =>
-    new TelemetryError("usage", `${what}, not ${toText(value)}: nothing is posted`, { hint });
-  if (!Number.isInteger(limit) || limit < 1 || limit > MAX_PENDING) {
-    throw refuse(`limit is a whole number from 1 to ${MAX_PENDING}`, limit, "leave it out for 100 runs");
-  }
-  if (since !== undefined && (typeof since !== "string" || parseTimestamp(since) === undefined)) {
-    throw refuse("since is a time in ISO 8601", since, "for example 2025-12-10T12:00:00Z");
-  }
-  return { limit, since };
+  const isLimit = Number.isInteger(limit) && limit >= 1 && limit <= MAX_PENDING;
+  const isTime = since === undefined || typeof since === "string" && parseTimestamp(since) !== undefined;
+  if (isLimit && isTime) return { limit, since };
+  throw new TelemetryError("usage", `nothing is posted: not a limit and a time (${toText(limit)}, ${toText(since)})`, {
+    hint: `limit is a whole number from 1 to ${MAX_PENDING}, since a time in ISO 8601 such as 2025-12-10T12:00:00Z`,
+  });
 }
