@@ -55,6 +55,8 @@ const UPSERT = `${INSERT} ON CONFLICT(run_id) DO UPDATE SET ` +
   `${UPDATED.map((column) => `${column}=excluded.${column}`)}, updated_at=datetime('now')`;
 /** Ended runs. A run whose id is not text could never be marked as posted. */
 const POSTABLE = "(status<>'running' AND typeof(run_id)='text')";
+/** The values of `api_posted` in runs that the API has not accepted. */
+const NOT_POSTED = [0, null];
 /** How many rows are looked at in one step. Even on a slow machine this takes less than 50 ms. */
 const STEP_ROWS = 5000;
 
@@ -138,14 +140,12 @@ export class DatabaseWriter implements Disposable {
 
   /** The ids of these runs, found in short steps, for a thread that must not be blocked. */
   *pendingInSteps(limit: number, since?: string): Generator<void, string[]> {
-    const pending = `SELECT run_id, coalesce(api_retry_count, 0) AS tries, start_time FROM agent_runs
+    const query = `SELECT run_id, coalesce(api_retry_count, 0) AS tries, start_time FROM agent_runs
       WHERE ${POSTABLE} AND (?4 IS NULL OR julianday(start_time)>=julianday(?4))`;
     let found: Row[] = [];
-    for (const posted of [0, null]) {
-      for (const rows of this.#steps("api_posted", posted, pending, since ?? null)) {
-        found = [...found, ...rows].sort(fewestTriesFirst).slice(0, limit);
-        yield;
-      }
+    for (const { rows } of this.#steps("api_posted", NOT_POSTED, query, since ?? null)) {
+      found = [...found, ...rows].sort(fewestTriesFirst).slice(0, limit);
+      yield;
     }
     return found.map(({ run_id }) => run_id as string);
   }
@@ -153,35 +153,34 @@ export class DatabaseWriter implements Disposable {
   /** As {@linkcode getRunStats}, in short steps. A run that is written meanwhile may be counted in either state, or not. */
   *statsInSteps(): Generator<void, RunStats> {
     const stats: RunStats = { total_runs: 0, status_counts: {}, pending_api_posts: 0 };
-    const { status_counts } = stats;
-    for (const status of [...RUN_STATUSES, null]) {
-      for (const [row] of this.#steps("status", status, "SELECT count(*) AS runs FROM agent_runs WHERE true")) {
-        stats.total_runs += Number(row!["runs"]);
-        status_counts[`${status}`] = (status_counts[`${status}`] ?? 0) + Number(row!["runs"]);
-        yield;
-      }
+    const query = "SELECT count(*) AS runs FROM agent_runs WHERE";
+    for (const { value, rows } of this.#steps("status", [...RUN_STATUSES, null], `${query} true`)) {
+      const runs = Number(rows[0]!["runs"]);
+      stats.total_runs += runs;
+      stats.status_counts[`${value}`] = (stats.status_counts[`${value}`] ?? 0) + runs;
+      yield;
     }
-    for (const posted of [0, null]) {
-      const pending = `SELECT count(*) AS runs FROM agent_runs WHERE ${POSTABLE}`;
-      for (const [row] of this.#steps("api_posted", posted, pending)) {
-        stats.pending_api_posts += Number(row!["runs"]);
-        yield;
-      }
+    for (const { rows } of this.#steps("api_posted", NOT_POSTED, `${query} ${POSTABLE}`)) {
+      stats.pending_api_posts += Number(rows[0]!["runs"]);
+      yield;
     }
     return stats;
   }
 
-  /** Runs a query for the rows with a value of an indexed column, in steps of 5,000 rows, the last ones first. */
-  *#steps(column: "status" | "api_posted", value: SqlValue, query: string, ...values: SqlValue[]): Generator<Row[]> {
+  /** Runs a query for the rows with these values of an indexed column, up to 5,000 rows at a time. */
+  *#steps(column: "status" | "api_posted", columnValues: readonly SqlValue[], query: string, ...values: SqlValue[]) {
     const { rowid } = this.#connected();
+    // As text, because row numbers can be larger than the integers of JavaScript.
     const first = `SELECT CAST(min(at) AS TEXT) AS first FROM (SELECT ${rowid} AS at FROM agent_runs
       WHERE ${column} IS ? AND ${rowid}<? ORDER BY ${rowid} DESC LIMIT ${STEP_ROWS})`;
-    // As text, because row numbers can be larger than the integers of JavaScript.
-    for (let before: SqlValue = rowid === "run_id" ? "\u{10ffff}" : "1e19";;) {
-      const from = this.#read(first, value, before)[0]!["first"] as string | null;
-      if (from === null) return;
-      yield this.#read(`${query} AND ${column} IS ?1 AND ${rowid}<?2 AND ${rowid}>=?3`, value, before, from, ...values);
-      before = from;
+    const step = `${query} AND ${column} IS ?1 AND ${rowid}<?2 AND ${rowid}>=?3`;
+    for (const value of columnValues) {
+      for (let before: SqlValue = rowid === "run_id" ? "\u{10ffff}" : "1e19";;) {
+        const from: SqlValue = this.#read(first, value, before)[0]!["first"]!;
+        if (from === null) break;
+        yield { value, rows: this.#read(step, value, before, from, ...values) };
+        before = from;
+      }
     }
   }
 

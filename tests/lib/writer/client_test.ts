@@ -204,18 +204,6 @@ testWith(["shell"], "the hint about a store in the home folder works when it is 
   assert.equal(linesOf(layoutOf(`${home}/.telemetry`)).length, 2);
 });
 
-Deno.test("when the store cannot be written, the warning names the other stores that exist", async () => {
-  using folder = new TempFolder();
-  const home = `${folder.path}/home`;
-  Deno.mkdirSync(`${home}/.telemetry/raw`, { recursive: true });
-  const base = `${folder.path}/base`;
-  Deno.writeTextFileSync(base, "a file");
-  const code = `await using telemetry = new TelemetryClient(); await telemetry.trackRun("tester", "job", () => {});`;
-  const { stderr } = await agent(folder, code, ["-A"], { HOME: home, TELEMETRY_BASE_DIR: base });
-  assert.match(stderr, /other stores exist, choose one with TELEMETRY_BASE_DIR or the option base: .*\.telemetry/);
-  assert.equal(stderr.split("\n").length, 2, stderr);
-});
-
 Deno.test("a path in the hint about permissions is quoted", async () => {
   using folder = new TempFolder();
   const base = `${folder.path}/it's here`;
