@@ -32,9 +32,12 @@ export type PostResult =
 interface Failure {
   final: boolean;
   reason: string;
+  /** The header `Retry-After`. */
+  retryAfter?: string | null;
 }
 
 const MAX_REDIRECTS = 10;
+const MAX_RETRY_AFTER_MS = 60_000;
 /** How much of a response is read, in characters. */
 const MAX_BODY_TEXT = 64 * 1024;
 const HTML_TAGS = "html|head|body|title|meta|script|style|h\\d|p|br|b|div|center";
@@ -119,8 +122,11 @@ export class ApiClient {
       const delayMs = this.#delaysMs[tries++];
       if (!failure) return { posted: true, tries };
       if (signal?.aborted) continue; // The attempt failed because of the signal.
-      if (failure.final || delayMs === undefined) return { posted: false, tries, ...failure };
-      await delay(delayMs, undefined, { signal, ref: aliveForMs === undefined }).catch(() => {});
+      const { final, reason, retryAfter = null } = failure;
+      if (final || delayMs === undefined) return { posted: false, tries, final, reason };
+      await delay(retryWaitMs(delayMs, retryAfter), undefined, { signal, ref: aliveForMs === undefined }).catch(
+        () => {},
+      );
     }
   }
 
@@ -183,6 +189,13 @@ export function apiFromEnvironment(onNoToken: (message: string) => void = () => 
   return undefined;
 }
 
+/** The pause before the next attempt: `delayMs`, or a longer `Retry-After` (seconds or a date) of up to a minute. */
+export function retryWaitMs(delayMs: number, retryAfter: string | null, now: number = Date.now()): number {
+  const text = retryAfter?.trim() ?? "";
+  const askedMs = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - now;
+  return Number.isNaN(askedMs) ? delayMs : Math.max(delayMs, Math.min(askedMs, MAX_RETRY_AFTER_MS));
+}
+
 function parseApiUrl(text: string): URL {
   // Not `new URL`: its error contains the text.
   const url = URL.parse(text);
@@ -227,11 +240,12 @@ function directClient({ protocol, hostname, port }: URL): Deno.HttpClient | unde
 
 /** Checks the last response. Returns undefined on success. */
 async function checkResponse(response: Response, host: string): Promise<Failure | undefined> {
-  const { status } = response;
+  const { status, headers } = response;
+  const retryAfter = headers.get("retry-after");
   if (status !== 200) {
     await response.body?.cancel().catch(() => {});
     const final = status >= 400 && status < 500 && status !== 408 && status !== 429;
-    return { final, reason: `${host} answered ${status}` };
+    return { final, reason: `${host} answered ${status}`, retryAfter };
   }
   // Always read: only a connection whose response was read to its end can be used again.
   let start = "";
@@ -240,7 +254,7 @@ async function checkResponse(response: Response, host: string): Promise<Failure 
     if (start.length >= MAX_BODY_TEXT) break;
   }
   // By its content: PHP, Flask and CGI label JSON as text/html.
-  return HTML.test(start) ? { final: false, reason: `${host} answered 200 with an HTML page` } : undefined;
+  return HTML.test(start) ? { final: false, reason: `${host} answered 200 with an HTML page`, retryAfter } : undefined;
 }
 
 /** Describes an error of `fetch`. Its own text can contain the whole URL, and it has no code. */

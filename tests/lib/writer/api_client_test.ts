@@ -5,6 +5,7 @@ import {
   apiFromEnvironment,
   apiPayload,
   type PostResult,
+  retryWaitMs,
 } from "../../../lib/writer/api_client.ts";
 import { TelemetryError } from "../../../lib/errors.ts";
 import { newRun, type RunRecord } from "../../../lib/records.ts";
@@ -216,6 +217,29 @@ Deno.test("an endless response is read only at its start", async () => {
   });
   assert.deepEqual(await client(server.url).post(RUN), { posted: true, tries: 1 });
   await cancelled.promise;
+});
+
+// Retry-After
+
+Deno.test("Retry-After sets the pause between attempts", async () => {
+  await using server = serve(new Response("slow down", { status: 429, headers: { "retry-after": "1" } }), ok);
+  assert.deepEqual(await client(server.url).post(RUN), { posted: true, tries: 2 });
+  assert.ok(server.seen[1]!.at - server.seen[0]!.at >= 995);
+});
+
+Deno.test("Retry-After never shortens a pause, and never makes it longer than a minute", () => {
+  const now = Date.parse("2025-12-10T12:00:00Z");
+  assert.equal(retryWaitMs(1000, null, now), 1000);
+  assert.equal(retryWaitMs(1000, "5", now), 5000);
+  assert.equal(retryWaitMs(1000, " 5 ", now), 5000);
+  assert.equal(retryWaitMs(1000, "0", now), 1000);
+  assert.equal(retryWaitMs(1000, "61", now), 60_000);
+  assert.equal(retryWaitMs(1000, "9".repeat(400), now), 60_000);
+  assert.equal(retryWaitMs(90_000, "61", now), 90_000);
+  assert.equal(retryWaitMs(1000, "Wed, 10 Dec 2025 12:00:07 GMT", now), 7000);
+  assert.equal(retryWaitMs(1000, "Wed, 10 Dec 2025 13:00:00 GMT", now), 60_000);
+  assert.equal(retryWaitMs(1000, "Wed, 10 Dec 2025 11:00:00 GMT", now), 1000);
+  for (const junk of ["", "soon", "-5", "1.5", "NaN"]) assert.equal(retryWaitMs(1000, junk, now), 1000, junk);
 });
 
 // Redirects
