@@ -1,12 +1,12 @@
 /**
- * Finds the complete records on a line that is not one JSON value.
+ * Finds the records on a line of a log, also where the line is broken.
  * @module
  */
 import { Buffer } from "node:buffer";
 import { parseWithSources, withoutNaN } from "./json_source.ts";
 import { type InvalidRecordReason, type LogRecord, validateRecord } from "../records.ts";
 
-/** Why a part of a broken line is not a record. */
+/** Why a part of a line is not a record. */
 export type BrokenReason = "not whole JSON" | "not UTF-8" | InvalidRecordReason;
 
 /** Part of a line, from byte `start` up to byte `end`: a record, or why it is not one. */
@@ -16,16 +16,12 @@ export interface Part {
   judged: LogRecord | BrokenReason;
 }
 
-export const NUL = 0x00, NEWLINE = 0x0a;
-const SPACE = 0x20, QUOTE = 0x22, COMMA = 0x2c, COLON = 0x3a, OPEN_LIST = 0x5b, BACKSLASH = 0x5c;
-const CLOSE_LIST = 0x5d, OPEN = 0x7b, CLOSE = 0x7d;
-
 const STRICT = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 /** Decodes any bytes. */
 export const LENIENT = new TextDecoder("utf-8", { ignoreBOM: true });
 
 /** The text of these bytes; undefined when they are not UTF-8. */
-export function decodeUtf8(bytes: Uint8Array): string | undefined {
+function decodeUtf8(bytes: Uint8Array): string | undefined {
   // The lenient decoder is five times as fast, but it writes U+FFFD for invalid bytes, and the log may contain U+FFFD.
   const text = LENIENT.decode(bytes);
   if (!text.includes("\ufffd")) return text;
@@ -41,8 +37,51 @@ export function latin1({ buffer, byteOffset, byteLength }: Uint8Array): string {
   return Buffer.from(buffer, byteOffset, byteLength).toString("latin1");
 }
 
+/**
+ * Splits a line into its records and what lies between them. Nearly every line is one record. A typical broken line is half
+ * a record, left by a writer that was killed, followed by the complete record of the next writer.
+ *
+ * On a broken line, each object between matching braces that `JSON.parse` accepts counts, outermost first. A record inside
+ * of an object counts only where that object breaks off right after it.
+ */
+export function splitLine(bytes: Uint8Array): Part[] {
+  const [first, last] = trim(bytes, 0, bytes.length);
+  if (first === last) return [];
+  const whole = parsePart(bytes, first, last);
+  if (whole !== undefined) return [whole];
+  const parts: Part[] = [];
+  // Objects that contain each other and do not parse cost quadratic time. Give up before that hurts.
+  let budget = 16 * bytes.length + 1024 * 1024;
+  let refused: Part | undefined;
+  let rest = first, done = first;
+  const line = latin1(bytes);
+  for (const { start, end } of findObjects(line)) {
+    if (budget <= 0) break;
+    if (start < done || isMember(line, start, end)) continue;
+    budget -= end - start;
+    const part = parsePart(bytes, start, end);
+    if (part === undefined) continue;
+    done = end;
+    if (typeof part.judged === "string") refused = part;
+    else {
+      parts.push(...rejectBetween(bytes, rest, start, refused), part);
+      rest = end;
+    }
+  }
+  return [...parts, ...rejectBetween(bytes, rest, last, refused)];
+}
+
+/** What these bytes are when they are JSON, or an object that Python wrote with `NaN`. */
+function parsePart(bytes: Uint8Array, start: number, end: number): Part | undefined {
+  const text = decodeUtf8(bytes.subarray(start, end));
+  if (text === undefined) return undefined;
+  const parsed = parseJson(text);
+  const value = parsed === undefined && text.startsWith("{") ? parseJson(withoutNaN(text)) : parsed;
+  return value === undefined ? undefined : { start, end, judged: validateRecord(value) ?? value as LogRecord };
+}
+
 /** The value of a JSON text; undefined when it is not JSON. */
-export function parseJson(text: string): unknown {
+function parseJson(text: string): unknown {
   try {
     return parseWithSources(text);
   } catch {
@@ -50,8 +89,17 @@ export function parseJson(text: string): unknown {
   }
 }
 
+/** One rejection for these bytes, or none where they are only filler. An object that fills them gives its own reason. */
+function rejectBetween(bytes: Uint8Array, from: number, to: number, refused: Part | undefined): Part[] {
+  const [start, end] = trim(bytes, from, to);
+  if (start === end) return [];
+  if (refused?.start === start && refused.end === end) return [refused];
+  const isText = decodeUtf8(bytes.subarray(start, end)) !== undefined;
+  return [{ start, end, judged: isText ? "not whole JSON" : "not UTF-8" }];
+}
+
 /** Where the content of these bytes starts and ends: without NULs, blanks and BOMs around it. */
-export function trim(bytes: Uint8Array, start: number, end: number): [start: number, end: number] {
+function trim(bytes: Uint8Array, start: number, end: number): [start: number, end: number] {
   for (let size; start < end && (size = fillerSize(bytes, start)) > 0;) start += size;
   for (;;) {
     if (end > start && fillerSize(bytes, end - 1) === 1) end--;
@@ -60,113 +108,49 @@ export function trim(bytes: Uint8Array, start: number, end: number): [start: num
   }
 }
 
+/** The size of the filler at this place: a NUL, a blank or a BOM. */
 function fillerSize(bytes: Uint8Array, at: number): number {
-  if (bytes[at] === NUL || isBlank(bytes[at])) return 1;
-  return bytes[at] === 0xef && bytes[at + 1] === 0xbb && bytes[at + 2] === 0xbf ? 3 : 0;
+  const byte = bytes[at];
+  if (byte === 0x00 || byte === 0x20 || byte === 0x09 || byte === 0x0a || byte === 0x0d) return 1;
+  return byte === 0xef && bytes[at + 1] === 0xbb && bytes[at + 2] === 0xbf ? 3 : 0;
 }
 
-function isBlank(byte: number | undefined): boolean {
-  return byte === SPACE || byte === NEWLINE || byte === 0x09 || byte === 0x0d;
+const TOKENS = /\\["\\]|["{}]/g;
+/** In a string, quotes have a backslash. Where the string ends with a brace, a comma or colon precedes the next quote. */
+const RECORD_START = /\{[ \t\r\n]*"[^",:\\]*"[ \t\r\n]*:/y;
+const MEMBER_START = /(?<=[:,[][ \t\r\n]*)\{/y;
+const MEMBER_END = /[ \t\r\n]*[,}\]]/y;
+
+function matchesAt(pattern: RegExp, text: string, at: number): boolean {
+  pattern.lastIndex = at;
+  return pattern.test(text);
 }
 
-function skipBlanks(bytes: Uint8Array, at: number, step: 1 | -1 = 1): number {
-  while (isBlank(bytes[at])) at += step;
-  return at;
-}
-
-/**
- * Splits a broken line into its records and what lies between them. A typical line is half a record, left by a writer
- * that was killed, followed by the complete record of the next writer.
- *
- * Each object between matching braces that `JSON.parse` accepts counts, outermost first. A record inside of an object
- * counts only where that object breaks off right after it.
- */
-export function splitBrokenLine(bytes: Uint8Array): Part[] {
-  const parts: Part[] = [];
-  const { starts, ends } = findObjects(bytes);
-  // Objects that contain each other and do not parse cost quadratic time. Give up before that hurts.
-  let budget = 16 * bytes.length + 1024 * 1024;
-  let refused: Part | undefined;
-  let rest = 0, done = 0;
-  for (let i = 0; i < starts.length && budget > 0; i++) {
-    const [start, end] = [starts[i]!, ends[i]!];
-    if (end < 0 || start < done || isMember(bytes, start, end)) continue;
-    budget -= end - start;
-    const text = decodeUtf8(bytes.subarray(start, end));
-    const value = text === undefined ? undefined : parseJson(text) ?? parseJson(withoutNaN(text));
-    if (value === undefined) continue;
-    done = end;
-    const reason = validateRecord(value);
-    if (reason === undefined) {
-      parts.push(...rejectBetween(bytes, rest, start, refused), { start, end, judged: value as LogRecord });
-      rest = end;
+/** The objects between matching braces, in the order of their starts. Takes linear time. */
+function findObjects(line: string): { start: number; end: number }[] {
+  const objects: { start: number; end: number }[] = [];
+  const open: typeof objects = [];
+  let isInString = false;
+  for (const { 0: token, index } of line.matchAll(TOKENS)) {
+    if (token === "{" && (!isInString || matchesAt(RECORD_START, line, index))) {
+      // A string that was cut ends where the next record starts.
+      isInString = false;
+      const object = { start: index, end: -1 };
+      objects.push(object);
+      open.push(object);
+    } else if (isInString) {
+      isInString = token !== '"';
+    } else if (token === "}") {
+      const closed = open.pop();
+      if (closed !== undefined) closed.end = index + 1;
     } else {
-      refused = { start, end, judged: reason };
+      isInString = token.endsWith('"');
     }
   }
-  parts.push(...rejectBetween(bytes, rest, bytes.length, refused));
-  return parts;
-}
-
-/** One rejection for these bytes, or none where they are only filler. An object that fills them gives its own reason. */
-function rejectBetween(bytes: Uint8Array, from: number, to: number, refused: Part | undefined): Part[] {
-  const [start, end] = trim(bytes, from, to);
-  if (start === end) return [];
-  if (refused?.start === start && refused.end === end) return [refused];
-  return [{
-    start,
-    end,
-    judged: decodeUtf8(bytes.subarray(start, end)) === undefined ? "not UTF-8" : "not whole JSON",
-  }];
+  return objects.filter(({ end }) => end >= 0);
 }
 
 /** Whether an object is a value inside of another object or array, which goes on after it. */
-function isMember(bytes: Uint8Array, start: number, end: number): boolean {
-  const before = bytes[skipBlanks(bytes, start - 1, -1)];
-  const after = bytes[skipBlanks(bytes, end)];
-  return (before === COLON || before === COMMA || before === OPEN_LIST) &&
-    (after === COMMA || after === CLOSE || after === CLOSE_LIST);
-}
-
-/** Where objects start, in order, and where each one ends: -1 where no brace closes it. Takes linear time. */
-function findObjects(bytes: Uint8Array): { starts: number[]; ends: number[] } {
-  const starts: number[] = [], ends: number[] = [], open: number[] = [];
-  for (let at = 0; at < bytes.length; at++) {
-    const byte = bytes[at];
-    if (byte === OPEN) {
-      open.push(starts.length);
-      starts.push(at);
-      ends.push(-1);
-    } else if (byte === CLOSE) {
-      const closed = open.pop();
-      if (closed !== undefined) ends[closed] = at + 1;
-    } else if (byte === QUOTE) {
-      at = skipString(bytes, at);
-    }
-  }
-  return { starts, ends };
-}
-
-/** The last byte of the string that starts here. A string that was cut ends where the next record starts. */
-function skipString(bytes: Uint8Array, quote: number): number {
-  let at = quote + 1;
-  for (; at < bytes.length && bytes[at] !== QUOTE; at++) {
-    const next = bytes[at + 1];
-    if (bytes[at] === BACKSLASH && (next === QUOTE || next === BACKSLASH)) at++;
-    else if (bytes[at] === OPEN && isRecordStart(bytes, at)) return at - 1;
-  }
-  return at;
-}
-
-/**
- * Whether a brace found in a string starts an object all the same: `{`, a key in quotes, `:`. In a string, quotes have
- * a backslash. Where the string ends with a brace, a comma or colon stands between it and the next one.
- */
-function isRecordStart(bytes: Uint8Array, brace: number): boolean {
-  let at = skipBlanks(bytes, brace + 1);
-  if (bytes[at] !== QUOTE) return false;
-  for (at++; at < bytes.length && bytes[at] !== QUOTE; at++) {
-    if (bytes[at] === COMMA || bytes[at] === COLON || bytes[at] === BACKSLASH) return false;
-  }
-  return bytes[skipBlanks(bytes, at + 1)] === COLON;
+function isMember(line: string, start: number, end: number): boolean {
+  return matchesAt(MEMBER_START, line, start) && matchesAt(MEMBER_END, line, end);
 }

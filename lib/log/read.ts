@@ -6,7 +6,7 @@
 import { fileError } from "../errors.ts";
 import { gunzip, readWithRetry } from "./gzip.ts";
 import { fileNameOf, pathIn } from "../layout.ts";
-import { type Found, type LineOptions, Lines, type Scanned, type StartLine } from "./lines.ts";
+import { type LineOptions, Lines, type Scanned } from "./lines.ts";
 
 /** How much of a file is read at a time. Each read waits for another thread. */
 const READ_BYTES = 1024 * 1024;
@@ -23,7 +23,7 @@ const FORMATS: readonly [bytes: string, name: string][] = [
   ["04224d18", "lz4"],
 ];
 
-export type { ReadProgress, Rejection, RejectionReason, Scanned, ScannedRecord, StartLine } from "./lines.ts";
+export type { ReadProgress, Rejection, RejectionReason, Scanned, ScannedRecord } from "./lines.ts";
 
 /** Options of {@linkcode readLogs}. */
 export interface ReadOptions extends LineOptions {
@@ -118,13 +118,8 @@ export async function* scan(files: Iterable<string>): AsyncGenerator<Scanned, vo
   for await (const batch of readLogs(files)) yield* batch;
 }
 
-/** As {@linkcode scan}, in one array for each chunk. With `only: "run"`, starts of runs are not parsed. */
-export function readLogs(
-  files: Iterable<string>,
-  options?: ReadOptions & { only?: "event" },
-): AsyncGenerator<Scanned[], void>;
-export function readLogs(files: Iterable<string>, options: ReadOptions): AsyncGenerator<Found[], void>;
-export async function* readLogs(files: Iterable<string>, options: ReadOptions = {}): AsyncGenerator<Found[], void> {
+/** As {@linkcode scan}, in one array for each chunk. */
+export async function* readLogs(files: Iterable<string>, options: ReadOptions = {}): AsyncGenerator<Scanned[], void> {
   const paths = [...files];
   const logs = paths.map(logOf);
   let copies = new Copies();
@@ -139,7 +134,7 @@ export async function* readLogs(files: Iterable<string>, options: ReadOptions = 
   }
 }
 
-async function* readLog(path: string, options: ReadOptions): AsyncGenerator<Found[], void> {
+async function* readLog(path: string, options: ReadOptions): AsyncGenerator<Scanned[], void> {
   const lines = new Lines(path, options);
   let chunks: AsyncGenerator<Uint8Array, boolean> | undefined;
   try {
@@ -167,8 +162,8 @@ class Copies {
   #before = new Map<number, number>();
   #now = new Map<number, number>();
 
-  isNew(found: Found): boolean {
-    if (!("record" in found) || found.record.record_type === "run") return true;
+  isNew(found: Scanned): boolean {
+    if ("rejected" in found || found.record.record_type === "run") return true;
     const hash = hashOf(JSON.stringify(found.record));
     const count = (this.#now.get(hash) ?? 0) + 1;
     this.#now.set(hash, count);
@@ -215,11 +210,6 @@ export function unreadableLogs(files: Iterable<string>): string[] {
       return true;
     }
   });
-}
-
-/** Parses a start that was not parsed when it was read. */
-export function parseStartLine({ file, line, offset, text }: StartLine): Scanned[] {
-  return new Lines(file, {}, { line, offset }).parse(text);
 }
 
 /** Reads a file to its end. Each chunk is overwritten by the next one. */

@@ -3,7 +3,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import { fileError } from "../errors.ts";
 import { readFull } from "../fs/atomic_file.ts";
 import { statIfExists } from "../fs/locate.ts";
-import { type Found, Lines, type Scanned } from "./lines.ts";
+import { Lines, type Scanned } from "./lines.ts";
 import { isLive, logFiles } from "./read.ts";
 
 /** How far back from the end of a log its last complete line is searched. */
@@ -15,30 +15,30 @@ export function readTail(path: string, bytes: number): Scanned[] {
   const { size } = statIfExists(path) ?? { size: 0 };
   const start = Math.max(0, size - bytes);
   const content = readRange(path, start, size);
-  const lines = new Lines(path, {});
+  const lines = new Lines(path);
   const found = lines.read(content.subarray(start === 0 ? 0 : content.indexOf(NEWLINE) + 1));
-  return [...found, ...lines.end()] as Scanned[];
+  return [...found, ...lines.end()];
 }
 
 /**
  * Yields what is appended to the logs of a folder from now on, until `signal` is aborted. Looks every `intervalMs`: the
  * notifications of file systems miss what other machines write.
  */
-export async function* followLogs(raw: string, signal: AbortSignal, intervalMs = 250): AsyncGenerator<Found[], void> {
+export async function* followLogs(raw: string, signal: AbortSignal, intervalMs = 250): AsyncGenerator<Scanned[], void> {
   const logs = new Map<string, { lines: Lines; position: number }>();
   for (const path of logFiles(raw).filter(isLive)) {
     const { size } = statIfExists(path) ?? { size: 0 };
     const start = Math.max(0, size - SEARCH_BYTES);
     const position = start + readRange(path, start, size).lastIndexOf(NEWLINE) + 1;
-    logs.set(path, { lines: new Lines(path, {}), position });
+    logs.set(path, { lines: new Lines(path), position });
   }
   while (!signal.aborted) {
     for (const path of logFiles(raw).filter(isLive)) {
-      const log = logs.get(path) ?? { lines: new Lines(path, {}), position: 0 };
+      const log = logs.get(path) ?? { lines: new Lines(path), position: 0 };
       logs.set(path, log);
       const { size } = statIfExists(path) ?? { size: 0 };
       // A failed append is cut back: what it left of a line is read again.
-      if (size < log.position) logs.set(path, { lines: new Lines(path, {}), position: size });
+      if (size < log.position) logs.set(path, { lines: new Lines(path), position: size });
       if (size <= log.position) continue;
       const bytes = readRange(path, log.position, Math.min(size, log.position + SEARCH_BYTES));
       log.position += bytes.length;

@@ -7,25 +7,12 @@ import type { Layout } from "../layout.ts";
 import { logFiles, type ReadProgress, type Rejection } from "../log/read.ts";
 import type { Connection, OnProgress, SqlValue } from "../sqlite/connection.ts";
 import { rowidOf } from "../sqlite/rows.ts";
-import { WriterThread } from "../sqlite/writer_thread.ts";
 import { TelemetryError } from "../errors.ts";
 import { SCHEMA_VERSION } from "../records.ts";
-import {
-  isLeftToAgent,
-  leaveBehindSql,
-  LOG_COLUMNS,
-  MARK_POSTED_SQL,
-  readRunStates,
-  upsertSql,
-} from "../store/merge.ts";
+import { isLeftToAgent, LOG_COLUMNS, readRunStates, StateWriter } from "../store/merge.ts";
 
-/** How many states are handed to the thread at a time. */
-const BATCH_STATES = 400;
-/** How many batches are written in one transaction. SQLite holds the changed pages in memory until it ends. */
-const TRANSACTION_BATCHES = 25;
-/** The database is discarded unless it is completed. The records are validated: without CHECKs it takes half the time. */
-const PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000; " +
-  "PRAGMA temp_store=MEMORY; PRAGMA ignore_check_constraints=ON";
+/** How many states are written in one transaction. SQLite holds the changed pages in memory until it ends. */
+const TRANSACTION_STATES = 10_000;
 
 /** What {@linkcode loadLog} read and wrote. */
 export interface LoadedLog extends ReadProgress {
@@ -33,8 +20,6 @@ export interface LoadedLog extends ReadProgress {
   sizes: Map<string, number>;
   /** How many runs that the database had before are in the log, too. */
   inBoth: number;
-  /** How many runs started before `since`. */
-  leftBehind: number;
   /** The runs that have just started. They are left to their agents, as in a replay. */
   justStarted: Set<SqlValue>;
   /** How many runs ended with each of `LATER_STATUSES`. */
@@ -42,15 +27,14 @@ export interface LoadedLog extends ReadProgress {
 }
 
 interface LoadOptions {
-  since?: Date | undefined;
   onProgress?: OnProgress | undefined;
   /** Whether the schema version of the lost database is unknown. Then the log must be of this product. */
   isVersionUnknown: boolean;
 }
 
 /**
- * Loads all logs into a database that nobody else writes to. Another thread writes the rows: with two processors, this
- * takes a quarter less time than one thread.
+ * Loads all logs into a database that nobody else writes to. The states are validated: without the CHECKs it takes half the
+ * time.
  *
  * @throws {TelemetryError} `newer_schema` for the log of a later product, where the version is unknown
  */
@@ -58,28 +42,18 @@ export async function loadLog(
   db: Connection,
   { raw }: Layout,
   onRejected: (rejection: Rejection) => void,
-  { since, onProgress, isVersionUnknown }: LoadOptions,
+  { onProgress, isVersionUnknown }: LoadOptions,
 ): Promise<LoadedLog> {
   const progress: ReadProgress = { files: 0, lines: 0, bytes: 0 };
   const sizes = new Map(logFiles(raw).map((file) => [file, sizeOf(file) ?? 0]));
   const total = sizes.values().reduce((sum, size) => sum + size, 0);
-  await using writer = await WriterThread.open(db.path);
-  await writer.exec(PRAGMAS);
   const hadRuns = db.get("SELECT 1 FROM agent_runs") !== undefined;
-  if (hadRuns) await writer.exec(noteUpdatedRunsSql(rowidOf(db, "agent_runs")));
-  if (since) await writer.exec(leaveBehindSql(since));
-  await writer.exec("BEGIN");
-  const upsert = upsertSql(LOG_COLUMNS);
-  let [states, posted]: [SqlValue[][], SqlValue[][]] = [[], []];
+  if (hadRuns) db.exec(noteUpdatedRunsSql(rowidOf(db, "agent_runs")));
+  db.exec("PRAGMA ignore_check_constraints=ON; BEGIN");
+  const writer = new StateWriter(db, LOG_COLUMNS);
   const justStarted = new Set<SqlValue>();
   const laterStatuses: Record<string, number> = {};
-  let batches = 0;
-  const write = async () => {
-    await writer.write(upsert, states);
-    await writer.write(MARK_POSTED_SQL, posted);
-    [states, posted] = [[], []];
-    if (++batches % TRANSACTION_BATCHES === 0) await writer.exec("COMMIT; BEGIN");
-  };
+  let states = 0;
   for await (const found of readRunStates(sizes.keys(), progress)) {
     found.rejections.forEach(onRejected);
     if (isVersionUnknown && found.laterVersion !== undefined) throw newerLog(raw, found.laterVersion);
@@ -88,19 +62,17 @@ export async function loadLog(
     }
     for (const row of found.rows) {
       if (isLeftToAgent(row)) justStarted.add(row[0]!);
-      else states.push(row);
+      else writer.writeState(row);
+      writer.writeMarker(row);
+      if (++states % TRANSACTION_STATES === 0) db.exec("COMMIT; BEGIN");
     }
-    posted.push(...found.posted);
-    if (states.length >= BATCH_STATES) await write();
     onProgress?.(Math.min(progress.bytes, total - 1), total);
   }
-  await write();
-  await writer.exec("COMMIT");
+  db.exec("COMMIT; PRAGMA ignore_check_constraints=OFF");
+  const inBoth = hadRuns ? Number(db.get("SELECT count(*) AS runs FROM updated_runs")!["runs"]) : 0;
+  if (hadRuns) db.exec("DROP TRIGGER note_updated_run");
   onProgress?.(total, total);
-  const countIn = async (table: string) => Number((await writer.get(`SELECT count(*) AS runs FROM ${table}`))!["runs"]);
-  const inBoth = hadRuns ? await countIn("updated_runs") : 0;
-  const leftBehind = since ? await countIn("left_behind") : 0;
-  return { ...progress, sizes, inBoth, leftBehind, justStarted, laterStatuses };
+  return { ...progress, sizes, inBoth, justStarted, laterStatuses };
 }
 
 /** The error where the database is lost, and the log shows that a later product wrote it. */

@@ -6,7 +6,7 @@ import { RUN_COLUMNS, type RunEvent } from "../records.ts";
 import { Connection } from "../sqlite/connection.ts";
 import { applySchema, columnNames, inspect } from "../sqlite/migrate.ts";
 import { blobAsText, jsonObjectOf, rowidOf } from "../sqlite/rows.ts";
-import { MARK_POSTED_SQL, readRunStates, upsertSql } from "../store/merge.ts";
+import { readRunStates, StateWriter } from "../store/merge.ts";
 import { type Instant, parseTimestamp } from "../time.ts";
 
 /** Where the runs of a report come from. */
@@ -71,14 +71,15 @@ async function readLoggedRuns<T>(
   using db = Connection.open(":memory:");
   applySchema(db);
   db.run("PRAGMA ignore_check_constraints=ON");
-  const upsert = db.prepare(upsertSql(RUN_COLUMNS));
-  const mark = db.prepare(MARK_POSTED_SQL);
+  const writer = new StateWriter(db, RUN_COLUMNS);
   let rejected_parts = 0;
-  for await (const { rows, posted, rejections } of readRunStates(logFiles(raw))) {
+  for await (const { rows, rejections } of readRunStates(logFiles(raw))) {
     rejected_parts += rejections.length;
     db.transaction(() => {
-      for (const row of rows) upsert.run(...row.slice(0, RUN_COLUMNS.length));
-      for (const values of posted) mark.run(...values);
+      for (const row of rows) {
+        writer.writeState(row);
+        writer.writeMarker(row);
+      }
     });
   }
   return work(new Runs(db), { source: "log", problem, schema_version: null, rejected_parts });

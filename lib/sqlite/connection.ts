@@ -28,7 +28,7 @@ export interface OpenOptions {
   busyTimeoutMs?: number;
 }
 
-export function bindingOptions({ readOnly = false, busyTimeoutMs = 5000 }: OpenOptions = {}): DatabaseSyncOptions {
+function bindingOptions({ readOnly = false, busyTimeoutMs = 5000 }: OpenOptions = {}): DatabaseSyncOptions {
   // Python's SQLite and the sqlite3 program accept text in double quotes, so schemas in the field have it.
   const dialect = { enableForeignKeyConstraints: false, enableDoubleQuotedStringLiterals: true };
   return { readOnly, timeout: busyTimeoutMs, ...dialect };

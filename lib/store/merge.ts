@@ -4,11 +4,11 @@
  * @module
  */
 import { hasCode, TelemetryError } from "../errors.ts";
-import { parseStartLine, readLogs, type ReadProgress, type Rejection, type StartLine } from "../log/read.ts";
+import { readLogs, type ReadProgress, type Rejection } from "../log/read.ts";
 import { asPythonJson, sourceOf } from "../log/json_source.ts";
 import { isOverwrittenId, LATER_STATUSES, type LogRecord, newRun, RUN_COLUMNS, SCHEMA_VERSION } from "../records.ts";
 import { isInteger } from "../schema.ts";
-import { Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
+import { Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
 import { columnNames } from "../sqlite/migrate.ts";
 import { parametersFor, readRows } from "../sqlite/rows.ts";
 import { parseTimestamp } from "../time.ts";
@@ -18,12 +18,12 @@ export const LOG_COLUMNS: readonly string[] = [...RUN_COLUMNS, "custom_metadata"
 /** How many runs are held until their end is read. */
 const MAX_HELD = 20_000;
 
+type Run = LogRecord & { record_type: "run" };
+
 /** Some states of runs, as {@linkcode readRunStates} yields them. */
 export interface RunStates {
   /** The cells of each state, in the order of `LOG_COLUMNS`. */
   rows: SqlValue[][];
-  /** The values of `MARK_POSTED_SQL` for those of these runs that were posted. */
-  posted: [api_posted_at: SqlValue, run_id: string][];
   rejections: Rejection[];
   /** The schema version of a line that a later product wrote, if there is one. */
   laterVersion?: number;
@@ -32,100 +32,56 @@ export interface RunStates {
 }
 
 /**
- * The states of runs in logs. Most states that do not last are left out, but a run may come more than once. Applied in
- * order with `upsertSql` and `MARK_POSTED_SQL`, they give the last state of each run. Holds a bounded number of runs.
+ * The states of runs in logs. Most states that do not last are left out, but a run may come more than once. Merged in order
+ * by a {@linkcode StateWriter}, they give the last state of each run. Holds a bounded number of runs.
  */
 export async function* readRunStates(
   files: Iterable<string>,
   progress?: ReadProgress,
 ): AsyncGenerator<RunStates, void> {
-  const held = new HeldStarts();
+  /** The start of each run whose end is not read yet. */
+  const held = new Map<string, Run>();
+  let states: RunStates = { rows: [], rejections: [], laterStatuses: {} };
   for await (const batch of readLogs(files, { only: "run", ...progress && { progress } })) {
     for (const found of batch) {
-      if ("rejected" in found) held.out.rejections.push(found);
-      else if ("start" in found) held.add(found.start, found);
-      else if (found.record.record_type === "run") held.add(found.record.run_id, found.record);
-    }
-    if (held.out.rows.length > 0 || held.out.rejections.length > 0) yield held.take();
-  }
-  held.release();
-  yield held.take();
-}
-
-type Run = LogRecord & { record_type: "run" };
-
-function noStates(): RunStates {
-  return { rows: [], posted: [], rejections: [], laterStatuses: {} };
-}
-
-/** Holds the start of each run until its end is read. */
-class HeldStarts {
-  out = noStates();
-  readonly #held = new Map<string, Run | StartLine>();
-  /** The starts of which no copy was made yet. */
-  #added: StartLine[] = [];
-
-  add(id: string, run: Run | StartLine): void {
-    const before = this.#held.get(id);
-    if (before !== undefined) {
-      this.#held.delete(id);
+      if ("rejected" in found) states.rejections.push(found);
+      if ("rejected" in found || found.record.record_type !== "run") continue;
+      const run = found.record;
+      const before = held.get(run.run_id);
+      held.delete(run.run_id);
       // A marker must not be lost with the state that has it.
-      if ("run_id" in before && Number(before.api_posted) === 1) this.#put(before);
+      if (Number(before?.api_posted) === 1) addState(states, before!);
+      // A line without a status is a start, too.
+      if (run.status && run.status !== "running") addState(states, run);
+      else held.set(run.run_id, run);
+      if (held.size <= MAX_HELD) continue;
+      const oldest = held.values().next().value!;
+      held.delete(oldest.run_id);
+      addState(states, oldest);
     }
-    // A line without a status is a start, too.
-    if ("run_id" in run && run.status && run.status !== "running") return this.#put(run);
-    this.#held.set(id, run);
-    if ("start" in run) this.#added.push(run);
-    if (this.#held.size <= MAX_HELD) return;
-    const [[oldest, start]] = this.#held as Iterable<[string, Run | StartLine]> as [[string, Run | StartLine]];
-    this.#held.delete(oldest);
-    this.#putStart(start);
+    if (states.rows.length === 0 && states.rejections.length === 0) continue;
+    yield states;
+    states = { rows: [], rejections: [], laterStatuses: {} };
   }
+  for (const run of held.values()) addState(states, run);
+  yield states;
+}
 
-  take(): RunStates {
-    // The strings are slices, each of which keeps a whole chunk of the log in memory. Appending copies them.
-    for (const start of this.#added) {
-      if (this.#held.get(start.start) === start) start.text = (" " + start.text).slice(1);
-    }
-    this.#added = [];
-    const { out } = this;
-    this.out = noStates();
-    return out;
+function addState(states: RunStates, run: Run): void {
+  const fields = run as unknown as Record<string, unknown>;
+  const row = LOG_COLUMNS.map((column) => cellOf(fields, column));
+  const version = Number(row[VERSION]);
+  if (version > SCHEMA_VERSION || fields["event_id"] !== undefined) {
+    states.laterVersion = Math.max(version, SCHEMA_VERSION + 1);
   }
-
-  /** Puts out the runs whose end was not found. */
-  release(): void {
-    for (const start of this.#held.values()) this.#putStart(start);
+  if (LATER_STATUSES.includes(row[STATUS])) {
+    const status = String(row[STATUS]);
+    states.laterStatuses[status] = (states.laterStatuses[status] ?? 0) + 1;
+    row[ERROR] = row[ERROR] ? `${status}: ${row[ERROR]}` : status;
+    row[STATUS] = "failed";
   }
-
-  #putStart(start: Run | StartLine): void {
-    if ("run_id" in start) return this.#put(start);
-    for (const found of parseStartLine(start)) {
-      if ("rejected" in found) this.out.rejections.push(found);
-      else if (found.record.record_type === "run") this.#put(found.record);
-    }
-  }
-
-  #put(run: Run): void {
-    const fields = run as unknown as Record<string, unknown>;
-    const row = LOG_COLUMNS.map((column) => cellOf(fields, column));
-    const version = Number(row[VERSION]);
-    if (version > SCHEMA_VERSION || fields["event_id"] !== undefined) {
-      this.out.laterVersion = Math.max(version, SCHEMA_VERSION + 1);
-    }
-    if (LATER_STATUSES.includes(row[STATUS])) {
-      const status = String(row[STATUS]);
-      this.out.laterStatuses[status] = (this.out.laterStatuses[status] ?? 0) + 1;
-      row[ERROR] = row[ERROR] ? `${status}: ${row[ERROR]}` : status;
-      row[STATUS] = "failed";
-    }
-    if (row[POSTED] === 1) this.out.posted.push([row[POSTED + 1]!, run.run_id]);
-    row[METRICS] ??= fields["metrics"] === undefined ? null : cellOf(fields, "metrics");
-    // Logs have neither time. These are what the database would have set.
-    row[CREATED] ??= databaseTime(fields["start_time"]);
-    row[CREATED + 1] ??= databaseTime(fields["end_time"] ?? fields["start_time"]);
-    this.out.rows.push(row);
-  }
+  row[METRICS] ??= fields["metrics"] === undefined ? null : cellOf(fields, "metrics");
+  states.rows.push(row);
 }
 
 const INTEGERS = new Set(LOG_COLUMNS.filter((column) => isInteger("agent_runs", column)));
@@ -137,7 +93,6 @@ const VERSION = LOG_COLUMNS.indexOf("schema_version");
 const ERROR = LOG_COLUMNS.indexOf("error_summary");
 const METRICS = LOG_COLUMNS.indexOf("metrics_json");
 const POSTED = LOG_COLUMNS.indexOf("api_posted");
-const CREATED = LOG_COLUMNS.indexOf("created_at");
 /** The values of fields that a line lacks. */
 const DEFAULTS = newRun({ run_id: "", agent_name: "", start_time: "" }) as unknown as Record<string, SqlValue>;
 
@@ -158,27 +113,47 @@ function isInt64(source: string): boolean {
   return /^-?\d{1,19}$/.test(source) && BigInt.asIntN(64, BigInt(source)) === BigInt(source);
 }
 
-/** `YYYY-MM-DD HH:MM:SS`, as SQLite's `datetime('now')` writes it; null for anything that is not a time. */
-function databaseTime(time: unknown): string | null {
-  if (typeof time !== "string") return null;
-  if (PLAIN_TIME.test(time)) return `${time.slice(0, 10)} ${time.slice(11, 19)}`;
-  const at = parseTimestamp(time);
-  return at === undefined ? null : new Date(at / 1000).toISOString().slice(0, 19).replace("T", " ");
-}
-
-/** A time in UTC as the clients write it. Cutting it is much faster than parsing it. */
-const PLAIN_TIME = /^\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d(?:\.\d+)?(?:\+00:00|Z)$/;
-
 /** The columns that are not in every schema version. */
 const NOT_ALWAYS: readonly string[] = ["insight_id", "product_family", "subdomain", "custom_metadata"];
 
-/**
- * The one statement that merges a state from the log. Its fields win, except that an ended status, a marker and the times of
- * the row are not taken back.
- *
- * @param columns those of `LOG_COLUMNS` that the table has
- */
-export function upsertSql(columns: readonly string[]): string {
+/** Marks a run as posted, unless it is. Parameters: `api_posted_at`, `run_id`. */
+export const MARK_POSTED_SQL = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
+  "WHERE run_id=? AND coalesce(api_posted, 0)=0";
+
+/** Merges states of runs from the log into a database. */
+export class StateWriter {
+  readonly #columns: readonly string[];
+  readonly #upsert: Statement;
+  readonly #mark: Statement;
+
+  /** `columns` are those of `LOG_COLUMNS`, from the first one on, that the table has. */
+  constructor(db: Connection, columns: readonly string[]) {
+    this.#columns = columns;
+    this.#upsert = db.prepare(upsertSql(columns));
+    this.#mark = db.prepare(MARK_POSTED_SQL);
+  }
+
+  /** The fields of the log win, except that an ended status, a marker and the times of the row are not taken back. */
+  writeState(row: SqlValue[]): void {
+    this.#upsert.get(...row.slice(0, this.#columns.length));
+  }
+
+  /** Marks the run as posted, if it was. */
+  writeMarker(row: SqlValue[]): void {
+    if (row[POSTED] === 1) this.#mark.get(row[POSTED + 1]!, row[0]!);
+  }
+}
+
+function upsertSql(columns: readonly string[]): string {
+  const parameter = (column: string) => `?${columns.indexOf(column) + 1}`;
+  // Logs have neither time of a row. These are what the database would have set.
+  const otherwise: Record<string, string> = {
+    created_at: `datetime(${parameter("start_time")})`,
+    updated_at: `datetime(coalesce(${parameter("end_time")}, ${parameter("start_time")}))`,
+  };
+  const values = columns.map((column) =>
+    column in otherwise ? `coalesce(${parameter(column)}, ${otherwise[column]})` : parameter(column)
+  );
   const ends = "agent_runs.status='running' AND excluded.status<>'running'";
   const updates = columns.filter((column) => !["run_id", "api_posted", "api_posted_at"].includes(column)).map(
     (column) => {
@@ -194,14 +169,10 @@ export function upsertSql(columns: readonly string[]): string {
       return `${column}=${logged}`;
     },
   );
-  return `INSERT INTO agent_runs (${columns}) VALUES (${columns.map(() => "?")})
+  return `INSERT INTO agent_runs (${columns}) VALUES (${values})
     ON CONFLICT(run_id) DO UPDATE SET ${updates}
     WHERE excluded.status<>'running' OR agent_runs.status IS NULL OR agent_runs.status='running'`;
 }
-
-/** Marks a run as posted, unless it is. Parameters: `api_posted_at`, `run_id`. */
-export const MARK_POSTED_SQL = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
-  "WHERE run_id=? AND coalesce(api_posted, 0)=0";
 
 /** Whether a run started before a time, in SQL. NULL where its start is not a time. */
 export function startedBeforeSql(since: Date, table = "agent_runs"): string {
@@ -231,24 +202,25 @@ export interface Replayed {
 /** Merges the runs of logs into a v3 database, in short transactions, since it may be live. */
 export async function replayLog(db: Connection, files: Iterable<string>): Promise<Replayed> {
   const known = db.prepare("SELECT status FROM agent_runs WHERE run_id=?");
-  const upsert = db.prepare(upsertSql(RUN_COLUMNS));
-  const mark = db.prepare(MARK_POSTED_SQL);
+  const writer = new StateWriter(db, RUN_COLUMNS);
   const done: Replayed = { newer: 0, refused: 0, unreadable_logs: [] };
-  for await (const { rows, posted, rejections } of readRunStates(files)) {
+  for await (const { rows, rejections } of readRunStates(files)) {
     for (const { rejected, file } of rejections) if (rejected === "cannot be read") done.unreadable_logs.push(file);
     // A write is repeated where a trigger rolls back the transaction.
     const outcomes = new Map<SqlValue[], "newer" | "refused">();
-    const states = rows.map((row) => () => {
-      const before = known.get(row[0]!);
-      outcomes.delete(row);
-      if (before === undefined && isLeftToAgent(row)) return;
-      if (!isStored(() => upsert.run(...row.slice(0, RUN_COLUMNS.length)))) outcomes.set(row, "refused");
-      else if (before === undefined || before["status"] === "running" && row[STATUS] !== "running") {
-        outcomes.set(row, "newer");
-      }
-    });
-    const marks = posted.map((values) => () => void isStored(() => mark.run(...values)));
-    writeAll(db, [...states, ...marks]);
+    const writes = rows.flatMap((row) => [
+      () => {
+        const before = known.get(row[0]!);
+        outcomes.delete(row);
+        if (before === undefined && isLeftToAgent(row)) return;
+        if (!isStored(() => writer.writeState(row))) outcomes.set(row, "refused");
+        else if (before === undefined || before["status"] === "running" && row[STATUS] !== "running") {
+          outcomes.set(row, "newer");
+        }
+      },
+      () => void isStored(() => writer.writeMarker(row)),
+    ]);
+    writeAll(db, writes);
     for (const outcome of outcomes.values()) done[outcome]++;
   }
   return done;
@@ -271,25 +243,15 @@ export function isLeftToAgent(row: SqlValue[]): boolean {
  * so that the trigger stops no write but its own.
  */
 function writeAll(db: Connection, writes: (() => void)[]): void {
-  const begin = () => db.isInTransaction || retryWhileLocked(() => db.run("BEGIN IMMEDIATE"));
-  const commit = () => db.isInTransaction && db.run("COMMIT");
+  retryWhileLocked(() => db.run("BEGIN IMMEDIATE"));
   try {
-    begin();
-    for (const write of writes) {
-      write();
-      if (db.isInTransaction) continue;
-      for (const again of writes) {
-        begin();
-        again();
-        commit();
-      }
-      return;
-    }
-    commit();
+    const isWhole = writes.every((write) => (write(), db.isInTransaction));
+    if (isWhole) return void db.run("COMMIT");
   } catch (error) {
     db.rollback();
     throw error;
   }
+  for (const write of writes) retryWhileLocked(write);
 }
 
 /**

@@ -2,14 +2,7 @@ import assert from "node:assert/strict";
 import { gzipSync } from "node:zlib";
 import { Buffer } from "node:buffer";
 import { logFiles, type Rejection } from "../../../lib/log/read.ts";
-import {
-  LOG_COLUMNS,
-  MARK_POSTED_SQL,
-  mergeRuns,
-  readRunStates,
-  replayLog,
-  upsertSql,
-} from "../../../lib/store/merge.ts";
+import { LOG_COLUMNS, mergeRuns, readRunStates, replayLog, StateWriter } from "../../../lib/store/merge.ts";
 import { compareRuns } from "../../../lib/store/compare.ts";
 import { readRows } from "../../../lib/sqlite/rows.ts";
 import { recoverySchemaSql } from "../../../lib/schema.ts";
@@ -47,17 +40,16 @@ async function readLogs(files: string[]): Promise<Logged> {
   using db = Connection.open(":memory:");
   db.exec(recoverySchemaSql());
   applySchema(db);
-  const upsert = db.prepare(upsertSql(LOG_COLUMNS));
-  const mark = db.prepare(MARK_POSTED_SQL);
+  const writer = new StateWriter(db, LOG_COLUMNS);
   const rejections: Rejection[] = [];
   let states = 0;
-  for await (const { rows, posted, rejections: rejected } of readRunStates(files)) {
+  for await (const { rows, rejections: rejected } of readRunStates(files)) {
     for (const row of rows) {
       assert.equal(row.length, LOG_COLUMNS.length);
-      upsert.run(...row);
+      writer.writeState(row);
+      writer.writeMarker(row);
     }
     states += rows.length;
-    for (const values of posted) mark.run(...values);
     rejections.push(...rejected);
   }
   const rows = [...readRows(db, "agent_runs", [...LOG_COLUMNS])].flat().map(({ cells }): Fields =>
@@ -99,7 +91,7 @@ const insert = (id: string, fields: Record<string, string | number | null>) => {
   return `INSERT INTO agent_runs (${Object.keys(all)}) VALUES (${values});`;
 };
 
-// ------------------------------------------------------------------------------------------------ readRunStates, upsertSql
+// ------------------------------------------------------------------------------------------------ readRunStates, StateWriter
 
 Deno.test("the runs of the field store are read with all their fields", async () => {
   const { runs, rejections } = await readLogs(logFiles(`${SAMPLE}/base/raw`));
