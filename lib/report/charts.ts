@@ -27,27 +27,26 @@ export function escapeHtml(text: string): string {
 /** The days that share a bar, for each bar: all of the window, or from the first run on if that is much later. */
 export function barsOf({ since, until, now, days }: RunSummary): string[][] {
   const known = Object.keys(days);
-  const end = [localDate(new Date(until === null ? now : Date.parse(until) - 1)), ...known.slice(-1)].sort().at(-1)!;
   // In UTC, where each day has 24 hours.
-  const countFrom = (start: string) => Math.round((Date.parse(end) - Date.parse(start)) / DAY_MS) + 1;
-  const first = localDate(new Date(since));
-  const start = Date.parse(countFrom(first) <= MAX_BARS ? first : known[0] ?? end);
-  const count = Math.round((Date.parse(end) - start) / DAY_MS) + 1;
-  const size = Math.ceil(count / MAX_BARS);
-  const dayAt = (i: number) => new Date(start + i * DAY_MS).toISOString().slice(0, 10);
-  return Array.from(
-    { length: Math.ceil(count / size) },
-    (_, bar) => Array.from({ length: Math.min(size, count - bar * size) }, (_, i) => dayAt(bar * size + i)),
+  const dayOf = (day: string) => Date.parse(day) / DAY_MS;
+  const end = Math.max(...[localDate(new Date(until === null ? now : Date.parse(until) - 1)), ...known].map(dayOf));
+  let start = dayOf(localDate(new Date(since)));
+  if (end - start >= MAX_BARS) start = known.length > 0 ? dayOf(known[0]!) : end;
+  const all = Array.from(
+    { length: end - start + 1 },
+    (_, i) => new Date((start + i) * DAY_MS).toISOString().slice(0, 10),
   );
+  const size = Math.ceil(all.length / MAX_BARS);
+  return Array.from({ length: Math.ceil(all.length / size) }, (_, bar) => all.slice(bar * size, (bar + 1) * size));
 }
 
-function countsIn(days: Record<string, StatusCounts>, bar: string[]): StatusCounts {
-  return sumCounts(bar.flatMap((day) => days[day] ?? []));
+function countsIn(days: Record<string, StatusCounts>, bars: string[][]): StatusCounts[] {
+  return bars.map((bar) => sumCounts(bar.flatMap((day) => days[day] ?? [])));
 }
 
-const nameOf = ({ agent_name, job_type }: GroupSummary) =>
-  escapeHtml(`${fit(agent_name, MAX_NAME, "middle")} / ${fit(job_type ?? "-", MAX_NAME, "middle")}`);
-const rounded = (value: number) => Number(value.toFixed(2));
+function nameOf({ agent_name, job_type }: GroupSummary): string {
+  return escapeHtml(`${fit(agent_name, MAX_NAME, "middle")} / ${fit(job_type ?? "-", MAX_NAME, "middle")}`);
+}
 
 /** A drawing that is as wide as its place. */
 function drawing(kind: string, [width, height]: [number, number], label: string, shapes: string[]): string {
@@ -71,7 +70,7 @@ function overTime(bars: string[][], kind: string, label: string, top: string, sh
 
 /** Runs of each day, stacked by status. */
 export function runsChart({ days }: RunSummary, bars: string[][]): string {
-  const sums = bars.map((bar) => countsIn(days, bar));
+  const sums = countsIn(days, bars);
   const most = Math.max(1, ...sums.map(({ runs }) => runs));
   const shapes = sums.map((counts, i) => {
     let top = 100;
@@ -82,7 +81,7 @@ export function runsChart({ days }: RunSummary, bars: string[][]): string {
       return `<rect class="${status}" x="${i + 0.1}" y="${top.toFixed(3)}" width="0.8" height="${height.toFixed(3)}"/>`;
     });
     const words = [plural(counts.runs, "run"), ...present.map((status) => `${formatCount(counts[status])} ${status}`)];
-    return `<g data-runs="${counts.runs}"><title>${bars[i]![0]}: ${words.join(", ")}</title>${parts.join("")}</g>`;
+    return `<g><title>${bars[i]![0]}: ${words.join(", ")}</title>${parts.join("")}</g>`;
   });
   const label = `Runs from ${bars[0]![0]} to ${bars.at(-1)![0]}, at most ${formatCount(most)} in one bar`;
   return overTime(bars, "bars", label, formatCount(most), shapes);
@@ -90,67 +89,56 @@ export function runsChart({ days }: RunSummary, bars: string[][]): string {
 
 /** The failure rate of each day. Days without ended runs have none. */
 export function rateChart({ days }: RunSummary, bars: string[][]): string {
-  const rates = bars.map((bar) => failureRate(countsIn(days, bar)));
+  const rates = countsIn(days, bars).map(failureRate);
   const top = Math.max(0.01, ...rates.map((rate) => rate ?? 0));
-  const steps = rates.map((rate, i) =>
-    rate === null ? "" : `${typeof rates[i - 1] === "number" ? "L" : "M"}${i} ${rounded(100 - rate / top * 100)}h1`
-  );
-  const targets = rates.map((rate, i) =>
-    `<rect class="target" x="${i}" y="0" width="1" height="100"><title>${bars[i]![0]}: ${
-      rate === null ? "no ended runs" : formatRate(rate)
-    }</title></rect>`
-  );
+  const steps = rates.map((rate, i) => {
+    if (rate === null) return "";
+    return `${typeof rates[i - 1] === "number" ? "L" : "M"}${i} ${(100 - rate / top * 100).toFixed(2)}h1`;
+  });
+  const targets = rates.map((rate, i) => {
+    const title = `${bars[i]![0]}: ${rate === null ? "no ended runs" : formatRate(rate)}`;
+    return `<rect class="target" x="${i}" y="0" width="1" height="100"><title>${title}</title></rect>`;
+  });
   const label = `Failure rate of each bar, at most ${formatRate(top)}`;
   return overTime(bars, "rate", label, formatRate(top), [`<path class="line" d="${steps.join("")}"/>`, ...targets]);
 }
 
 /** The durations of each agent and job on a logarithmic axis: a tick for each run, a bar from p50 to p95. */
 export function durationChart({ groups, points }: RunSummary): string {
-  const known = [...groups.entries()].flatMap(([index, { p50_ms, p95_ms }]) =>
-    p50_ms === null || p95_ms === null ? [] : [{ index, p50_ms, p95_ms }]
-  );
+  const known = groups.flatMap((group, i) => {
+    const { p50_ms, p95_ms } = group;
+    if (p50_ms === null || p95_ms === null) return [];
+    return [{ name: nameOf(group), p50_ms, p95_ms, runs: points.filter(([of]) => of === i).map(([, ms]) => ms) }];
+  });
   const shown = known.slice(0, MAX_DURATION_ROWS);
   if (shown.length === 0) return '<p class="note">no durations</p>';
-  const ticks = Map.groupBy(points, ([group]) => group);
-  const log = (duration: number) => Math.log(Math.max(1, duration));
-  const all = shown.flatMap((
-    { index, p50_ms, p95_ms },
-  ) => [p50_ms, p95_ms, ...(ticks.get(index) ?? []).map(([, ms]) => ms)]);
-  const [low, high] = [log(Math.min(...all)), log(Math.max(...all))];
-  const at = (duration: number) => rounded(high === low ? 500 : 10 + (log(duration) - low) / (high - low) * 980);
-  const rows = shown.map(({ index, p50_ms, p95_ms }) => {
-    const name = nameOf(groups[index]!);
+  const logs = shown.flatMap(({ p50_ms, p95_ms, runs }) => [p50_ms, p95_ms, ...runs])
+    .map((duration) => Math.log(Math.max(1, duration)));
+  // Not the same, even when all durations are.
+  const [low, high] = [Math.min(...logs), Math.max(...logs) + 0.01];
+  const at = (duration: number) => Math.round((Math.log(Math.max(1, duration)) - low) / (high - low) * 980) + 10;
+  const rows = shown.map(({ name, p50_ms, p95_ms, runs }) => {
+    const [p50, p95] = [at(p50_ms), at(p95_ms)];
     const values = [formatDuration(p50_ms), formatDuration(p95_ms)];
-    const marks = (ticks.get(index) ?? []).map(([, duration]) => `M${at(duration)} 4v12`).join("");
-    return row(
-      name,
-      values,
-      drawing("spread", [1000, 20], `${name}: p50 ${values[0]}, p95 ${values[1]}`, [
-        `<rect class="range" x="${at(p50_ms)}" y="6" width="${
-          rounded(Math.max(2, at(p95_ms) - at(p50_ms)))
-        }" height="8"/>`,
-        `<path class="ticks" d="${marks}"/><path class="median" d="M${at(p50_ms)} 1v18"/>`,
-      ]),
-    );
+    const shapes = [
+      `<rect class="range" x="${p50}" y="6" width="${Math.max(2, p95 - p50)}" height="8"/>`,
+      `<path class="ticks" d="${runs.map((duration) => `M${at(duration)} 4v12`).join("")}"/>`,
+      `<path class="median" d="M${p50} 1v18"/>`,
+    ];
+    return row(name, values, drawing("spread", [1000, 20], `${name}: p50 ${values[0]}, p95 ${values[1]}`, shapes));
   });
-  const label = (value: number) => formatDuration(Math.exp(value));
-  const scale = axis(high === low ? ["", label(low), ""] : [label(low), label((low + high) / 2), label(high)]);
-  return listed(
-    "spreads",
-    [row("", ["p50", "p95"], ""), ...rows, row("", ["", ""], scale)],
-    known.length - shown.length,
-  );
+  const scale = axis([low, (low + high) / 2, high].map((log) => formatDuration(Math.exp(log))));
+  const all = [row("", ["p50", "p95"], ""), ...rows, row("", ["", ""], scale)];
+  return listed("spreads", all, known.length - shown.length);
 }
 
 /** The days on which each agent and job ran. Gaps are days without a run. */
 export function calendar({ groups }: RunSummary, bars: string[][]): string {
   const rows = groups.slice(0, MAX_STRIPS).map((group) => {
-    const sums = bars.map((bar) => countsIn(group.days, bar));
-    const ran = `${sums.filter(({ runs }) => runs > 0).length}/${bars.length}`;
+    const worst = countsIn(group.days, bars).map((counts) => WORST_FIRST.find((status) => counts[status] > 0));
+    const ran = `${worst.filter((status) => status !== undefined).length}/${bars.length}`;
     const shapes = WORST_FIRST.map((status) => {
-      const path = sums.map((counts, i) =>
-        WORST_FIRST.find((status) => counts[status] > 0) === status ? `M${i + 0.08} 0h.84v10h-.84z` : ""
-      ).join("");
+      const path = worst.map((other, i) => other === status ? `M${i + 0.08} 0h.84v10h-.84z` : "").join("");
       return path && `<path class="${status}" d="${path}"/>`;
     });
     return row(nameOf(group), [ran], drawing("strip", [bars.length, 10], `${nameOf(group)}: ran in ${ran}`, shapes));

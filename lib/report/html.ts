@@ -11,27 +11,24 @@ const MAX_NAME = 60, MAX_CELL = 200, MAX_FIELD = 1000;
 
 /** The whole page. Nothing in it comes from elsewhere, and its policy lets a browser load nothing. */
 export async function summaryPage(summary: RunSummary): Promise<string> {
+  const { points, failures, problem } = summary;
   const bars = barsOf(summary);
-  const hash = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(SCRIPT));
-  const policy = `default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-${
-    new Uint8Array(hash).toBase64()
-  }'`;
-  const size = bars[0]!.length;
-  const perBar = size === 1 ? "a day" : `every ${size} days`;
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(SCRIPT))).toBase64();
+  const policy = `default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-${hash}'`;
+  const perBar = bars[0]!.length === 1 ? "a day" : `every ${bars[0]!.length} days`;
   const base = escapeHtml(fit(summary.base, MAX_CELL));
-  const ticks = `A tick for each of ${plural(summary.points.length, "run")}, a bar from p50 to p95`;
+  const ticks = `A tick for each of ${plural(points.length, "run")}, a bar from p50 to p95; the axis is logarithmic.`;
   const worst = "The colour is the worst status of the day. A gap is a day without a run.";
-  const problem = summary.problem && `<p class="warning">Read from the log: ${escapeHtml(summary.problem)}</p>`;
   const tables = tablesOf(summary);
-  const store = tables.pop();
+  const store = tables.pop()!;
   const sections = [
     section(`Runs ${perBar}`, runsChart(summary, bars)),
     section(`Failure rate ${perBar}`, rateChart(summary, bars)),
     ...tables.map(table),
-    section("Duration", note(`${ticks}; the axis is logarithmic.`) + durationChart(summary)),
+    section("Duration", note(ticks) + durationChart(summary)),
     section("Days with runs", note(worst) + calendar(summary, bars)),
-    table(store!),
-    summary.failures.length === 0 ? "" : section("Details of failures", summary.failures.map(details).join("\n")),
+    table(store),
+    ...failures.length === 0 ? [] : [section("Details of failures", failures.map(details).join("\n"))],
   ];
   return `<!DOCTYPE html>
 <html lang="en">
@@ -47,7 +44,7 @@ export async function summaryPage(summary: RunSummary): Promise<string> {
 <header>
 <h1>Runs in <span class="path">${base}</span></h1>
 <p>${escapeHtml(windowText(summary))}; ${rateText(summary)}. Written ${formatTime(summary.now)}. Days are local.</p>
-${problem ?? ""}
+${problem === null ? "" : `<p class="warning">Read from the log: ${escapeHtml(problem)}</p>`}
 </header>
 <main>
 ${tiles(summary)}
@@ -77,8 +74,8 @@ function tiles(summary: RunSummary): string {
 }
 
 /** A table that a click on a header sorts. */
-function table({ title, columns, rows, empty, isPlain, all }: Table): string {
-  if (rows.length === 0) return section(title, note(empty));
+function table({ title, columns, rows, isPlain, all }: Table): string {
+  if (rows.length === 0) return section(title, note("no runs"));
   const names = columns.map((column) => `<th${classOf(column)} scope="col"><button>${column.name}</button></th>`);
   const head = isPlain ? "" : `<thead><tr>${names.join("")}</tr></thead>`;
   const shown = rows.slice(0, MAX_ROWS);
@@ -97,23 +94,16 @@ function tableCell({ text, sort, status, link }: Cell, column: Column): string {
 }
 
 function classOf({ align, cut, drop }: Column, status = ""): string {
-  const names = [align === "right" ? "right" : "", cut ? "cut" : "", drop > 0 ? "drop" : "", status];
-  return ` class="${names.filter((name) => name !== "").join(" ")}"`;
+  return ` class="${align} ${cut ? "cut" : ""} ${drop > 0 ? "drop" : ""} ${status}"`;
 }
 
 function details({ run_id, start_time, agent_name, fields }: FailedRun, i: number): string {
   const title = `${formatTime(start_time)} ${escapeHtml(fit(agent_name, MAX_NAME))}`;
-  const id = escapeHtml(fit(run_id, MAX_CELL));
-  return `<details id="failure-${i + 1}"><summary>${title} <code>${id}</code></summary>${
-    list(Object.entries(fields), MAX_FIELD)
-  }</details>`;
-}
-
-function list(entries: [name: string, value: unknown][], width: number): string {
-  const items = entries.map(([name, value]) =>
-    `<dt>${escapeHtml(name)}</dt><dd>${escapeHtml(fit(String(value), width))}</dd>`
+  const list = Object.entries(fields).map(([name, value]) =>
+    `<dt>${escapeHtml(name)}</dt><dd>${escapeHtml(fit(String(value), MAX_FIELD))}</dd>`
   );
-  return `<dl>${items.join("")}</dl>`;
+  return `<details id="failure-${i + 1}"><summary>${title} <code>${escapeHtml(fit(run_id, MAX_CELL))}</code></summary>
+<dl>${list.join("")}</dl></details>`;
 }
 
 /** Sorts tables, and opens the details that a link leads to. */

@@ -1,5 +1,6 @@
 /** What a terminal, Markdown and a page show alike: tables, and the state of the store. @module */
 import { formatBytes, formatCount, plural } from "../format.ts";
+import type { RunEvent } from "../records.ts";
 import { formatAge, formatDuration, formatRate, formatTime } from "./format.ts";
 import { type FailedRun, type RunSummary, type Status, statusOf } from "./summary.ts";
 
@@ -16,7 +17,7 @@ export interface Column {
 /** A cell: its text and, where it differs, what it is sorted by; the status that colours it; the place that it links to. */
 export interface Cell {
   text: string;
-  sort?: number | undefined;
+  sort?: number;
   status?: Status | undefined;
   link?: string;
 }
@@ -25,24 +26,34 @@ export interface Table {
   title: string;
   columns: Column[];
   rows: Cell[][];
-  /** What to show when there is no row. */
-  empty: string;
-  /** Whether its columns explain themselves. */
+  /** Whether its columns need no names. */
   isPlain?: boolean;
   /** For a table that may be long: how many rows it would have without a limit, and the flag that shows them. */
   all?: { rows: number; flag: string };
 }
 
-export const left = (name: string, drop = 0): Column => ({ name, align: "left", drop });
-export const right = (name: string, drop = 0): Column => ({ name, align: "right", drop });
+const left = (name: string, drop = 0): Column => ({ name, align: "left", drop });
+const right = (name: string, drop = 0): Column => ({ name, align: "right", drop });
 /** What tells names and ids apart is often at their end. */
 const named = (name: string): Column => ({ name, align: "left", cut: "middle", drop: 0 });
 const long = (name: string, drop = 0): Column => ({ name, align: "left", cut: "end", drop });
 
-const plain = (text: string | null): Cell => ({ text: text ?? "-" });
-const number = (value: number | null, format: (value: number) => string, status?: Status): Cell => (
-  { text: value === null ? "" : format(value), sort: value ?? -1, status }
-);
+/** Each column of a table with its cell for an item. A cell that is only text may have none. */
+type Cells<T> = [column: Column, cell: (item: T, i: number) => Cell | string | null][];
+
+function tableOf<T>(title: string, items: T[], cells: Cells<T>, options: Partial<Table> = {}): Table {
+  const rows = items.map((item, i) =>
+    cells.map(([, cellOf]) => {
+      const cell = cellOf(item, i);
+      return typeof cell === "object" && cell !== null ? cell : { text: cell ?? "-" };
+    })
+  );
+  return { title, columns: cells.map(([column]) => column), rows, ...options };
+}
+
+function number(value: number | null, format: (value: number) => string, status?: Status | false): Cell {
+  return { text: value === null ? "" : format(value), sort: value ?? -1, status: status || undefined };
+}
 
 /** The tables of a report, in their order. */
 export function tablesOf(summary: RunSummary): [groups: Table, ...others: Table[]] {
@@ -52,87 +63,75 @@ export function tablesOf(summary: RunSummary): [groups: Table, ...others: Table[
     return { text: `${formatAge(age)} ago`, sort: -age };
   };
   return [
-    {
-      title: "Agents and jobs, highest failure rate first",
-      columns: [
-        named("agent"),
-        named("job"),
-        ...[right("runs"), right("failed"), right("rate"), right("before", 3), right("p50", 4), right("p95", 2)],
-        ...[right("items", 5), right("last run", 1), left("ended", 1)],
-      ],
-      rows: groups.map((group) => {
-        const status = group.failed > 0 ? "failed" : undefined;
-        return [
-          plain(group.agent_name),
-          plain(group.job_type),
-          number(group.runs, formatCount),
-          number(group.failed, formatCount, status),
-          number(group.failure_rate, formatRate, status),
-          number(group.failure_rate_before, formatRate),
-          number(group.p50_ms, formatDuration),
-          number(group.p95_ms, formatDuration),
-          number(group.items, formatCount),
-          ago(group.last_start),
-          { text: group.last_status, status: group.last_status },
-        ];
-      }),
-      empty: "no runs in this window or in the one before",
-      all: { rows: groups.length, flag: "--html or --json" },
-    },
-    {
-      title: "Newest failures",
-      columns: [right("started"), named("agent"), named("job"), long("error")],
-      rows: failures.map((run, i) => [
-        ago(run.start_time),
-        plain(run.agent_name),
-        plain(run.job_type),
-        { text: errorOf(run), status: "failed", link: `#failure-${i + 1}` },
-      ]),
-      empty: "no failed runs",
-      all: { rows: counts.failed, flag: "--failed" },
-    },
-    {
-      title: "Running for too long",
-      columns: [right("for"), named("agent"), named("job"), named("run")],
-      rows: stale.map((run) => [
-        number(run.age_ms, formatAge, "running"),
-        plain(run.agent_name),
-        plain(run.job_type),
-        plain(run.run_id),
-      ]),
-      empty: "no runs",
-      all: { rows: stale.length, flag: "--running" },
-    },
-    {
-      title: "Store",
-      columns: [left("name"), long("value")],
-      rows: storeFacts(summary).map(([name, value]) => [{ text: name }, { text: value }]),
-      empty: "",
-      isPlain: true,
-    },
+    tableOf("Agents and jobs, highest failure rate first", groups, [
+      [named("agent"), ({ agent_name }) => agent_name],
+      [named("job"), ({ job_type }) => job_type],
+      [right("runs"), ({ runs }) => number(runs, formatCount)],
+      [right("failed"), ({ failed }) => number(failed, formatCount, failed > 0 && "failed")],
+      [right("rate"), ({ failure_rate, failed }) => number(failure_rate, formatRate, failed > 0 && "failed")],
+      [right("before", 3), ({ failure_rate_before }) => number(failure_rate_before, formatRate)],
+      [right("p50", 4), ({ p50_ms }) => number(p50_ms, formatDuration)],
+      [right("p95", 2), ({ p95_ms }) => number(p95_ms, formatDuration)],
+      [right("items", 5), ({ items }) => number(items, formatCount)],
+      [right("last run", 1), ({ last_start }) => ago(last_start)],
+      [left("ended", 1), ({ last_status }) => ({ text: last_status, status: last_status })],
+    ], { all: { rows: groups.length, flag: "--html or --json" } }),
+    tableOf("Newest failures", failures, [
+      [right("started"), ({ start_time }) => ago(start_time)],
+      [named("agent"), ({ agent_name }) => agent_name],
+      [named("job"), ({ job_type }) => job_type],
+      [long("error"), (run, i) => ({ text: errorOf(run), status: "failed", link: `#failure-${i + 1}` })],
+    ], { all: { rows: counts.failed, flag: "--failed" } }),
+    tableOf("Running for too long", stale, [
+      [right("for"), ({ age_ms }) => number(age_ms, formatAge, "running")],
+      [named("agent"), ({ agent_name }) => agent_name],
+      [named("job"), ({ job_type }) => job_type],
+      [named("run"), ({ run_id }) => run_id],
+    ], { all: { rows: stale.length, flag: "--running" } }),
+    tableOf("Store", storeFacts(summary), [
+      [left("name"), ([name]) => name],
+      [long("value"), ([, value]) => value],
+    ], { isPlain: true }),
   ];
 }
 
 /** Why a run failed, as far as it is recorded. */
 function errorOf({ error_summary, status }: FailedRun): string {
-  const word = status === "failed" || status === null ? "" : status;
-  return [word, error_summary ?? ""].filter((part) => part !== "").join(": ") || "(no error_summary)";
+  const word = status === "failed" ? "" : status;
+  return [word, error_summary].filter((part) => part).join(": ") || "(no error_summary)";
 }
 
 /** Single runs, one in a row, with their whole ids. */
 export function runsTable(runs: FailedRun[]): Table {
-  return {
-    title: "Runs",
-    columns: [left("started"), left("status", 2), left("run"), long("error", 1)],
-    rows: runs.map((run) => [
-      plain(formatTime(run.start_time)),
-      { text: run.status ?? "-", status: statusOf(run.status) },
-      plain(run.run_id),
-      plain(run.error_summary ?? ""),
-    ]),
-    empty: "no runs",
-    isPlain: true,
-  };
+  return tableOf("Runs", runs, [
+    [left("started"), ({ start_time }) => formatTime(start_time)],
+    [left("status", 2), ({ status }) => ({ text: status ?? "-", status: statusOf(status) })],
+    [left("run"), ({ run_id }) => run_id],
+    [long("error", 1), ({ error_summary }) => error_summary ?? ""],
+  ], { isPlain: true });
+}
+
+/** Fields of a run, or its metrics. */
+export function fieldsTable(title: string, fields: Record<string, unknown>): Table {
+  return tableOf(title, Object.entries(fields), [
+    [left("name"), ([name]) => name],
+    [left("value"), ([name, value]) => {
+      const text = typeof value === "string" ? value : JSON.stringify(value);
+      if (name === "status") return { text, status: statusOf(text) };
+      if (name === "duration_ms") return `${text} (${formatDuration(Number(value))})`;
+      return ["start_time", "end_time", "api_posted_at"].includes(name) ? `${text} (${formatTime(text)})` : text;
+    }],
+  ], { isPlain: true });
+}
+
+/** Events of a run that started then, in milliseconds. */
+export function eventsTable(events: RunEvent[], start: number): Table {
+  const when = (offset: number) => isNaN(offset) ? "" : `${offset < 0 ? "-" : "+"}${formatDuration(Math.abs(offset))}`;
+  return tableOf(plural(events.length, "event"), events, [
+    [right("when"), ({ timestamp }) => when(Date.parse(timestamp) - start)],
+    [left("type"), ({ event_type }) => event_type],
+    [left("payload"), ({ payload_json }) => payload_json ?? ""],
+  ], { isPlain: true });
 }
 
 /** The state of the store, as names and values. */
@@ -142,17 +141,15 @@ function storeFacts({ store, schema_version, source, rejected_parts, untimed }: 
   const version = schema_version === null ? "" : `, schema v${schema_version}`;
   const others = backups > 1 ? `, newest of ${backups}` : "";
   const newest = `the newest ${plural(checked, "run")} of the log`;
+  const compared = missing + older === 0
+    ? `${newest} agree with the database`
+    : `of ${newest}, the database lacks ${missing}, and has ${older} without their end`;
   const facts: [name: string, value: string | false][] = [
-    ["backup", backup === null && "none"],
-    ["backup", backup !== null && `${backup.path}, ${formatAge(backup.age_ms)} old${others}`],
+    ["backup", backup === null ? "none" : `${backup.path}, ${formatAge(backup.age_ms)} old${others}`],
     ["database", bytes === null ? "none" : `${database}${version}, ${formatBytes(bytes)}`],
     ["log", `${plural(store.log_files, "file")}, ${formatBytes(store.log_bytes)}`],
     ["not read", store.unreadable_logs.length > 0 && store.unreadable_logs.join(", ")],
-    ["compared", checked > 0 && missing + older === 0 && `${newest} agree with the database`],
-    [
-      "compared",
-      missing + older > 0 && `of ${newest}, the database lacks ${missing}, and has ${older} without their end`,
-    ],
+    ["compared", checked > 0 && compared],
     ["unposted", pending_posts > 0 && `${plural(pending_posts, "ended run")}, which matters only with a web API`],
     ["left out", untimed > 0 && `${plural(untimed, "run")} whose start is not a time`],
     ["rejected", source === "log" && rejected_parts > 0 && `${plural(rejected_parts, "part")} of the log`],

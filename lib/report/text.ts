@@ -1,6 +1,6 @@
 /** Reports as lines for a terminal, and as Markdown. @module */
-import { formatCount, plural } from "../format.ts";
-import type { Scanned } from "../log/read.ts";
+import { formatCount } from "../format.ts";
+import type { ScannedRecord } from "../log/read.ts";
 import { displayWidth, fit, formatDuration, formatTime, oneLine, pad } from "./format.ts";
 import type { RunDetails } from "./source.ts";
 import { type FailedRun, type RunSummary, type Status, statusOf } from "./summary.ts";
@@ -8,9 +8,9 @@ import {
   type Cell,
   type Column,
   countCells,
-  left,
+  eventsTable,
+  fieldsTable,
   rateText,
-  right,
   runsTable,
   type Table,
   tablesOf,
@@ -43,24 +43,20 @@ const colourOf = ({ status }: Cell) => status && COLOURS[status];
 
 /** The whole report, about as long as the screen. */
 export function summaryLines(summary: RunSummary, screen: Screen): string[] {
+  const line = (text: string, code?: number) => paint(fit(text, screen.width), code, screen);
   const section = (table: Table, limit: number) => {
     const shown = table.all ? table.rows.slice(0, limit) : table.rows;
     const hidden = (table.all?.rows ?? 0) - shown.length;
-    const note = fit(`and ${formatCount(hidden)} more: ${table.all?.flag}`, screen.width);
-    return [
-      "",
-      paint(fit(table.title, screen.width), BOLD, screen),
-      ...tableLines({ ...table, rows: shown }, screen),
-      ...hidden > 0 ? [paint(note, DIM, screen)] : [],
-    ];
+    const note = hidden > 0 ? [line(`and ${formatCount(hidden)} more: ${table.all?.flag}`, DIM)] : [];
+    return ["", line(table.title, BOLD), ...tableLines({ ...table, rows: shown }, screen), ...note];
   };
   const [groups, ...others] = tablesOf(summary);
   const heading = [
-    paint(fit(oneLine(summary.base), screen.width), BOLD, screen),
-    fit(windowText(summary), screen.width),
+    line(oneLine(summary.base), BOLD),
+    line(windowText(summary)),
     "",
     countCells(summary).map((cell) => paint(cell.text, colourOf(cell), screen)).join("  "),
-    fit(rateText(summary), screen.width),
+    line(rateText(summary)),
   ];
   const limit = Math.max(2, Math.floor((screen.height - 20) / 4));
   const end = others.filter(({ rows }) => rows.length > 0).flatMap((table) => section(table, limit));
@@ -77,48 +73,30 @@ export function runLines(runs: FailedRun[], screen: Screen): string[] {
 /** All fields of a run, its metrics and its events. */
 export function detailLines({ run, events }: RunDetails, screen: Screen): string[] {
   const { run_id, metrics_json, ...fields } = run;
-  const start = Date.parse(String(run["start_time"]));
-  const section = (title: string, columns: Column[], rows: Cell[][]) =>
-    rows.length === 0
-      ? []
-      : [...title && ["", title], ...tableLines({ title, columns, rows, empty: "", isPlain: true }, screen)];
-  const field = ([name, value]: [string, unknown]): Cell[] => {
-    const isTime = ["start_time", "end_time", "api_posted_at"].includes(name);
-    const extra = name === "duration_ms" ? formatDuration(Number(value)) : isTime ? formatTime(String(value)) : "";
-    const status = name === "status" ? statusOf(String(value)) : undefined;
-    return [{ text: name }, { text: `${value}${extra && ` (${extra})`}`, status }];
-  };
-  const event = ({ event_type, timestamp, payload_json }: RunDetails["events"][number]): Cell[] => {
-    const offset = Date.parse(timestamp) - start;
-    const when = isNaN(offset) ? "" : `${offset < 0 ? "-" : "+"}${formatDuration(Math.abs(offset))}`;
-    return [{ text: when }, { text: event_type }, { text: payload_json ?? "" }];
-  };
-  const pair = [left("name"), left("value")];
+  const others = [
+    fieldsTable("Metrics", metricsOf(metrics_json)),
+    eventsTable(events, Date.parse(String(run["start_time"]))),
+  ];
   return [
     paint(oneLine(String(run_id)), BOLD, screen),
-    ...section("", pair, Object.entries(fields).map(field)),
-    ...section("Metrics", pair, metricsOf(metrics_json).map(field)),
-    ...section(plural(events.length, "event"), [right("when"), left("type"), left("payload")], events.map(event)),
+    ...tableLines(fieldsTable("", fields), screen),
+    ...others.filter(({ rows }) => rows.length > 0).flatMap((table) => ["", table.title, ...tableLines(table, screen)]),
   ];
 }
 
-function metricsOf(json: unknown): [name: string, value: string][] {
-  if (json === undefined) return [];
+function metricsOf(json: unknown): Record<string, unknown> {
   try {
-    const value = JSON.parse(String(json));
-    if (typeof value === "object" && value !== null && !Array.isArray(value)) {
-      const text = (value: unknown) => typeof value === "string" ? value : JSON.stringify(value);
-      return Object.entries(value).map(([name, value]) => [name, text(value)]);
-    }
+    const value = JSON.parse(String(json ?? "{}"));
+    if (typeof value === "object" && value !== null) return value;
   } catch { /* shown as it is */ }
-  return [["metrics_json", String(json)]];
+  return { metrics_json: json };
 }
 
 /** A record that was just written, on one line. */
-export function recordLine({ record }: Extract<Scanned, { record: unknown }>, screen: Screen): string {
+export function recordLine({ record }: ScannedRecord, screen: Screen): string {
   const line = (time: string, kind: string, code: number | undefined, words: (string | null)[]) => {
-    const text = words.filter((word) => word !== null && word !== "").join("  ");
     const shown = paint(pad(oneLine(kind), 7, "left"), code, screen);
+    const text = words.filter((word) => word !== null && word !== "").join("  ");
     return `${formatTime(time)}  ${shown}  ${oneLine(record.run_id)}  ${oneLine(text)}`.trimEnd();
   };
   if (record.record_type === "event") {
@@ -131,20 +109,18 @@ export function recordLine({ record }: Extract<Scanned, { record: unknown }>, sc
 }
 
 /** A table that is as wide as the screen at most: columns are left out, then cut. */
-function tableLines(table: Table, screen: Screen): string[] {
-  if (table.rows.length === 0) return [table.empty];
-  const names = table.columns.map(({ name }): Cell => ({ text: name.toUpperCase() }));
-  const rows = table.rows.map((row) => row.map((cell) => ({ ...cell, text: oneLine(cell.text) })));
-  const all = table.isPlain ? rows : [names, ...rows];
+function tableLines({ columns, rows, isPlain }: Table, screen: Screen): string[] {
+  if (rows.length === 0) return ["no runs"];
+  const names = columns.map(({ name }): Cell => ({ text: name.toUpperCase() }));
+  const safe = rows.map((row) => row.map((cell) => ({ ...cell, text: oneLine(cell.text) })));
+  const all = isPlain ? safe : [names, ...safe];
   const natural = names.map((_, i) => all.reduce((most, row) => Math.max(most, displayWidth(row[i]!.text)), 0));
-  const { shown, widths } = layOut(table.columns, natural, screen.width);
+  const { shown, widths } = layOut(columns, natural, screen.width);
   return all.map((row) =>
     shown.map((i) => {
-      const { align, cut } = table.columns[i]!;
-      const cell = row[i]!;
-      const fitted = fit(cell.text, widths[i]!, cut);
-      const padded = i === shown.at(-1) && align === "left" ? fitted : pad(fitted, widths[i]!, align);
-      return paint(padded, row === names ? DIM : colourOf(cell), screen);
+      const { align, cut } = columns[i]!;
+      const text = pad(fit(row[i]!.text, widths[i]!, cut), widths[i]!, align);
+      return paint(i === shown.at(-1) ? text.trimEnd() : text, row === names ? DIM : colourOf(row[i]!), screen);
     }).join(" ".repeat(GAP)).trimEnd()
   );
 }
@@ -169,11 +145,11 @@ function layOut(columns: Column[], natural: number[], width: number): { shown: n
 /** The report as Markdown. */
 export function summaryMarkdown(summary: RunSummary): string {
   const line = (cells: string[]) => `| ${cells.join(" | ")} |\n`;
-  const table = ({ title, columns, rows, empty }: Table) => {
+  const table = ({ title, columns, rows }: Table) => {
     const head = line(columns.map(({ name }) => name)) +
       line(columns.map(({ align }) => align === "right" ? "---:" : "---"));
     const body = rows.slice(0, MAX_ROWS).map((row) => line(row.map(({ text }) => markdownText(text))));
-    return `## ${title}\n\n${rows.length === 0 ? `${empty}\n` : head + body.join("")}`;
+    return `## ${title}\n\n${rows.length === 0 ? "no runs\n" : head + body.join("")}`;
   };
   const problem = summary.problem === null ? [] : [`**Read from the log:** ${markdownText(summary.problem)}\n`];
   return [
