@@ -7,13 +7,14 @@ import { type Command, type Result, runCommand, type Terminal } from "../lib/cli
 import { print } from "../lib/cli/output.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import { assertUsable } from "../lib/export/export.ts";
+import { assertWindow } from "../lib/export/request.ts";
 import { ensureFolder, writeFileAtomic } from "../lib/fs/atomic_file.ts";
 import { type Layout, newPaths } from "../lib/layout.ts";
 import { followLogs } from "../lib/log/tail.ts";
 import { oneLine } from "../lib/report/format.ts";
 import { summaryPage } from "../lib/report/html.ts";
 import { exceeded, type Limits, parseMaxFailed } from "../lib/report/limits.ts";
-import { findRun } from "../lib/report/source.ts";
+import { findRun, type RunOrigin } from "../lib/report/source.ts";
 import { listRuns, type RunSummary, summarizeRuns, type SummaryOptions } from "../lib/report/summary.ts";
 import { detailLines, recordLine, runLines, type Screen, summaryLines, summaryMarkdown } from "../lib/report/text.ts";
 import { parseDurationFlag, parseLocalTimeFlag } from "../lib/time.ts";
@@ -80,20 +81,19 @@ export const COMMAND: Command = {
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
     const { flags } = terminal;
-    const options = readOptions(terminal);
-    const limits = readLimits(terminal);
-    const format = readFormat(terminal);
+    const options = readOptions(flags);
+    const limits = readLimits(flags);
+    const format = readFormat(flags);
     const layout = terminal.locate();
-    if (flags["output"] !== undefined) assertUsable(String(flags["output"]), flags["overwrite"] === true);
+    const { output, failed, running, run } = flags;
+    if (output !== undefined) assertUsable(String(output), flags["overwrite"] === true);
     if (flags["follow"]) return await follow(terminal, layout, options);
-    if (flags["run"] !== undefined) return await showRun(terminal, layout, String(flags["run"]));
-    if (flags["failed"] || flags["running"]) {
-      return await list(terminal, layout, { ...options, status: flags["failed"] ? "failed" : "running" });
-    }
+    if (run !== undefined) return await showRun(terminal, layout, String(run));
+    if (failed || running) return await list(terminal, layout, { ...options, status: failed ? "failed" : "running" });
     const summary = await summarizeRuns(layout, options);
     warnOf(terminal, summary);
-    const path = format && await write(terminal, layout, summary, format);
-    if (path === undefined) { for (const line of summaryLines(summary, screenOf())) terminal.say(line); }
+    const path = format && write(terminal, layout, await FORMATS[format](summary));
+    if (path === undefined) show(terminal, summaryLines(summary, screenOf()));
     const limitsExceeded = exceeded(summary, limits);
     for (const limit of limitsExceeded) terminal.warn(oneLine(limit));
     if (limitsExceeded.length > 0) terminal.exitCode = 1;
@@ -105,57 +105,41 @@ function usage(message: string, hint = `see ${COMMAND.name} --help`): TelemetryE
   return new TelemetryError("usage", message, { hint });
 }
 
-function textOf({ flags }: Terminal, flag: string): string | undefined {
-  return flags[flag] as string | undefined;
+/** The value of a flag as `parse` reads it; undefined when it is not given. */
+function read<T>(flags: Terminal["flags"], flag: string, parse: (flag: string, text: string) => T): T | undefined {
+  return flags[flag] === undefined ? undefined : parse(flag, String(flags[flag]));
 }
 
-function readOptions(terminal: Terminal): SummaryOptions {
+function readOptions(flags: Terminal["flags"]): SummaryOptions {
   const now = new Date();
-  const time = (flag: string, dayIs: "start" | "end") => {
-    const value = textOf(terminal, flag);
-    return value === undefined ? undefined : new Date(parseLocalTimeFlag(flag, value, now, dayIs) / 1000);
-  };
-  const names = (flag: string) => {
-    const value = textOf(terminal, flag);
-    // A name may have a comma.
-    return value === undefined ? undefined : [value, ...value.split(",")];
-  };
-  const [since, until] = [time("since", "start"), time("until", "end")];
-  if ((since ?? new Date(now.getTime() - 7 * 86_400_000)) >= (until ?? now)) {
-    throw usage("--until is not after --since: nothing can be between them");
-  }
-  const staleAfterMs = readAge(terminal, "stale-after");
-  return { now, since, until, agents: names("agent"), jobTypes: names("job-type"), staleAfterMs };
+  const time = (dayIs: "start" | "end") => (flag: string, text: string) =>
+    new Date(parseLocalTimeFlag(flag, text, now, dayIs) / 1000);
+  const [since, until] = [read(flags, "since", time("start")), read(flags, "until", time("end"))];
+  assertWindow((since ?? time("start")("since", "7d")).getTime(), (until ?? now).getTime());
+  // A name may have a comma.
+  const names = (_: string, text: string) => [text, ...text.split(",")];
+  const [agents, jobTypes] = [read(flags, "agent", names), read(flags, "job-type", names)];
+  return { now, since, until, agents, jobTypes, staleAfterMs: read(flags, "stale-after", parseDurationFlag) };
 }
 
-function readAge(terminal: Terminal, flag: string): number | undefined {
-  const value = textOf(terminal, flag);
-  return value === undefined ? undefined : parseDurationFlag(flag, value);
-}
-
-function readLimits(terminal: Terminal): Limits {
-  const [failed, stale] = [textOf(terminal, "max-failed"), textOf(terminal, "max-stale")];
-  if (stale !== undefined && !/^\d{1,9}$/.test(stale)) {
-    throw usage(`--max-stale takes a number of runs, not "${stale}"`);
-  }
+function readLimits(flags: Terminal["flags"]): Limits {
   return {
-    maxFailed: failed === undefined ? undefined : parseMaxFailed(failed),
-    maxStale: stale === undefined ? undefined : Number(stale),
-    maxSilentMs: readAge(terminal, "max-silent"),
-    maxBackupAgeMs: readAge(terminal, "max-backup-age"),
+    maxFailed: read(flags, "max-failed", parseMaxFailed),
+    maxStale: read(flags, "max-stale", (flag, text) => {
+      if (/^\d{1,9}$/.test(text)) return Number(text);
+      throw usage(`--${flag} takes a number of runs, not "${text}"`);
+    }),
+    maxSilentMs: read(flags, "max-silent", parseDurationFlag),
+    maxBackupAgeMs: read(flags, "max-backup-age", parseDurationFlag),
   };
 }
 
 /** In which format to write the report. Undefined when it is printed. */
-function readFormat(terminal: Terminal): Format | undefined {
-  const { flags } = terminal;
-  const path = textOf(terminal, "output");
-  if (path === undefined) return flags["html"] ? "html" : undefined;
-  const ending = /[^/\\]\.(html|json|md)$/.exec(path)?.[1] as Format | undefined;
-  if (ending === undefined || flags["html"] && ending !== "html") {
-    throw usage(`--output ${path}: the name must end in ${flags["html"] ? ".html" : ".html, .json or .md"}`);
-  }
-  return ending;
+function readFormat({ output, html }: Terminal["flags"]): Format | undefined {
+  if (output === undefined) return html ? "html" : undefined;
+  const [, ending] = /[^/\\]\.(html|json|md)$/.exec(String(output)) ?? [];
+  if (ending !== undefined && (!html || ending === "html")) return ending as Format;
+  throw usage(`--output ${output}: the name must end in ${html ? ".html" : ".html, .json or .md"}`);
 }
 
 function screenOf(): Screen {
@@ -164,38 +148,32 @@ function screenOf(): Screen {
   return { width: columns, height: rows, colour: !Deno.noColor };
 }
 
-function warnOf({ warn }: Terminal, { source, problem }: { source: string; problem: string | null }): void {
-  if (source === "log" && problem !== null) warn(`${problem}: this was read from the log`);
+function show(terminal: Terminal, lines: string[]): void {
+  for (const line of lines) terminal.say(line);
 }
 
-async function write(terminal: Terminal, layout: Layout, summary: RunSummary, format: Format): Promise<string> {
-  const text = await FORMATS[format](summary);
-  const output = textOf(terminal, "output");
-  const replace = terminal.flags["overwrite"] === true;
-  if (output === undefined) ensureFolder(layout.base, layout.reports);
-  for (const path of output === undefined ? newPaths(layout.reports, "runs_report") : [output]) {
-    // Who may not read the database may not read what is in it.
-    const options = { replace, like: layout.database };
-    if (!writeFileAtomic(layout.base, path, new TextEncoder().encode(text), options)) continue;
+function warnOf(terminal: Terminal, { source, problem }: RunOrigin): void {
+  if (source === "log" && problem !== null) terminal.warn(`${problem}: this was read from the log`);
+}
+
+/** Writes a report to a file, and returns its path. */
+function write(terminal: Terminal, { base, reports, database }: Layout, text: string): string {
+  const { output, overwrite } = terminal.flags;
+  if (output === undefined) ensureFolder(base, reports);
+  // Who may not read the database may not read what is in it.
+  const options = { replace: overwrite === true, like: database };
+  for (const path of output === undefined ? newPaths(reports, "runs_report") : [String(output)]) {
+    if (!writeFileAtomic(base, path, new TextEncoder().encode(text), options)) continue;
     terminal.say(path);
     return path;
   }
-  throw usage(`${output ?? layout.reports}: another program has created that file`, "run this again");
+  throw usage(`${output ?? reports}: another program has created that file`, "run this again");
 }
 
-async function list(
-  terminal: Terminal,
-  layout: Layout,
-  options: SummaryOptions & { status: "failed" | "running" },
-): Promise<Result> {
+async function list(terminal: Terminal, layout: Layout, options: Parameters<typeof listRuns>[1]): Promise<Result> {
   const found = await listRuns(layout, options);
-  const { runs } = found;
   warnOf(terminal, found);
-  if (runs.length > 0 || Deno.stdout.isTerminal()) {
-    for (const line of runLines(runs, screenOf())) {
-      terminal.say(line);
-    }
-  }
+  if (found.runs.length > 0 || Deno.stdout.isTerminal()) show(terminal, runLines(found.runs, screenOf()));
   return { ...found };
 }
 
@@ -205,9 +183,9 @@ async function showRun(terminal: Terminal, layout: Layout, id: string): Promise<
     if (found.ids.length > 0) throw usage(`several ids end in ${id}: ${found.ids.join(", ")}`, "give more of the id");
     throw usage(`no run has the id ${id}, or one that ends in it`, "report_runs --failed and --running list ids");
   }
-  warnOf(terminal, found.origin);
-  for (const line of detailLines(found, screenOf())) terminal.say(line);
   const { run, events, origin } = found;
+  warnOf(terminal, origin);
+  show(terminal, detailLines(found, screenOf()));
   return { ...origin, run, events };
 }
 

@@ -17,11 +17,11 @@ export interface Limits {
 }
 
 /** Parses `5%` or `3`. */
-export function parseMaxFailed(text: string): NonNullable<Limits["maxFailed"]> {
+export function parseMaxFailed(flag: string, text: string): NonNullable<Limits["maxFailed"]> {
   const [, number, unit] = /^(\d{1,9}(?:\.\d+)?)(%?)$/.exec(text) ?? [];
   const limit = Number(number);
   if (unit === "%" && limit <= 100 || unit === "" && Number.isInteger(limit)) return { limit, unit };
-  throw new TelemetryError("usage", `--max-failed takes a share or a number of runs, not "${text}"`, {
+  throw new TelemetryError("usage", `--${flag} takes a share or a number of runs, not "${text}"`, {
     hint: "use 5% or 3",
   });
 }
