@@ -2,9 +2,9 @@
  * Backups of the database: take, list, choose.
  * @module
  */
-import { hasCode, TelemetryError, withHint } from "../errors.ts";
-import { isGranted, sizeOf } from "../fs/locate.ts";
-import { folderOf, type Layout, pathIn } from "../layout.ts";
+import { errorMessage, hasCode, TelemetryError, withHint } from "../errors.ts";
+import { sizeOf } from "../fs/locate.ts";
+import { fileNameOf, type Layout, pathIn } from "../layout.ts";
 import { Connection, noDatabase, type OnProgress, retryWhileLocked } from "../sqlite/connection.ts";
 import { emptyDatabase, inspect } from "../sqlite/migrate.ts";
 import {
@@ -71,18 +71,11 @@ export async function takeBackup(layout: Layout, kind: BackupKind, onProgress?: 
   return { ...content!, path, size: sizeOf(path) ?? 0, runs_before: counts.next().value ?? null };
 }
 
-/**
- * Checks that the database can be backed up, without doing it.
- *
- * @throws {TelemetryError} as {@linkcode takeBackup}
- */
+/** The content of the database, for what a backup would do. Throws for one that could not be backed up. */
 export function inspectSource({ database }: Layout): BackupContent {
   assertNotEmpty(database);
   using db = Connection.openToRead(database);
-  return retryWhileLocked(() => {
-    assertIntact(db, database);
-    return contentOf(db);
-  });
+  return retryWhileLocked(() => contentOf(db));
 }
 
 /** Throws when there is no file, or a file without content. */
@@ -128,6 +121,18 @@ export function inspectBackup(layout: Layout, path: string): BackupContent {
   }
 }
 
+/** As {@linkcode inspectBackup}, without throwing: `check` is `ok` or the code of the problem. */
+export function examineBackup(
+  layout: Layout,
+  path: string,
+): Partial<BackupContent> & { check: string; problem?: string } {
+  try {
+    return { ...inspectBackup(layout, path), check: "ok" };
+  } catch (error) {
+    return { check: error instanceof TelemetryError ? error.code : "failed", problem: errorMessage(error) };
+  }
+}
+
 /** The error of a bad backup. Its hint is the one for the database. */
 export function badBackup(error: unknown): unknown {
   const isBad = hasCode(error, ...NO_DATABASE, "in_the_way");
@@ -161,32 +166,23 @@ export interface ChosenBackup {
   warning?: string;
 }
 
-/**
- * Resolves a backup as an operator names it: a path, a name in `backups/`, or `latest`.
- *
- * @throws {TelemetryError} `no_storage`
- */
+/** Resolves a backup as an operator names it: a name in `backups/`, `latest`, or a path. */
 export function resolveBackup(layout: Layout, named: string): ChosenBackup {
   if (named === "latest") return chooseLatest(layout);
-  if (folderOf(named) !== ".") return { path: named };
-  const listed = pathIn(layout.backups, named);
-  if (sizeOf(listed) !== undefined) return { path: listed };
-  if (isGranted({ name: "read", path: named }) && sizeOf(named) !== undefined) return { path: named };
-  throw noBackup(`the backup ${listed} does not exist`);
+  return { path: fileNameOf(named) === named ? pathIn(layout.backups, named) : named };
 }
 
 function chooseLatest(layout: Layout): ChosenBackup {
   const latest = newestBackup(layout);
-  if (latest === undefined) throw noBackup(`there is no backup in ${layout.backups}`);
+  if (latest === undefined) {
+    throw new TelemetryError("no_storage", `there is no backup in ${layout.backups}`, {
+      hint: "--list of the backup scripts shows the backups; name a file elsewhere with its folder",
+    });
+  }
   const { path, name, written } = latest;
   // Names have local times: those of a job in another time zone can be in the wrong order.
   const later = listBackups(layout).find((backup) => backup.written.getTime() > written.getTime() + 1000);
   if (later === undefined) return { path };
   const warning = `using ${name}, the latest by name, but ${later.name} was written later: to use that one, name it`;
   return { path, warning };
-}
-
-function noBackup(what: string): TelemetryError {
-  const hint = "--list of the backup scripts shows the backups; name a file elsewhere with its folder";
-  return new TelemetryError("no_storage", what, { hint });
 }

@@ -2,13 +2,13 @@
  * Which backups are removed.
  * @module
  */
-import { errorMessage, fileError, hasCode } from "../errors.ts";
+import { errorMessage, fileError } from "../errors.ts";
 import { removeIfExists, syncFolder } from "../fs/atomic_file.ts";
 import { pathExists } from "../fs/locate.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import type { DatabaseCopy } from "../sqlite/snapshot.ts";
 import { NO_DATABASE } from "../store/replace_database.ts";
-import { type BackupKind, countRuns, inspectBackup, isNotInFuture, listBackups } from "./backup.ts";
+import { type BackupKind, countRuns, examineBackup, isNotInFuture, listBackups } from "./backup.ts";
 
 /** Which backups are kept: the newest `count`, or those of the last `days`. */
 export type KeepRule = { count: number } | { days: number };
@@ -56,20 +56,12 @@ export function applyRetention(
     : counted.filter(({ time }) => Date.now() - time.getTime() > rule.days * DAY_MS);
   const newest = now.path === undefined ? undefined : counted[0]?.path;
   const expired = old.filter(({ path }) => path !== now.path && path !== newest);
-  // 3. Keep the fullest one.
-  const fuller = expired.filter(({ runs }) => runs > now.runs).sort((a, b) => b.runs - a.runs);
-  const fullest = fuller.find(({ path }) => isUsable(layout, path));
+  // 3. Keep the fullest one that is intact, or cannot be checked.
+  const fullest = expired.filter(({ runs }) => runs > now.runs).sort((a, b) => b.runs - a.runs).find(({ path }) => {
+    const { check } = examineBackup(layout, path);
+    return !NO_DATABASE.some((code) => code === check);
+  });
   return { expired: expired.filter((backup) => backup !== fullest), fullest, ignored };
-}
-
-/** Whether a backup is intact, or could not be checked. */
-function isUsable(layout: Layout, path: string): boolean {
-  try {
-    inspectBackup(layout, path);
-    return true;
-  } catch (error) {
-    return !hasCode(error, ...NO_DATABASE);
-  }
 }
 
 /** Removes backups, and makes the removal durable. A backup that cannot be removed is a warning. */

@@ -8,6 +8,7 @@ import { type Access, HOME, HOME_STORES, outermost, withRealPaths } from "../fs/
 import {
   candidateFolders,
   defaultFolders,
+  fileNameOf,
   folderOf,
   homeFolderOf,
   type Layout,
@@ -82,7 +83,7 @@ export function accessOf(command: Command, flags: FlagValues, layout: Layout): A
       // To make the new name durable.
       read.push(folderOf(value));
     } // A name without a folder is in `backups/`, where SQLite may create sidecars.
-    else if (folderOf(value) === ".") write.push(layout.backups);
+    else if (fileNameOf(value) === value) write.push(layout.backups);
     else read.push(value, ...Object.values(sidecarsOf(value)));
   }
   return {

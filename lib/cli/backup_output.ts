@@ -3,16 +3,14 @@
  * @module
  */
 import {
-  type BackupContent,
   type BackupKind,
-  inspectBackup,
+  examineBackup,
   inspectSource,
   listBackups,
   listOtherCopies,
   takeBackup,
 } from "../backup/backup.ts";
 import { applyRetention, type KeepRule, removeBackups } from "../backup/retention.ts";
-import { errorMessage, TelemetryError } from "../errors.ts";
 import type { Layout } from "../layout.ts";
 import type { DatabaseCopy } from "../sqlite/snapshot.ts";
 import type { Result, Terminal } from "./command.ts";
@@ -49,7 +47,7 @@ export async function backupAndPrune(
 
 /** Lists every backup with its content, and the copies that no rule removes. */
 export function listBackupsAsTable(terminal: Terminal, layout: Layout): Result {
-  const backups = listBackups(layout).map((backup) => ({ ...backup, ...examine(layout, backup) }));
+  const backups = listBackups(layout).map((backup) => ({ ...backup, ...examineBackup(layout, backup.path) }));
   const others = listOtherCopies(layout);
   terminal.say(tableRow(["name", "size", "age", "schema", "runs", "check"]));
   for (const { name, size, time, schema_version, runs, check, problem } of backups) {
@@ -61,14 +59,6 @@ export function listBackupsAsTable(terminal: Terminal, layout: Layout): Result {
   if (others.length > 0) terminal.say("copies that are kept until you remove them:");
   for (const { path, size, time } of others) terminal.say(`  ${path}  ${formatBytes(size)}, ${ageOf(time)} old`);
   return { backups: backups.map(toJson), others: others.map(toJson) };
-}
-
-function examine(layout: Layout, { path }: DatabaseCopy): Partial<BackupContent> & { check: string; problem?: string } {
-  try {
-    return { ...inspectBackup(layout, path), check: "ok" };
-  } catch (error) {
-    return { check: error instanceof TelemetryError ? error.code : "failed", problem: errorMessage(error) };
-  }
 }
 
 function toJson<T extends DatabaseCopy>({ time, ...backup }: T): Omit<T, "time"> & { time: string } {
