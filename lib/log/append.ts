@@ -5,7 +5,8 @@
 import { chownToOwnerOf, ensureFolder, statIfSameFile, syncFolder, writeAll } from "../fs/atomic_file.ts";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
-import { type LogRecord, MAX_LINE_BYTES, toJson, validateRecord } from "../records.ts";
+import type { LogRecord } from "../records.ts";
+import { lineOf } from "./lines.ts";
 
 /** Options of an {@linkcode EventLog}. */
 export interface EventLogOptions {
@@ -20,6 +21,8 @@ export interface EventLogOptions {
   onFolderCreated?: (folder: string) => void;
 }
 
+/** There, what one handle has locked can be read and written only through that handle. */
+const IS_WINDOWS = Deno.build.os === "windows";
 /** How many characters a batch holds before a new one is started. Bounds how long the lock is held. */
 const BATCH_CHARACTERS = 4 * 1024 * 1024;
 /** How long a batch waits for a lock that the one before it did not get, in milliseconds. */
@@ -194,6 +197,10 @@ export class EventLog {
     const isWritten = this.#current === undefined || this.#syncing !== undefined;
     const batches = isWritten ? [...this.#waiting] : [this.#current!, ...this.#waiting];
     if (batches.length === 0) return;
+    if (IS_WINDOWS && this.#syncing) {
+      this.#syncing.file.unlockSync();
+      this.#syncing = undefined;
+    }
     const locked = this.#openLockedSync(performance.now() + lockTimeoutMs);
     using file = locked.file;
     this.#waiting = [];
@@ -222,7 +229,7 @@ export class EventLog {
     try {
       const end = this.#writeLines(locked, batch.lines.join(""));
       this.#syncing = locked;
-      await this.#sync(file);
+      await this.#sync(locked);
       if (this.#end?.ino !== ino || size === 0) syncFolder(this.#raw);
       this.#end = end;
     } catch (error) {
@@ -238,7 +245,7 @@ export class EventLog {
     if (size === 0) chownToOwnerOf(this.#base, path);
     const isOurEnd = this.#end?.ino === ino && this.#end.size === size;
     const bytes = this.#encoder.encode(!isOurEnd && endsInHalfLine(file, size) ? `\n${lines}` : lines);
-    if (Deno.build.os === "windows") file.seekSync(0, Deno.SeekMode.End);
+    if (IS_WINDOWS) file.seekSync(0, Deno.SeekMode.End);
     // A full disk shows first as a short write.
     writeAll(file, bytes);
     return { ino, size: size + bytes.length };
@@ -248,9 +255,11 @@ export class EventLog {
    * Syncs on this thread when the disk has been fast, which takes less time than the way to another thread and back. A slow
    * disk must not block the agent.
    */
-  async #sync(file: Deno.FsFile): Promise<void> {
+  async #sync({ file, path }: LockedFile): Promise<void> {
     const start = performance.now();
-    if (this.#fastSyncs < TRUSTED_AFTER) await file.sync();
+    // Deno cannot unlock a handle that it syncs, and flushSync must do so on Windows.
+    using other = IS_WINDOWS ? Deno.openSync(path, { write: true }) : undefined;
+    if (this.#fastSyncs < TRUSTED_AFTER) await (other ?? file).sync();
     else file.syncSync();
     this.#fastSyncs = performance.now() - start > SLOW_SYNC_MS ? 0 : this.#fastSyncs + 1;
   }
@@ -308,7 +317,7 @@ export class EventLog {
 
   #open(path: string): Deno.FsFile {
     // Windows does not truncate a file that is open for append only.
-    const mode = Deno.build.os === "windows" ? { write: true } : { append: true };
+    const mode = IS_WINDOWS ? { write: true } : { append: true };
     const options: Deno.OpenOptions = { read: true, create: true, ...mode };
     try {
       return Deno.openSync(path, options);
@@ -349,23 +358,6 @@ export class EventLog {
 
 function settle({ promises }: Batch, failure?: TelemetryError): void {
   for (const { resolve, reject } of Object.values(promises)) failure ? reject(failure) : resolve();
-}
-
-function lineOf(record: LogRecord): string {
-  const line = toJson(record, "record") + "\n";
-  const reason = validateRecord(record);
-  if (reason !== undefined) {
-    throw new TelemetryError("invalid_record", `not a valid record: ${reason}`, {
-      hint: "a run needs run_id, agent_name and start_time; an event needs run_id, event_type and timestamp",
-    });
-  }
-  // A character takes at most three bytes, so only long lines need to be encoded to count them.
-  if (line.length * 3 > MAX_LINE_BYTES && new TextEncoder().encode(line).length > MAX_LINE_BYTES) {
-    const hint = `the limit is ${MAX_LINE_BYTES} bytes; write large data to a file and record its path`;
-    const message = `the record has ${line.length} characters, too many for the log`;
-    throw new TelemetryError("invalid_record", message, { hint });
-  }
-  return line;
 }
 
 /** Under the same lock as the write, because records that are reported as failed must not be read later. */

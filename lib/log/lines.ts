@@ -4,8 +4,8 @@
  */
 import { isUtf8 } from "node:buffer";
 import { latin1, LENIENT, splitLine } from "./broken_line.ts";
-import { errorMessage } from "../errors.ts";
-import { type InvalidRecordReason, type LogRecord, MAX_LINE_BYTES } from "../records.ts";
+import { errorMessage, TelemetryError } from "../errors.ts";
+import { type InvalidRecordReason, type LogRecord, MAX_LINE_BYTES, toJson, validateRecord } from "../records.ts";
 
 /** How much of a rejected part is returned. */
 const SHOWN_BYTES = 64 * 1024;
@@ -222,4 +222,22 @@ function isSingleObject(text: string, start: number, end: number): boolean {
     if (next === QUOTE || next <= SPACE) return false;
   }
   return text.startsWith('{"', start);
+}
+
+/** A record as a line of a log. Throws where readers would reject it. */
+export function lineOf(record: LogRecord): string {
+  const line = toJson(record, "record") + "\n";
+  const reason = validateRecord(record);
+  if (reason !== undefined) {
+    throw new TelemetryError("invalid_record", `not a valid record: ${reason}`, {
+      hint: "a run needs run_id, agent_name and start_time; an event needs run_id, event_type and timestamp",
+    });
+  }
+  // A character takes at most three bytes, so only long lines need to be encoded to count them.
+  if (line.length * 3 > MAX_LINE_BYTES && new TextEncoder().encode(line).length > MAX_LINE_BYTES) {
+    const hint = `the limit is ${MAX_LINE_BYTES} bytes; write large data to a file and record its path`;
+    const message = `the record has ${line.length} characters, too many for the log`;
+    throw new TelemetryError("invalid_record", message, { hint });
+  }
+  return line;
 }

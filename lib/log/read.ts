@@ -4,6 +4,7 @@
  * @module
  */
 import { fileError } from "../errors.ts";
+import { readFull } from "../fs/atomic_file.ts";
 import { gunzip, readWithRetry } from "./gzip.ts";
 import { fileNameOf, pathIn } from "../layout.ts";
 import { type LineOptions, Lines, type Scanned } from "./lines.ts";
@@ -203,7 +204,7 @@ export function unreadableLogs(files: Iterable<string>): string[] {
     try {
       using file = Deno.openSync(path);
       const start = new Uint8Array(4);
-      file.readSync(start);
+      readFull(file, start);
       isGzip(start);
       return false;
     } catch {

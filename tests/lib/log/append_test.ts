@@ -40,6 +40,11 @@ class TestLog implements Disposable {
     return Deno.readTextFileSync(this.path);
   }
 
+  /** Where the log is locked, Windows lets nobody read it. */
+  get size(): number {
+    return Deno.statSync(this.path).size;
+  }
+
   /** Appends without awaiting. A rejection is reported where the promise is awaited. */
   append(record: LogRecord): Promise<void> {
     const appended = this.log.append(record);
@@ -443,7 +448,7 @@ for (
     using refused = refusal();
     const appended = test.append(event(1));
     await refused.seen;
-    assert.equal(test.text, "");
+    assert.equal(test.size, 0);
     stack.move();
     await holder[Symbol.asyncDispose]();
     await appended;
@@ -461,7 +466,7 @@ Deno.test("append rejects after lockTimeoutMs and writes nothing", async () => {
     const waited = performance.now() - start;
     assert.ok(waited >= 200 && waited < 5_000, `${waited} ms`);
     assert.ok(message.includes(test.layout.raw) && hint !== undefined);
-    assert.equal(test.text, lines(event(1)));
+    assert.equal(test.size, lines(event(1)).length);
   }
   await test.log.append(event(3));
   assert.equal(test.text, lines(event(1), event(3)));
@@ -478,7 +483,7 @@ Deno.test("flushSync writes what waits, also during the sync of another batch, a
     await syncing.promise;
     appended.push(test.append(event(2)));
     test.log.flushSync(0);
-    assert.equal(test.text, lines(event(1), event(2)));
+    assert.equal(test.size, lines(event(1), event(2)).length);
     synced.resolve();
     await Promise.all(appended);
   }
@@ -494,7 +499,7 @@ Deno.test("flushSync takes over the batch that waits for the lock, and throws wh
   await refused.seen;
   appended.push(test.append(event(2)));
   assert.throws(() => test.log.flushSync(20), { code: "locked" });
-  assert.equal(test.text, "");
+  assert.equal(test.size, 0);
   holder.close();
   test.log.flushSync(0);
   assert.equal(test.text, lines(event(1), event(2)));
@@ -688,8 +693,8 @@ Deno.test("the batch after a failed one is written", async () => {
 
 for (
   const [name, payload, field] of [
-    ["a BigInt", { counts: { pages: 12n } }, "record.payload_json.counts.pages"],
-    ["a BigInt in a list", [1, [2n]], "record.payload_json[1][0]"],
+    ["a BigInt", { counts: { pages: 12n } }, "record.payload_json"],
+    ["a BigInt in a list", [1, [2n]], "record.payload_json"],
     ["a toJSON that throws", { toJSON: () => assert.fail("no") }, "record.payload_json"],
   ] as const
 ) {
