@@ -3,11 +3,10 @@
  * @module
  */
 import { errorMessage, TelemetryError } from "../errors.ts";
-import { sizeOf } from "../fs/locate.ts";
-import { type Layout, sidecarsOf } from "../layout.ts";
+import type { Layout } from "../layout.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
-import { Connection, isRefused, retryWhileLocked } from "../sqlite/connection.ts";
+import { Connection, hasHotJournal, isRefused, retryWhileLocked } from "../sqlite/connection.ts";
 import { newerSchema } from "../sqlite/migrate.ts";
 import { compareRuns, type RunComparison } from "../store/compare.ts";
 import { inspectCurrent } from "../store/replace_database.ts";
@@ -61,7 +60,7 @@ export interface HealthOptions {
  */
 export async function checkHealth(layout: Layout, options: HealthOptions = {}): Promise<Health> {
   const { database } = layout;
-  if (!options.mayRollBack && (sizeOf(sidecarsOf(database).journal) ?? 0) > 0) {
+  if (!options.mayRollBack && hasHotJournal(database)) {
     throw new TelemetryError("locked", `the database could not be checked: ${database} has an unfinished transaction`, {
       hint: "open the database with any program (setup_database does), or run recover_database without --check-only",
     });

@@ -7,6 +7,7 @@
 import { backup, DatabaseSync, type DatabaseSyncOptions, type SQLInputValue, type StatementSync } from "node:sqlite";
 import { errorMessage, hasCode, withHint } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
+import { readFull } from "../fs/atomic_file.ts";
 import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
 import { folderAtDatabasePath, isRefused, noDatabase, sqliteError } from "./errors.ts";
 
@@ -106,7 +107,7 @@ export class Connection implements Disposable {
       return db;
     } catch (error) {
       if (!hasCode(error, "permission")) throw error;
-      const hint = hasContent(journal)
+      const hint = hasHotJournal(path)
         ? `it has an unfinished transaction in ${journal}: run this with write access to its folder`
         : "SQLite must write beside a database in WAL mode to read it: run this with write access to its folder, or copy " +
           "the file, with its -wal, elsewhere";
@@ -268,6 +269,22 @@ export class Connection implements Disposable {
   /** Closes the file. */
   [Symbol.dispose](): void {
     this.close();
+  }
+}
+
+/** The first bytes of a rollback journal that has content (SQLite's file format, "The Rollback Journal"). */
+const JOURNAL_MAGIC = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+
+/** Whether a database has an unfinished transaction, which whoever opens it rolls back. */
+export function hasHotJournal(database: string): boolean {
+  const { journal } = sidecarsOf(database);
+  if ((sizeOf(journal) ?? 0) === 0) return false;
+  try {
+    using file = Deno.openSync(journal);
+    const magic = new Uint8Array(JOURNAL_MAGIC.length);
+    return readFull(file, magic) === magic.length && JOURNAL_MAGIC.every((byte, i) => magic[i] === byte);
+  } catch {
+    return true; // SQLite says what is wrong with it
   }
 }
 

@@ -101,9 +101,9 @@ export interface DatabaseCopy {
   size: number;
 }
 
-/** The copies of these kinds in a folder, newest first. */
+/** The copies of these kinds in a folder, newest first. A file with several names is listed once, by the newest one. */
 export function listCopies(folder: string, kinds: FileKind[]): DatabaseCopy[] {
-  const found: DatabaseCopy[] = [];
+  const found: (DatabaseCopy & { file: string })[] = [];
   try {
     for (const { name } of Deno.readDirSync(folder)) {
       const parsed = parseFileName(name);
@@ -111,15 +111,19 @@ export function listCopies(folder: string, kinds: FileKind[]): DatabaseCopy[] {
       const path = pathIn(folder, name);
       const stat = statIfExists(path);
       if (!stat?.isFile) continue;
-      const written = stat.mtime ?? parsed.time;
-      found.push({ kind: parsed.kind, name, path, time: timeOf(name, parsed.time, written), written, size: stat.size });
+      const { size, mtime, nlink, dev, ino } = stat;
+      const written = mtime ?? parsed.time;
+      const file = (nlink ?? 1) > 1 ? [dev, ino, size, written.getTime()].join() : name;
+      found.push({ kind: parsed.kind, name, path, time: timeOf(name, parsed.time, written), written, size, file });
     }
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw fileError(error, `cannot list ${folder}`);
   }
-  return found.sort((a, b) =>
+  const newestFirst = found.sort((a, b) =>
     b.time.getTime() - a.time.getTime() || b.written.getTime() - a.written.getTime() || (a.name < b.name ? 1 : -1)
   );
+  const files = new Set<string>();
+  return newestFirst.flatMap(({ file, ...copy }) => files.size < files.add(file).size ? [copy] : []);
 }
 
 /** A name is in the future when it is later than this from now: when a name was taken, a copy gets that of a later second. */

@@ -1,10 +1,10 @@
 /** The log and the database that a client writes to. Never triggers a permission prompt. @module */
 import { setTimeout as pause } from "node:timers/promises";
-import { hasCode, TelemetryError } from "../errors.ts";
+import { hasCode, TelemetryError, withHint } from "../errors.ts";
 import { plural } from "../format.ts";
 import { isFolder, isGranted, locate, readEnv } from "../fs/locate.ts";
 import { assertGranted, HOME, HOME_STORES, shellFlags } from "../fs/permissions.ts";
-import { candidateFolders, type Layout, STORE_VARIABLES } from "../layout.ts";
+import { candidateFolders, type Layout, layoutOf, STORE_VARIABLES } from "../layout.ts";
 import { EventLog } from "../log/append.ts";
 import type { LogRecord, RunRecord } from "../records.ts";
 import { createStorage } from "../store/folders.ts";
@@ -65,7 +65,7 @@ export class ClientStore {
         return this.#warnOfDropped();
       }
       const shorter = hasCode(error, "invalid_record") ? truncateForLog(record) : undefined;
-      if (shorter === undefined) return this.#warnings.fail("log", error);
+      if (shorter === undefined) return this.#warnings.fail("log", withOtherStores(error, store?.layout));
       const type = record.record_type;
       this.#warnings.warn(`long:${type}`, `a record (${type}) is too long for the log: its long texts are cut there`);
       await this.append(shorter);
@@ -207,13 +207,24 @@ function openStore(layout: Layout, warnings: Warnings): OpenStore {
       warnings.warn("storage:made", `created the missing folders of the telemetry store ${layout.base}`);
     } catch (error) {
       // The log needs only its own folder: db/ may be on a disk that is not mounted.
-      if (!isFolder(layout.raw)) throw error;
+      if (!isFolder(layout.raw)) throw withOtherStores(error, layout);
       warnings.fail("storage", error);
     }
   }
   assertGranted([layout.base, layout.raw, layout.db]);
   const onFolderCreated = (folder: string) => warnings.warn("storage:made", `created the missing folder ${folder}`);
   return { layout, log: new EventLog(layout, { onFolderCreated }), database: shareDatabase(layout) };
+}
+
+/** The error, with the other stores that exist in its hint, when nobody named the one that cannot be written. */
+function withOtherStores(error: unknown, layout: Layout | undefined): unknown {
+  const others = (layout?.choice.others ?? []).filter((base) => {
+    const { raw, db } = layoutOf(base);
+    return isFolder(raw) || isFolder(db);
+  });
+  if (!(error instanceof TelemetryError) || others.length === 0) return error;
+  const instead = `other stores exist, choose one with TELEMETRY_BASE_DIR or the option base: ${others.join(", ")}`;
+  return withHint(error, error.hint === undefined ? instead : `${error.hint}; ${instead}`);
 }
 
 /** The writers of this process by database, and how many use each. */

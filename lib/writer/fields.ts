@@ -40,16 +40,24 @@ export type EndFields = RunFields & {
   status?: Exclude<RunStatus, "running">;
 };
 
-/** A copy of what an agent passed, which it may change later. Empty, with a warning, when that cannot be read. */
+/** Reads every property once. One that cannot be read is left out, with a warning. */
 export function copyOf(given: unknown, warnings: Warnings): Record<string, unknown> {
+  if (given === undefined || given === null) return {};
+  const copy: [string, unknown][] = [];
   try {
-    if (given instanceof Map) return Object.fromEntries(given);
-    if (typeof given === "object" || given === undefined) return { ...given };
-    throw new TypeError(`${typeof given} is not an object`);
+    const source = (given instanceof Map ? Object.fromEntries(given) : given) as Record<string, unknown>;
+    if (typeof source !== "object") throw new TypeError(`${typeof given} is not an object`);
+    for (const key of Object.keys(source)) {
+      try {
+        copy.push([key, source[key]]);
+      } catch (error) {
+        warnings.warn(`field:${key}`, `${key} cannot be read: ${toText(error)}`);
+      }
+    }
   } catch (error) {
     warnings.warn("field", `the fields cannot be read: ${toText(error)}`);
-    return {};
   }
+  return Object.fromEntries(copy);
 }
 
 /**

@@ -702,6 +702,19 @@ Deno.test("of several backups in one second, --keep 1 and latest take the one th
   assert.deepEqual(expired.map(({ name }) => name), [dailyAt(now)]);
 });
 
+Deno.test("several names of one file count as one backup", async () => {
+  using temp = new TempFolder();
+  const { base, file, backups } = newStore(temp);
+  const others = [1, 2, 3].map((days) => dailyAt(Date.now() - days * DAY));
+  put(backups, file, others);
+  const [first, ...more] = Array.from({ length: 20 }, (_, i) => dailyAt(Date.now() - HOUR - i * 1000));
+  put(backups, file, [first!]);
+  for (const name of more) Deno.linkSync(`${backups}/${first}`, `${backups}/${name}`);
+  await backup("backup_database", base, "--keep", "5");
+  for (const name of [first!, ...others]) assert.ok(names(backups).includes(name), `${name} is gone`);
+  assert.equal(listBackups(layoutOf(base)).length, 5);
+});
+
 Deno.test("a backup that another program has open is a warning, and the others are removed", () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);

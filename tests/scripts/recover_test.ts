@@ -596,6 +596,17 @@ db.execute("UPDATE agent_runs SET product = hex(zeroblob(200))")
 os._exit(0)
 `;
 
+Deno.test("--check-only accepts a journal that is not hot: SQLite keeps its file in PERSIST mode", async () => {
+  using store = new Store();
+  store.v3(["a"]);
+  const db = new DatabaseSync(store.file);
+  db.exec("PRAGMA journal_mode=PERSIST; UPDATE agent_runs SET product='p'");
+  db.close();
+  assert.ok(Deno.statSync(`${store.file}-journal`).size > 0);
+  const { code, stderr } = await recover(store.base, ["--check-only"]);
+  assert.equal(code, 0, stderr);
+});
+
 testWith(["python"], "--check-only refuses a hot journal, and a recovery rolls it back", async () => {
   using store = new Store();
   makeOldDatabase(store.file, "v2", 500, "delete");

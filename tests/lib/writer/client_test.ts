@@ -204,6 +204,18 @@ testWith(["shell"], "the hint about a store in the home folder works when it is 
   assert.equal(linesOf(layoutOf(`${home}/.telemetry`)).length, 2);
 });
 
+Deno.test("when the store cannot be written, the warning names the other stores that exist", async () => {
+  using folder = new TempFolder();
+  const home = `${folder.path}/home`;
+  Deno.mkdirSync(`${home}/.telemetry/raw`, { recursive: true });
+  const base = `${folder.path}/base`;
+  Deno.writeTextFileSync(base, "a file");
+  const code = `await using telemetry = new TelemetryClient(); await telemetry.trackRun("tester", "job", () => {});`;
+  const { stderr } = await agent(folder, code, ["-A"], { HOME: home, TELEMETRY_BASE_DIR: base });
+  assert.match(stderr, /other stores exist, choose one with TELEMETRY_BASE_DIR or the option base: .*\.telemetry/);
+  assert.equal(stderr.split("\n").length, 2, stderr);
+});
+
 Deno.test("a path in the hint about permissions is quoted", async () => {
   using folder = new TempFolder();
   const base = `${folder.path}/it's here`;
@@ -552,7 +564,7 @@ Deno.test("texts and metrics keep what is well-formed, and numbers their digits"
   assert.equal(stage.rows()[0]!["metrics_json"], '{"id":12345678901234567890,"list":2,"pages":3,"\ufffd":1}');
 });
 
-Deno.test("fields that cannot be read are left out with a warning, and fields may be a map", async () => {
+Deno.test("a field that cannot be read costs only that field, and fields may be a map", async () => {
   await using stage = new Stage();
   const fields = {
     product: "p",
@@ -564,12 +576,12 @@ Deno.test("fields that cannot be read are left out with a warning, and fields ma
   await stage.client.endRun(id, new Map<string, unknown>([["items_failed", 3], ["pages", 4]]) as object);
   const [row] = stage.rows();
   assert.deepEqual([row!["product"], row!["platform"], row!["items_failed"], row!["metrics_json"]], [
-    null,
+    "p",
     null,
     3,
     '{"pages":4}',
   ]);
-  assert.match(stage.warnings.join(), /the fields cannot be read: Error: looked at/);
+  assert.match(stage.warnings.join(), /platform cannot be read/);
 });
 
 Deno.test("a flood of events is told in one warning with its number, and the run is complete", async () => {
