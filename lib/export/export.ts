@@ -6,7 +6,7 @@ import { isUtf8 } from "node:buffer";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { ensureFolder, PartialFile } from "../fs/atomic_file.ts";
 import { isFolder, isGranted, pathExists, sizeOf, statIfExists } from "../fs/locate.ts";
-import { type FileKind, folderOf, type Layout, newPaths, partialOf } from "../layout.ts";
+import { folderOf, type Layout, newPaths, partialOf } from "../layout.ts";
 import { sourceOf } from "../log/json_source.ts";
 import { logFiles, readLogs } from "../log/read.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
@@ -188,18 +188,18 @@ export async function exportToFile(
 ): Promise<Exported & { path: string }> {
   const { path, overwrite = false, onProgress } = options;
   const { kind } = TABLES[request.table];
-  if (path !== undefined) assertUsable(path, overwrite);
-  const like = request.table === "events" ? logFiles(layout.raw).at(-1) : layout.database;
-  using partial = path === undefined
-    ? claimInExports(layout, kind, like)
-    : PartialFile.claim(partialOf(path), { like });
+  if (path === undefined) ensureFolder(layout.base, layout.exports);
+  else assertUsable(path, overwrite);
+  const paths = () => path === undefined ? newPaths(layout.exports, kind) : [path];
+  // Who may not read the source may not read its copy.
+  using partial = claimFirst(paths(), request.table === "events" ? logFiles(layout.raw).at(-1) : layout.database);
   const exported = await exportTo(layout, request, partial.file, partial.path, onProgress);
   partial.sync();
   if (path !== undefined && overwrite) {
     partial.replace(layout.base, path);
     return { ...exported, path };
   }
-  const published = partial.publish(layout.base, path === undefined ? newPaths(layout.exports, kind) : [path]);
+  const published = partial.publish(layout.base, paths());
   if (published === undefined) throw isTaken(path!);
   return { ...exported, path: published };
 }
@@ -221,15 +221,17 @@ function isTaken(path: string): TelemetryError {
   });
 }
 
-function claimInExports({ base, exports }: Layout, kind: FileKind, like: string | undefined): PartialFile {
-  ensureFolder(base, exports);
-  for (const path of newPaths(exports, kind)) {
+/** Claims the first of these files that no other process writes. */
+function claimFirst(paths: Iterable<string>, like: string | undefined): PartialFile {
+  let refusal: unknown;
+  for (const path of paths) {
     try {
       return PartialFile.claim(partialOf(path), { wait: false, like });
     } catch (error) {
-      // Another export began in the same second.
+      // In `exports/`, another export began in the same second.
       if (!hasCode(error, "locked")) throw error;
+      refusal = error;
     }
   }
-  throw new TelemetryError("io", `no name is left for an export in ${exports}`);
+  throw refusal;
 }
