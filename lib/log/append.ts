@@ -2,8 +2,9 @@
  * Appends records to the log in `raw/` durably, one JSON object a line.
  * @module
  */
+import { setTimeout as pause } from "node:timers/promises";
 import { chownToOwnerOf, ensureFolder, statIfSameFile, syncFolder, writeAll } from "../fs/atomic_file.ts";
-import { fileError, hasCode, TelemetryError } from "../errors.ts";
+import { fileError, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
 import type { LogRecord } from "../records.ts";
 import { lineOf } from "./lines.ts";
@@ -32,14 +33,12 @@ const SLOW_SYNC_MS = 2;
 /** How many fast `fsync` calls in a row make a disk a fast one. */
 const TRUSTED_AFTER = 4;
 
-/** Records that share one open, lock, write and fsync. */
+/** Lines that share one open, lock, write and fsync. */
 interface Batch {
-  lines: string[];
-  /** Where in `lines` the runs are, which are never dropped. */
-  runs: number[];
+  lines: { text: string; type: LogRecord["record_type"] }[];
   characters: number;
-  /** What `append` returned: apart, because the events can be dropped. */
-  promises: { [type in LogRecord["record_type"]]?: PromiseWithResolvers<void> };
+  /** What `append` returned for each type: events can be dropped. */
+  written: { [type in LogRecord["record_type"]]?: PromiseWithResolvers<void> };
   /** Whether `flushSync` has taken it over. */
   isTaken: boolean;
 }
@@ -48,8 +47,8 @@ interface Batch {
 interface LockedFile {
   file: Deno.FsFile;
   path: string;
-  size: number;
   ino: number | null;
+  size: number;
 }
 
 /**
@@ -85,8 +84,9 @@ export class EventLog {
   #waiting: Batch[] = [];
   /** The batch that waits for the lock or is being written. */
   #current: Batch | undefined;
-  /** The file that `#current` was written to, while its sync runs. This process holds its lock. */
+  /** The file that `#current` was written to, while its sync runs. */
   #syncing: LockedFile | undefined;
+  /** How many characters wait, those of `#current` included. */
   #queued = 0;
   /** Whether the last batch did not get the lock: the next ones must not each wait as long. */
   #hasTimedOut = false;
@@ -139,36 +139,34 @@ export class EventLog {
     const queued = this.#queued + text.length;
     if (queued > this.#maxQueued && this.#queued > 0 && !this.#dropOldestEvents()) {
       // A flood of events must not push out the end of a run.
-      if (type === "event" || queued > 2 * this.#maxQueued) {
-        if (type === "event") this.dropped++;
-        throw queueFull();
-      }
+      if (type === "event") this.dropped++;
+      if (type === "event" || queued > 2 * this.#maxQueued) throw queueFull();
     }
     let batch = this.#waiting.at(-1);
     if (batch === undefined || batch.characters >= BATCH_CHARACTERS) {
-      batch = { lines: [], runs: [], characters: 0, promises: {}, isTaken: false };
+      batch = { lines: [], characters: 0, written: {}, isTaken: false };
       this.#waiting.push(batch);
     }
-    if (type === "run") batch.runs.push(batch.lines.length);
-    batch.lines.push(text);
+    batch.lines.push({ text, type });
     batch.characters += text.length;
     this.#queued += text.length;
     // In a microtask, so that all appends of this turn of the event loop share the batch.
     this.#drained ??= Promise.resolve().then(() => this.#drain());
-    return (batch.promises[type] ??= Promise.withResolvers()).promise;
+    return (batch.written[type] ??= Promise.withResolvers()).promise;
   }
 
   /** Drops the events of the oldest batch that has some. Returns false when there is none. */
   #dropOldestEvents(): boolean {
-    const batch = this.#waiting.find(({ promises }) => promises.event);
+    const batch = this.#waiting.find(({ written }) => written.event);
     if (batch === undefined) return false;
-    const runs = batch.runs.map((i) => batch.lines[i]!);
-    const characters = runs.reduce((sum, { length }) => sum + length, 0);
-    this.dropped += batch.lines.length - runs.length;
-    this.#queued -= batch.characters - characters;
-    batch.promises.event!.reject(queueFull());
-    delete batch.promises.event;
-    Object.assign(batch, { lines: runs, runs: [...runs.keys()], characters });
+    const events = batch.lines.filter(({ type }) => type === "event");
+    const characters = events.reduce((sum, { text }) => sum + text.length, 0);
+    batch.lines = batch.lines.filter(({ type }) => type === "run");
+    batch.characters -= characters;
+    this.#queued -= characters;
+    this.dropped += events.length;
+    batch.written.event!.reject(queueFull());
+    delete batch.written.event;
     return true;
   }
 
@@ -188,131 +186,122 @@ export class EventLog {
     this.#drained = undefined;
   }
 
-  /**
-   * Writes everything that waits, synchronously. For the end of the process, after which no promise continues.
-   *
-   * @throws {TelemetryError} as `append` rejects; with `locked` everything still waits
-   */
-  flushSync(lockTimeoutMs: number): void {
-    const isWritten = this.#current === undefined || this.#syncing !== undefined;
-    const batches = isWritten ? [...this.#waiting] : [this.#current!, ...this.#waiting];
-    if (batches.length === 0) return;
-    if (IS_WINDOWS && this.#syncing) {
-      this.#syncing.file.unlockSync();
-      this.#syncing = undefined;
-    }
-    const locked = this.#openLockedSync(performance.now() + lockTimeoutMs);
-    using file = locked.file;
-    this.#waiting = [];
-    for (const batch of batches) {
-      batch.isTaken = true;
-      if (batch !== this.#current) this.#queued -= batch.characters;
-    }
-    try {
-      const end = this.#writeLines(locked, batches.flatMap(({ lines }) => lines).join(""));
-      file.syncSync();
-      this.#end = end;
-      for (const batch of batches) settle(batch);
-    } catch (error) {
-      truncate(locked);
-      const failure = fileError(error, `cannot write to the log in ${this.#raw}`);
-      for (const batch of batches) settle(batch, failure);
-      throw failure;
-    }
-  }
-
   async #write(batch: Batch): Promise<void> {
     const locked = await this.#openLocked();
     const { file, size, ino } = locked;
     using _closed = file;
     if (batch.isTaken) return;
     try {
-      const end = this.#writeLines(locked, batch.lines.join(""));
+      this.#writeLines(locked, [batch]);
       this.#syncing = locked;
       await this.#sync(locked);
       if (this.#end?.ino !== ino || size === 0) syncFolder(this.#raw);
-      this.#end = end;
+      this.#end = { ino, size: locked.size };
     } catch (error) {
-      truncate(locked);
+      truncate(file, size);
       throw error;
     } finally {
       this.#syncing = undefined;
     }
   }
 
-  /** Writes lines to the end of a locked file. Returns its new end. */
-  #writeLines({ file, path, size, ino }: LockedFile, lines: string): { ino: number | null; size: number } {
+  /**
+   * Writes everything that waits, synchronously. For the end of the process, after which no promise continues.
+   *
+   * @throws {TelemetryError} as `append` rejects; with `locked` everything still waits
+   */
+  flushSync(lockTimeoutMs: number): void {
+    // While its sync runs, the current batch is written already, and this process holds the lock.
+    const batches = this.#current && !this.#syncing ? [this.#current, ...this.#waiting] : [...this.#waiting];
+    if (batches.length === 0) return;
+    const locked = this.#syncing ?? this.#openLockedSync(performance.now() + lockTimeoutMs);
+    const { file, size } = locked;
+    using _closed = this.#syncing ? undefined : file;
+    this.#waiting = [];
+    for (const batch of batches) {
+      batch.isTaken = true;
+      if (batch !== this.#current) this.#queued -= batch.characters;
+    }
+    try {
+      this.#writeLines(locked, batches);
+      file.syncSync();
+      for (const batch of batches) settle(batch);
+    } catch (error) {
+      truncate(file, size);
+      const failure = fileError(error, `cannot write to the log in ${this.#raw}`);
+      for (const batch of batches) settle(batch, failure);
+      throw failure;
+    }
+  }
+
+  /** Writes lines to the end of a locked file. */
+  #writeLines(locked: LockedFile, batches: Batch[]): void {
+    const { file, path, size, ino } = locked;
+    const text = batches.flatMap(({ lines }) => lines.map(({ text }) => text)).join("");
     if (size === 0) chownToOwnerOf(this.#base, path);
     const isOurEnd = this.#end?.ino === ino && this.#end.size === size;
-    const bytes = this.#encoder.encode(!isOurEnd && endsInHalfLine(file, size) ? `\n${lines}` : lines);
+    const bytes = this.#encoder.encode(!isOurEnd && endsInHalfLine(file, size) ? `\n${text}` : text);
     if (IS_WINDOWS) file.seekSync(0, Deno.SeekMode.End);
     // A full disk shows first as a short write.
     writeAll(file, bytes);
-    return { ino, size: size + bytes.length };
+    locked.size += bytes.length;
   }
 
-  /**
-   * Syncs on this thread when the disk has been fast, which takes less time than the way to another thread and back. A slow
-   * disk must not block the agent.
-   */
+  /** Syncs on this thread when the disk has been fast, which takes less time. A slow disk must not block the agent. */
   async #sync({ file, path }: LockedFile): Promise<void> {
     const start = performance.now();
-    // Deno cannot unlock a handle that it syncs, and flushSync must do so on Windows.
+    // Through another handle on Windows: flushSync must be able to write through this one.
     using other = IS_WINDOWS ? Deno.openSync(path, { write: true }) : undefined;
     if (this.#fastSyncs < TRUSTED_AFTER) await (other ?? file).sync();
     else file.syncSync();
     this.#fastSyncs = performance.now() - start > SLOW_SYNC_MS ? 0 : this.#fastSyncs + 1;
   }
 
-  #pathNow(): string {
-    return pathIn(this.#raw, fileName("log", new Date(Date.now())));
-  }
-
-  /** Opens and locks the file of the current UTC day. Makes sure that it is still the file at its path. */
+  /** Opens and locks the file of the current UTC day. */
   async #openLocked(): Promise<LockedFile> {
-    const waitMs = this.#hasTimedOut ? Math.min(HELD_LOCK_WAIT_MS, this.#lockTimeoutMs) : this.#lockTimeoutMs;
-    const deadline = performance.now() + waitMs;
+    const deadline = performance.now() +
+      (this.#hasTimedOut ? Math.min(HELD_LOCK_WAIT_MS, this.#lockTimeoutMs) : this.#lockTimeoutMs);
     for (;;) {
+      using unlocked = new DisposableStack();
       const path = this.#pathNow();
-      const file = this.#open(path);
-      try {
-        await this.#lock(file, deadline);
-        this.#hasTimedOut = false;
-        const stat = statIfSameFile(file, path);
-        if (stat && path === this.#pathNow()) return { file, path, size: stat.size, ino: stat.ino };
-        if (performance.now() > deadline) throw lockedTooLong(this.#raw);
-      } catch (error) {
-        if (hasCode(error, "locked")) this.#hasTimedOut = true;
-        file.close();
-        throw error;
+      const file = unlocked.use(this.#open(path));
+      await this.#lock(file, deadline);
+      this.#hasTimedOut = false;
+      const locked = this.#ifStillAt(path, file);
+      if (locked) {
+        unlocked.move();
+        return locked;
       }
-      file.close();
+      if (performance.now() > deadline) throw lockedTooLong(this.#raw);
       // On a file system where the inodes never agree, this must not loop without a pause.
-      await new Promise((resolve) => setTimeout(resolve, 1));
+      await pause(1);
     }
   }
 
   /** The same without a turn of the event loop. */
   #openLockedSync(deadline: number): LockedFile {
     for (;;) {
+      using unlocked = new DisposableStack();
       const path = this.#pathNow();
-      const file = this.#open(path);
-      try {
-        const before = statIfSameFile(file, path);
-        // A sync that runs holds the lock for this process, and cannot end before this returns.
-        const isOurs = before !== undefined && before.ino !== null && before.ino === this.#syncing?.ino;
-        if (isOurs || file.tryLockSync(true)) {
-          const stat = statIfSameFile(file, path);
-          if (stat) return { file, path, size: stat.size, ino: stat.ino };
-        }
-        if (performance.now() > deadline) throw lockedTooLong(this.#raw);
-      } catch (error) {
-        file.close();
-        throw error;
+      const file = unlocked.use(this.#open(path));
+      const locked = file.tryLockSync(true) ? this.#ifStillAt(path, file) : undefined;
+      if (locked) {
+        unlocked.move();
+        return locked;
       }
-      file.close();
+      if (performance.now() > deadline) throw lockedTooLong(this.#raw);
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
     }
+  }
+
+  #pathNow(): string {
+    return pathIn(this.#raw, fileName("log", new Date(Date.now())));
+  }
+
+  /** While it waited for the lock, the log may have been moved or deleted, or a new day may have begun. */
+  #ifStillAt(path: string, file: Deno.FsFile): LockedFile | undefined {
+    const stat = statIfSameFile(file, path);
+    return stat && path === this.#pathNow() ? { file, path, ino: stat.ino, size: stat.size } : undefined;
   }
 
   #open(path: string): Deno.FsFile {
@@ -334,48 +323,50 @@ export class EventLog {
    * when the file has grown, which shows that its writers release the lock, this queues with a blocking request.
    */
   async #lock(file: Deno.FsFile, deadline: number): Promise<void> {
-    if (file.tryLockSync(true)) return;
+    let isLocked = file.tryLockSync(true);
+    if (isLocked) return;
     const { size } = file.statSync();
     let queued: Promise<void> | undefined;
-    let locked = false;
-    for (let pauseMs = 1; !locked; pauseMs = Math.min(pauseMs * 1.1, 20)) {
+    for (let pauseMs = 1; !isLocked; pauseMs = Math.min(pauseMs * 1.1, 20)) {
       if (this.#abandoned) throw closed();
-      if (performance.now() > deadline) throw lockedTooLong(this.#raw);
-      const pause = Promise.withResolvers<void>();
-      const timer = setTimeout(pause.resolve, pauseMs);
-      await Promise.race(queued ? [pause.promise, queued] : [pause.promise]);
-      clearTimeout(timer);
-      if (queued === undefined && file.statSync().size !== size) {
-        queued = file.lock(true).then(() => void (locked = true));
+      if (performance.now() > deadline) {
+        this.#hasTimedOut = true;
+        throw lockedTooLong(this.#raw);
+      }
+      await Promise.race([pause(pauseMs), ...queued ? [queued] : []]);
+      if (queued) continue;
+      if (file.statSync().size === size) isLocked = file.tryLockSync(true);
+      else {
+        queued = file.lock(true).then(() => void (isLocked = true));
         // After a timeout the file is closed, which releases the lock when it comes.
         queued.catch(() => {});
-      } else if (queued === undefined) {
-        locked = file.tryLockSync(true);
       }
     }
   }
 }
 
-function settle({ promises }: Batch, failure?: TelemetryError): void {
-  for (const { resolve, reject } of Object.values(promises)) failure ? reject(failure) : resolve();
+function settle({ written }: Batch, failure?: TelemetryError): void {
+  for (const { resolve, reject } of Object.values(written)) failure ? reject(failure) : resolve();
 }
 
 /** Under the same lock as the write, because records that are reported as failed must not be read later. */
-function truncate({ file, size }: LockedFile): void {
+function truncate(file: Deno.FsFile, size: number): void {
   try {
     file.truncateSync(size);
   } catch { /* half a line remains, and the next record starts on a new line */ }
 }
 
 function lockedTooLong(raw: string): TelemetryError {
-  const hint = "find the process that holds the lock (lsof or fuser show it) and stop it";
   const message = `another process holds the lock of the log in ${raw}; the record was not written`;
-  return new TelemetryError("locked", message, { hint });
+  return new TelemetryError("locked", message, {
+    hint: "find the process that holds the lock (lsof or fuser show it) and stop it",
+  });
 }
 
 function queueFull(): TelemetryError {
-  const hint = "await the promises of append, or find out what blocks the disk or the lock";
-  return new TelemetryError("queue_full", "too many records wait for the log: the oldest events are dropped", { hint });
+  return new TelemetryError("queue_full", "too many records wait for the log: the oldest events are dropped", {
+    hint: "await the promises of append, or find out what blocks the disk or the lock",
+  });
 }
 
 function closed(): TelemetryError {
