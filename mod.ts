@@ -102,5 +102,5 @@ export {
   summarizeRuns,
   type SummaryOptions,
 } from "./lib/report/summary.ts";
-export { type RecordedRun, type RunOrigin } from "./lib/report/source.ts";
+export { type RecordedRun, type RunFilter, type RunOrigin } from "./lib/report/source.ts";
 export { type StoreState } from "./lib/report/store_state.ts";

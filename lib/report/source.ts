@@ -21,12 +21,16 @@ export interface RunOrigin {
   rejected_parts: number;
 }
 
-/** Which runs to read: started at or after `since` and before `until`. */
+/** Which runs to read. */
 export interface RunFilter {
-  since: Instant;
-  until: Instant;
-  agents: readonly unknown[] | undefined;
-  jobTypes: readonly unknown[] | undefined;
+  /** Only runs that started then or later. @default 7 days before now */
+  since?: Date | undefined;
+  /** Only runs that started before. @default no limit */
+  until?: Date | undefined;
+  /** Only these agents. @default all */
+  agents?: readonly string[] | undefined;
+  /** Only these job types. @default all */
+  jobTypes?: readonly string[] | undefined;
 }
 
 /** What most runs are read for. Only runs that may be listed have their id. */
@@ -43,7 +47,7 @@ export type RunRow = [
 /** A run with all fields that are set. */
 export type RecordedRun = Record<string, string | number>;
 
-const DAY = 86_400e6;
+const DAY_MS = 86_400_000;
 /** Errors after which the log is read. Without write access to its folder, a database in WAL mode may be unreadable. */
 const UNREADABLE = ["no_storage", "damaged", "not_a_database", "empty_database", "permission"] as const;
 
@@ -85,6 +89,8 @@ async function readLoggedRuns<T>(
   return work(new Runs(db), { source: "log", problem, schema_version: null, rejected_parts });
 }
 
+const isOneOf = (name: string | null, names: readonly (string | null)[] | undefined) => names?.includes(name) ?? true;
+
 /** The runs in an open database of any schema version. */
 export class Runs {
   readonly #rowid: string | undefined;
@@ -97,14 +103,15 @@ export class Runs {
   }
 
   /**
-   * Calls `visit` with each run that a filter and a condition in SQL select, in no certain order. Returns how many were left
-   * out because their start is not a time.
+   * Calls `visit` with each run that a filter and a condition in SQL select, in no certain order; without `since`, of any
+   * age. Returns how many were left out because their start is not a time.
    */
   each(filter: RunFilter, visit: (row: RunRow, start: Instant) => void, condition = "true"): number {
     const { since, until, agents, jobTypes } = filter;
+    const [from, to] = [since ? since.getTime() * 1000 : -Infinity, until ? until.getTime() * 1000 : Infinity];
     // The window is wider as text, because times have zones.
-    const day = (at: Instant) => new Date(at / 1000).toISOString().slice(0, 10);
-    const window = [since > -Infinity ? day(since - DAY) : "0", until < Infinity ? day(until + 2 * DAY) : ":"];
+    const day = (at: Date, days: number) => new Date(at.getTime() + days * DAY_MS).toISOString().slice(0, 10);
+    const window = [since ? day(since, -1) : "0", until ? day(until, 2) : ":"];
     const where = `start_time>=?1 AND start_time<?2 AND (${condition})`;
     // An index finds the ranges of 1,024 row numbers that have such runs. Then each range is read.
     const [range, isInRange] = this.#rowid === undefined
@@ -120,10 +127,10 @@ export class Runs {
     let untimed = this.count("start_time<'0' OR start_time>=':'");
     for (const { at } of this.db.all(`SELECT DISTINCT ${range} AS at FROM agent_runs WHERE ${where}`, ...window)) {
       for (const row of JSON.parse(rows.get(...window, at!)!["found"] as string) as RunRow[]) {
-        if (agents && !agents.includes(row[1]) || jobTypes && !jobTypes.includes(row[2])) continue;
+        if (!isOneOf(row[1], agents) || !isOneOf(row[2], jobTypes)) continue;
         const start = parseTimestamp(row[4]);
         if (start === undefined) untimed++;
-        else if (since <= start && start < until) visit(row, start);
+        else if (from <= start && start < to) visit(row, start);
       }
     }
     return untimed;
@@ -187,10 +194,10 @@ export async function findRun(layout: Layout, end: string): Promise<RunDetails |
 
 /** The logs that can hold the events of a run. Clocks and the days of writing may differ by a day. */
 function logsOf(run: RecordedRun, raw: string): string[] {
-  const start = parseTimestamp(String(run["start_time"])) ?? -Infinity;
-  const end = parseTimestamp(String(run["end_time"])) ?? Infinity;
+  const from = (parseTimestamp(String(run["start_time"])) ?? -Infinity) / 1000 - 2 * DAY_MS;
+  const to = (parseTimestamp(String(run["end_time"])) ?? Infinity) / 1000 + 2 * DAY_MS;
   return logFiles(raw).filter((path) => {
     const day = parseFileName(fileNameOf(path))?.time.getTime();
-    return day === undefined || start - 2 * DAY <= day * 1000 && day * 1000 <= end + 2 * DAY;
+    return day === undefined || from <= day && day <= to;
   });
 }

@@ -1,6 +1,6 @@
 /** What a report says of the store beside its runs: sizes, backups, and whether log and database agree. */
 import { sizeOf } from "../fs/locate.ts";
-import type { Layout } from "../layout.ts";
+import { type Layout, sidecarsOf } from "../layout.ts";
 import { isLive, logFiles, unreadableLogs } from "../log/read.ts";
 import { readTail } from "../log/tail.ts";
 import { listCopies } from "../sqlite/snapshot.ts";
@@ -52,7 +52,7 @@ export function stateOf(
   const posted = runs.count("api_posted=1") - runs.count("status='running' AND +api_posted=1");
   return {
     database,
-    database_bytes: bytes === undefined ? null : bytes + (sizeOf(`${database}-wal`) ?? 0),
+    database_bytes: bytes === undefined ? null : bytes + (sizeOf(sidecarsOf(database).wal) ?? 0),
     log_files: logs.length,
     log_bytes: logs.reduce((sum, path) => sum + (sizeOf(path) ?? 0), 0),
     unreadable_logs: unreadableLogs(logs),

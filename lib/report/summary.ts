@@ -7,15 +7,7 @@ import { readRuns, type RecordedRun, type RunFilter, type RunOrigin, type RunRow
 import { stateOf, type StoreState } from "./store_state.ts";
 
 /** Options of {@linkcode summarizeRuns}. */
-export interface SummaryOptions {
-  /** Only runs that started then or later. @default 7 days before `now` */
-  since?: Date | undefined;
-  /** Only runs that started before. @default no limit */
-  until?: Date | undefined;
-  /** Only these agents. @default all */
-  agents?: readonly string[] | undefined;
-  /** Only these job types. @default all */
-  jobTypes?: readonly string[] | undefined;
+export interface SummaryOptions extends RunFilter {
   /** A run that is `running` for longer is stale, in milliseconds. @default 86_400_000 (24 hours) */
   staleAfterMs?: number | undefined;
   /** From which time ages are counted. @default the current time */
@@ -178,18 +170,18 @@ export async function summarizeRuns(layout: Layout, options: SummaryOptions = {}
 
 function summarize(layout: Layout, runs: Runs, origin: RunOrigin, options: SummaryOptions): RunSummary {
   const { now = new Date(), until, staleAfterMs = DAY_MS } = options;
-  const filter = filterOf(options, now);
-  const { since } = filter;
+  const since = sinceOf(options, now);
   // 1. Count the runs of the window and of the window before.
-  const length = Math.max(0, (until ?? now).getTime() * 1000 - since);
-  const tally = new Tally(since);
-  const untimed = runs.each({ ...filter, since: since - length }, (row, start) => tally.add(row, start));
+  const length = Math.max(0, (until ?? now).getTime() - since.getTime());
+  const tally = new Tally(since.getTime() * 1000);
+  const filter = { ...options, since: new Date(since.getTime() - length) };
+  const untimed = runs.each(filter, (row, start) => tally.add(row, start));
   const groups = tally.groups.map((group) => ({ ...group, summary: summaryOf(group) })).sort(worstFirst);
   const summaries = groups.map(({ summary }) => summary);
   const days = new Set(summaries.flatMap((group) => Object.keys(group.days)).sort());
   const [counts, before] = [sumCounts(summaries), sumCounts(groups.map((group) => group.before))];
   // 2. Find the runs that are running for too long, whenever they started.
-  const running = listOf(runs, { ...filter, since: -Infinity }, "running");
+  const running = listOf(runs, { ...options, since: undefined }, "running");
   const stale = running.map(({ fields: _, error_summary: __, ...run }): StaleRun => (
     { ...run, age_ms: now.getTime() - Date.parse(run.start_time) }
   )).filter(({ agent_name, job_type, age_ms }) => {
@@ -200,7 +192,7 @@ function summarize(layout: Layout, runs: Runs, origin: RunOrigin, options: Summa
     base: layout.base,
     now: timestamp(now),
     time_zone: Intl.DateTimeFormat().resolvedOptions().timeZone,
-    since: timestamp(new Date(since / 1000)),
+    since: timestamp(since),
     until: until ? timestamp(until) : null,
     ...origin,
     counts,
@@ -210,14 +202,14 @@ function summarize(layout: Layout, runs: Runs, origin: RunOrigin, options: Summa
     untimed,
     groups: summaries,
     failures: tally.failures.sort(newestFirst).slice(0, MAX_FAILURES).flatMap((found) => readRun(runs, found)),
-    stale: stale.sort((a, b) => b.age_ms - a.age_ms),
+    stale: stale.reverse(),
     days: Object.fromEntries(
       days.keys().map((day) => [day, sumCounts(summaries.flatMap((group) => group.days[day] ?? []))]),
     ),
     points: pointsOf(groups),
     store: {
       ...stateOf(layout, runs, origin, now),
-      running_before: running.filter(({ start_time }) => Date.parse(start_time) * 1000 < since).length,
+      running_before: running.filter(({ start_time }) => Date.parse(start_time) < since.getTime()).length,
     },
   };
 }
@@ -227,20 +219,12 @@ export async function listRuns(
   layout: Layout,
   { status, ...options }: SummaryOptions & { status: "failed" | "running" },
 ): Promise<RunOrigin & { runs: FailedRun[] }> {
-  return await readRuns(layout, (runs, origin) => {
-    const filter = filterOf(options, options.now ?? new Date());
-    if (status === "running" && options.since === undefined) filter.since = -Infinity;
-    return { ...origin, runs: listOf(runs, filter, status) };
-  });
+  const since = status === "running" ? options.since : sinceOf(options, options.now ?? new Date());
+  return await readRuns(layout, (runs, origin) => ({ ...origin, runs: listOf(runs, { ...options, since }, status) }));
 }
 
-function filterOf({ since, until, agents, jobTypes }: SummaryOptions, now: Date): RunFilter {
-  return {
-    since: (since?.getTime() ?? now.getTime() - 7 * DAY_MS) * 1000,
-    until: until ? until.getTime() * 1000 : Infinity,
-    agents,
-    jobTypes,
-  };
+function sinceOf({ since }: SummaryOptions, now: Date): Date {
+  return since ?? new Date(now.getTime() - 7 * DAY_MS);
 }
 
 /** A run that was found. */
