@@ -201,9 +201,14 @@ export class TelemetryClient implements AsyncDisposable {
    * });
    * ```
    */
-  trackRun<T>(agentName: string, jobType: string, fields: RunFields, work: Work<T>): Promise<T>;
+  trackRun<T>(
+    agentName: string,
+    jobType: string,
+    fields: RunFields,
+    work: (run: TrackedRun) => T | Promise<T>,
+  ): Promise<T>;
   /** The same without fields. */
-  trackRun<T>(agentName: string, jobType: string, work: Work<T>): Promise<T>;
+  trackRun<T>(agentName: string, jobType: string, work: (run: TrackedRun) => T | Promise<T>): Promise<T>;
   async trackRun<T>(agentName: string, jobType: string, ...rest: [RunFields, Work<T>] | [Work<T>]): Promise<T> {
     const [fields, work] = rest.length === 1 ? [{}, rest[0]] : rest;
     const results: EndFields = {};
