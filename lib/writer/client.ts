@@ -8,7 +8,6 @@ import { parseDurationFlag, parseTimestamp, timestamp } from "../time.ts";
 import { apiFromEnvironment } from "./api_client.ts";
 import { ClientStore } from "./client_store.ts";
 import type { RunStats } from "./database_writer.ts";
-import { callAtExit, cancelAtExit } from "./exit.ts";
 import { copyOf, type EndFields, errorSummary, hostName, type RunFields, toColumns, toEndStatus } from "./fields.ts";
 import { jsonOf } from "./json.ts";
 import {
@@ -40,6 +39,8 @@ interface OpenRun {
 /** The work of a run that is recorded. */
 type Work<T> = (run: TrackedRun) => T | Promise<T>;
 
+/** What happens when the process ends by `Deno.exit`, by itself, or by an uncaught error, which skips `unload`. */
+const EXIT_EVENTS = ["unload", "error", "unhandledrejection"];
 /** How long `close()` waits for the log and the API after it has stopped them, in milliseconds. */
 const LAST_MOMENT_MS = 250;
 
@@ -67,7 +68,9 @@ export class TelemetryClient implements AsyncDisposable {
   readonly #runs = new Map<string, OpenRun>();
   /** How many calls are recording something. */
   #recording = 0;
-  readonly #atExit = () => this.#recordExit();
+  readonly #atExit = (event: Event) => {
+    if (!event.defaultPrevented) this.#recordExit();
+  };
   #closed: Promise<void> | undefined;
 
   /** Finds the store, and creates missing folders with a warning. Never throws. */
@@ -119,9 +122,7 @@ export class TelemetryClient implements AsyncDisposable {
    * Records an event of a run. Events are stored only in the log. The order of calls is kept without waiting for them.
    *
    * @param runId the run; it is not checked
-   * @param eventType the kind of event
-   * @param payload any value that JSON can represent; an event whose payload JSON cannot represent is not recorded
-   * @returns resolves when the record is on the disk or has failed
+   * @param payload any value; what JSON cannot represent is recorded as text, with a warning
    */
   logEvent(runId: string, eventType: string, payload?: unknown): Promise<void> {
     return this.#enter("event", () =>
@@ -139,10 +140,8 @@ export class TelemetryClient implements AsyncDisposable {
    * Records that a run has ended. The run may be one of an earlier process, if the database has it as `running`. For
    * any other run that this client did not start, or that has ended, it only warns.
    *
-   * @param runId the run
    * @param fields `status` defaults to `success`, `end_time` to now, `duration_ms` to the milliseconds since the start.
    * A `status` that the contract does not know is recorded as `partial`, with a warning
-   * @returns resolves when the record is on the disk or has failed; it does not wait for the API
    */
   endRun(runId: string, fields: EndFields = {}): Promise<void> {
     return this.#enter("run", async () => {
@@ -286,10 +285,13 @@ export class TelemetryClient implements AsyncDisposable {
     this.#store.abandonLog();
     await within(LAST_MOMENT_MS, this.#settled());
     this.#store.close();
-    cancelAtExit(this.#atExit);
+    this.#stopListening();
   }
 
-  /** Records synchronously what waits. The runs of `trackRun` that are open end as failed. */
+  /**
+   * Records synchronously what waits, since nothing asynchronous continues at the end of the process. The runs of
+   * `trackRun` that are open are recorded as failed. The agent can still prevent the end by an uncaught error: they stay open.
+   */
   #recordExit(): void {
     try {
       const summary = { error_summary: "the process exited before the run ended", status: "failed" };
@@ -300,6 +302,10 @@ export class TelemetryClient implements AsyncDisposable {
     } catch (error) {
       this.#warnings.fail("exit", error);
     }
+  }
+
+  #stopListening(): void {
+    for (const event of EXIT_EVENTS) globalThis.removeEventListener(event, this.#atExit);
   }
 
   /** Resolves when log, API and database have no more to do, or cannot do it. */
@@ -314,8 +320,9 @@ export class TelemetryClient implements AsyncDisposable {
     if (this.#closed) {
       return this.#warnings.warn("closed", "the telemetry client is closed: later records are ignored");
     }
-    this.#recording++;
-    callAtExit(this.#atExit);
+    if (this.#recording++ === 0) {
+      for (const event of EXIT_EVENTS) globalThis.addEventListener(event, this.#atExit);
+    }
     try {
       await work();
     } catch (error) {
@@ -323,7 +330,7 @@ export class TelemetryClient implements AsyncDisposable {
     }
     const isIdle = --this.#recording === 0 && this.#store.queue.size === 0;
     // Only a client that has something to record is kept in memory.
-    if (isIdle && !this.#runs.values().some(({ results }) => results)) cancelAtExit(this.#atExit);
+    if (isIdle && !this.#runs.values().some(({ results }) => results)) this.#stopListening();
   }
 
   /** Writes to the log, then the database, then the API. */

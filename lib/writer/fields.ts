@@ -1,14 +1,7 @@
 /** Converts what an agent passes into the columns of a run. No other module converts values. @module */
 import { isGranted, readEnv } from "../fs/locate.ts";
-import {
-  LATER_STATUSES,
-  RUN_COLUMNS,
-  RUN_STATUSES,
-  type RunRecord,
-  type RunStatus,
-  TRIGGER_TYPES,
-  type TriggerType,
-} from "../records.ts";
+import { LATER_STATUSES, RUN_COLUMNS, RUN_STATUSES, TRIGGER_TYPES } from "../records.ts";
+import type { RunRecord, RunStatus, TriggerType } from "../records.ts";
 import { parseWithSources, sourceOf } from "../log/json_source.ts";
 import { parseTimestamp, timestamp } from "../time.ts";
 import { jsonOf } from "./json.ts";
