@@ -101,7 +101,9 @@ export async function endStaleRuns(
 ): Promise<RunRecord[]> {
   const { database, raw } = layout;
   if (statIfExists(database) === undefined) throw noDatabase(database);
-  using db = dryRun ? Connection.openToRead(database) : Connection.open(database, { busyTimeoutMs: 0 });
+  using db = dryRun
+    ? Connection.openToRead(database)
+    : await waitWhileLocked(() => Connection.open(database, { busyTimeoutMs: 0 }));
   const { version } = await waitWhileLocked(() => inspect(db));
   if (version > SCHEMA_VERSION) throw newerSchema(database, version);
   const running = await waitWhileLocked(() => runningRuns(db, agent));
