@@ -165,6 +165,7 @@ for (const [name, flags] of SCRIPTS) {
       wrong.push(["--base", temp.path, temp.path], ["--base"], ["--base", ""], ["--base", "--json"], ["--json=yes"]);
       wrong.push(["-x"], ["--base", temp.path, "--base", temp.path], ["--base=~/store"]);
     }
+    if (name === "backup_telemetry_db") wrong.push(["--replay"], ["--list", "--restore", "x"], ["--restore", ""]);
     const access = [`--allow-read=${temp.path}`, `--allow-write=${temp.path}`];
     let all = "";
     for (const args of wrong) {
