@@ -237,8 +237,15 @@ Deno.test("a backup during a recovery is intact or reports the damage", async ()
       do all.push(await runScript("backup_database", base, ["--json"])); while (!isDone);
       return all;
     })();
-    const { code, stderr } = await runScript("recover_database", base, force(state));
+    let { code, stderr } = await runScript("recover_database", base, force(state));
     isDone = true;
+    if (code !== 0 && Deno.build.os === "windows") {
+      // There, a database that a backup has open cannot be replaced.
+      assert.match(stderr, /cannot replace .*\n {2}-> stop the agents/);
+      assert.deepEqual(strangeIn(layoutOf(base).db), [], state);
+      await backups;
+      ({ code, stderr } = await runScript("recover_database", base, force(state)));
+    }
     assert.equal(code, 0, `${state}: ${stderr}`);
     for (const { code, stdout, stderr } of await backups) {
       if (code === 0) {
