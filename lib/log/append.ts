@@ -22,7 +22,6 @@ export interface EventLogOptions {
   onFolderCreated?: (folder: string) => void;
 }
 
-/** There, what one handle has locked can be read and written only through that handle. */
 const IS_WINDOWS = Deno.build.os === "windows";
 /** How many characters a batch holds before a new one is started. Bounds how long the lock is held. */
 const BATCH_CHARACTERS = 4 * 1024 * 1024;
@@ -194,7 +193,7 @@ export class EventLog {
     try {
       this.#writeLines(locked, [batch]);
       this.#syncing = locked;
-      await this.#sync(locked);
+      await this.#sync(file);
       if (this.#end?.ino !== ino || size === 0) syncFolder(this.#raw);
       this.#end = { ino, size: locked.size };
     } catch (error) {
@@ -211,7 +210,7 @@ export class EventLog {
    * @throws {TelemetryError} as `append` rejects; with `locked` everything still waits
    */
   flushSync(lockTimeoutMs: number): void {
-    // While its sync runs, the current batch is written already, and this process holds the lock.
+    // While its sync runs, the current batch is written already. On Windows, only the handle with the lock can then write.
     const batches = this.#current && !this.#syncing ? [this.#current, ...this.#waiting] : [...this.#waiting];
     if (batches.length === 0) return;
     const locked = this.#syncing ?? this.#openLockedSync(performance.now() + lockTimeoutMs);
@@ -248,11 +247,9 @@ export class EventLog {
   }
 
   /** Syncs on this thread when the disk has been fast, which takes less time. A slow disk must not block the agent. */
-  async #sync({ file, path }: LockedFile): Promise<void> {
+  async #sync(file: Deno.FsFile): Promise<void> {
     const start = performance.now();
-    // Through another handle on Windows: flushSync must be able to write through this one.
-    using other = IS_WINDOWS ? Deno.openSync(path, { write: true }) : undefined;
-    if (this.#fastSyncs < TRUSTED_AFTER) await (other ?? file).sync();
+    if (this.#fastSyncs < TRUSTED_AFTER) await file.sync();
     else file.syncSync();
     this.#fastSyncs = performance.now() - start > SLOW_SYNC_MS ? 0 : this.#fastSyncs + 1;
   }

@@ -14,6 +14,7 @@ import {
   type Output,
   python,
   readDatabase,
+  readLog,
   ROOT,
   ROOT_URL,
   run,
@@ -541,7 +542,7 @@ function lastLines(raw: string): Map<string, Line> {
   const last = new Map<string, Line>();
   const files = [...Deno.readDirSync(raw)].map(({ name }) => name).filter((name) => name.endsWith(".ndjson")).sort();
   for (const name of files) {
-    for (const line of Deno.readTextFileSync(`${raw}/${name}`).split("\n")) {
+    for (const line of readLog(`${raw}/${name}`).split("\n")) {
       if (!line.endsWith("}")) continue; // nothing, or still being written
       const record: Line = JSON.parse(line);
       if (record["record_type"] === "run") last.set(String(record["run_id"]), record);

@@ -491,6 +491,23 @@ Deno.test("flushSync writes what waits, also during the sync of another batch, a
   assert.equal(test.text, lines(event(1), event(2), event(3)));
 });
 
+Deno.test("flushSync writes through a file whose sync runs", async () => {
+  using test = new TestLog();
+  const appended: Promise<void>[] = [];
+  {
+    using _begun = instead("sync", (_file, real) => {
+      const synced = real();
+      appended.push(test.append(event(2)));
+      test.log.flushSync(0);
+      return synced;
+    });
+    appended.push(test.append(event(1, "x".repeat(1_000_000))));
+    await appended[0];
+  }
+  await Promise.all(appended);
+  assert.equal(test.text, lines(event(1, "x".repeat(1_000_000)), event(2)));
+});
+
 Deno.test("flushSync takes over the batch that waits for the lock, and throws when it cannot get it", async () => {
   using test = new TestLog();
   const holder = test.hold();
