@@ -78,7 +78,7 @@ async function recover(base: string, place: string): Promise<void> {
     const path = db.location();
     if (path === layout.recovering && sql.includes("CREATE TABLE agent_runs")) enter("salvaging");
     if (path === layout.recovering && sql.includes("ignore_check_constraints")) enter("loading the log");
-    if (path === layout.recovering && sql === "SELECT count(*) AS rows FROM schema_migrations") {
+    if (path === layout.recovering && phase === "loading the log" && sql.includes("INTO schema_migrations")) {
       enter("finishing the new file");
     }
     if (path === layout.database && sql === "BEGIN EXCLUSIVE") enter("placing through SQLite");
