@@ -91,7 +91,7 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   } catch (error) {
     throw kept === null ? error : discardCopy(error, kept, partial, database, current);
   }
-  live?.close();
+  live?.[Symbol.dispose]();
   // 7. Verify what agents see now, and put the old content back when it is not what was installed.
   await verify(database, prepared, kept, current);
   // 8. Add what agents have written to the log in the meantime.

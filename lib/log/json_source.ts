@@ -28,55 +28,44 @@ function isInexact(value: unknown): boolean {
 /** The source of each inexact member of the object that a valid JSON text is. */
 function membersOf(text: string): Map<string, string> {
   const members = new Map<string, string>();
-  let depth = 0, start = 0;
+  let isInString = false, depth = 0, start = 0;
   let key: string | undefined;
-  for (let at = 0; at < text.length; at++) {
-    const char = text[at]!;
-    if (char === '"') {
-      const from = at;
-      at = endOfString(text, at);
-      if (depth === 1 && key === undefined) key = JSON.parse(text.slice(from, at + 1)) as string;
-    } else if (char === ":" && depth === 1) start = at + 1;
-    else if (char === "{" || char === "[") depth++;
-    else if (depth === 1 && (char === "," || char === "}")) {
-      const source = text.slice(start, at).trim();
+  for (const { 0: token, index } of text.matchAll(/\\.|["{}[\],:]/gs)) {
+    if (token === '"') {
+      isInString = !isInString;
+      if (isInString && key === undefined) start = index;
+      else if (depth === 1) key ??= JSON.parse(text.slice(start, index + 1)) as string;
+    }
+    if (isInString || token === '"') continue;
+    if (depth === 1 && token === ":") start = index + 1;
+    else if (depth === 1 && (token === "," || token === "}")) {
+      const source = text.slice(start, index).trim();
       // A copy, because a slice keeps a whole chunk of the log in memory. Of two members of one name, the last one counts.
-      if (key !== undefined && /^[-\d[{]/.test(source)) members.set(key, (" " + source).slice(1));
-      else if (key !== undefined) members.delete(key);
+      if (/^[-\d[{]/.test(source)) members.set(key!, (" " + source).slice(1));
+      else members.delete(key!);
       key = undefined;
     }
-    if (char === "}" || char === "]") depth--;
+    if (token === "{" || token === "[") depth++;
+    else if (token === "}" || token === "]") depth--;
   }
   return members;
 }
 
-/** Where the string that starts here ends. */
-function endOfString(text: string, quote: number): number {
-  let at = quote + 1;
-  while (text[at] !== '"') at += text[at] === "\\" ? 2 : 1;
-  return at;
-}
-
 /** JSON as Python's `json.dumps` writes it, which is what the Python client stored for an object. */
 export function asPythonJson(json: string): string {
-  let text = "";
-  for (let at = 0; at < json.length; at++) {
-    const char = json[at]!;
-    if (char === '"') {
-      const end = endOfString(json, at);
-      text += json.slice(at, end + 1);
-      at = end;
-    } else if (char === "," || char === ":") text += `${char} `;
-    else if (char > " ") text += char;
-  }
-  return text.replace(/[\x7f-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return replaceOutsideStrings(json, "[,:]|\\s+", (token) => token.trim() && `${token} `)
+    .replace(/[\x7f-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
 /** JSON as Python writes it, whose `NaN` and `Infinity` become null. */
 export function withoutNaN(text: string): string {
+  return replaceOutsideStrings(text, "NaN|-?Infinity", () => "null");
+}
+
+function replaceOutsideStrings(json: string, pattern: string, replace: (token: string) => string): string {
   let isInString = false;
-  return text.replace(/\\.|"|NaN|-?Infinity/gs, (token) => {
+  return json.replace(new RegExp(`\\\\.|"|${pattern}`, "gs"), (token) => {
     if (token === '"') isInString = !isInString;
-    return isInString || token === '"' || token.startsWith("\\") ? token : "null";
+    return isInString || token === '"' || token.startsWith("\\") ? token : replace(token);
   });
 }

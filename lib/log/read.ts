@@ -123,15 +123,17 @@ export async function* scan(files: Iterable<string>): AsyncGenerator<Scanned, vo
 export async function* readLogs(files: Iterable<string>, options: ReadOptions = {}): AsyncGenerator<Scanned[], void> {
   const paths = [...files];
   const logs = paths.map(logOf);
-  let copies = new Copies();
+  let copies: Copies | undefined;
   for (const [i, path] of paths.entries()) {
-    if (logs[i] !== logs[i - 1]) copies = new Copies();
-    const hasCopies = logs[i] === logs[i - 1] || logs[i] === logs[i + 1];
+    // Imported here, because it takes time that agents at their start do not have.
+    if (logs[i] !== logs[i - 1]) {
+      copies = logs[i] === logs[i + 1] ? new Copies((await import("node:crypto")).hash) : undefined;
+    }
     for await (const batch of readLog(path, options)) {
-      const found = hasCopies ? batch.filter((item) => copies.isNew(item)) : batch;
+      const found = copies ? batch.filter((item) => copies!.isNew(item)) : batch;
       if (found.length > 0) yield found;
     }
-    copies.endFile();
+    copies?.endFile();
   }
 }
 
@@ -160,34 +162,23 @@ async function* readLog(path: string, options: ReadOptions): AsyncGenerator<Scan
  * file has it. Holds a hash of each event, where a log has several files.
  */
 class Copies {
-  #before = new Map<number, number>();
-  #now = new Map<number, number>();
+  #before = new Map<string, number>();
+  #now = new Map<string, number>();
+
+  constructor(private readonly hash: (algorithm: "md5", text: string) => string) {}
 
   isNew(found: Scanned): boolean {
     if ("rejected" in found || found.record.record_type === "run") return true;
-    const hash = hashOf(JSON.stringify(found.record));
-    const count = (this.#now.get(hash) ?? 0) + 1;
-    this.#now.set(hash, count);
-    return count > (this.#before.get(hash) ?? 0);
+    const key = this.hash("md5", JSON.stringify(found.record));
+    const count = (this.#now.get(key) ?? 0) + 1;
+    this.#now.set(key, count);
+    return count > (this.#before.get(key) ?? 0);
   }
 
   endFile(): void {
-    for (const [hash, count] of this.#now) this.#before.set(hash, Math.max(count, this.#before.get(hash) ?? 0));
+    for (const [key, count] of this.#now) this.#before.set(key, Math.max(count, this.#before.get(key) ?? 0));
     this.#now.clear();
   }
-}
-
-/** A hash of 53 bits: two that are multiplied and mixed as in MurmurHash3. */
-function hashOf(text: string): number {
-  let [a, b] = [0xdeadbeef, 0x41c6ce57];
-  for (let i = 0; i < text.length; i++) {
-    const unit = text.charCodeAt(i);
-    a = Math.imul(a ^ unit, 2654435761);
-    b = Math.imul(b ^ unit, 1597334677);
-  }
-  a = Math.imul(a ^ a >>> 16, 2246822507) ^ Math.imul(b ^ b >>> 13, 3266489909);
-  b = Math.imul(b ^ b >>> 16, 2246822507) ^ Math.imul(a ^ a >>> 13, 3266489909);
-  return (b & 0x1fffff) * 2 ** 32 + (a >>> 0);
 }
 
 /** Whether the content of a file is gzip. Throws for other compression. */

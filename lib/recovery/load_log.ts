@@ -4,26 +4,31 @@
  */
 import { sizeOf } from "../fs/locate.ts";
 import type { Layout } from "../layout.ts";
-import { logFiles, type ReadProgress, type Rejection } from "../log/read.ts";
+import { logFiles, type Rejection } from "../log/read.ts";
 import type { Connection, OnProgress, SqlValue } from "../sqlite/connection.ts";
 import { rowidOf } from "../sqlite/rows.ts";
 import { TelemetryError } from "../errors.ts";
 import { SCHEMA_VERSION } from "../records.ts";
-import { isLeftToAgent, LOG_COLUMNS, readRunStates, StateWriter } from "../store/merge.ts";
+import {
+  isLeftToAgent,
+  LOG_COLUMNS,
+  nothingRead,
+  readRunStates,
+  type StatesRead,
+  StateWriter,
+} from "../store/merge.ts";
 
 /** How many states are written in one transaction. SQLite holds the changed pages in memory until it ends. */
 const TRANSACTION_STATES = 10_000;
 
 /** What {@linkcode loadLog} read and wrote. */
-export interface LoadedLog extends ReadProgress {
+export interface LoadedLog extends StatesRead {
   /** The size of each log in bytes, from before it was read. */
   sizes: Map<string, number>;
   /** How many runs that the database had before are in the log, too. */
   inBoth: number;
   /** The runs that have just started. They are left to their agents, as in a replay. */
   justStarted: Set<SqlValue>;
-  /** How many runs ended with each of `LATER_STATUSES`. */
-  laterStatuses: Record<string, number>;
 }
 
 interface LoadOptions {
@@ -44,7 +49,7 @@ export async function loadLog(
   onRejected: (rejection: Rejection) => void,
   { onProgress, isVersionUnknown }: LoadOptions,
 ): Promise<LoadedLog> {
-  const progress: ReadProgress = { files: 0, lines: 0, bytes: 0 };
+  const read = nothingRead();
   const sizes = new Map(logFiles(raw).map((file) => [file, sizeOf(file) ?? 0]));
   const total = sizes.values().reduce((sum, size) => sum + size, 0);
   const hadRuns = db.get("SELECT 1 FROM agent_runs") !== undefined;
@@ -52,27 +57,23 @@ export async function loadLog(
   db.exec("PRAGMA ignore_check_constraints=ON; BEGIN");
   const writer = new StateWriter(db, LOG_COLUMNS);
   const justStarted = new Set<SqlValue>();
-  const laterStatuses: Record<string, number> = {};
   let states = 0;
-  for await (const found of readRunStates(sizes.keys(), progress)) {
-    found.rejections.forEach(onRejected);
-    if (isVersionUnknown && found.laterVersion !== undefined) throw newerLog(raw, found.laterVersion);
-    for (const [status, count] of Object.entries(found.laterStatuses)) {
-      laterStatuses[status] = (laterStatuses[status] ?? 0) + count;
-    }
-    for (const row of found.rows) {
+  for await (const { rows, rejections } of readRunStates(sizes.keys(), read)) {
+    rejections.forEach(onRejected);
+    if (isVersionUnknown && read.laterVersion !== undefined) throw newerLog(raw, read.laterVersion);
+    for (const row of rows) {
       if (isLeftToAgent(row)) justStarted.add(row[0]!);
       else writer.writeState(row);
       writer.writeMarker(row);
       if (++states % TRANSACTION_STATES === 0) db.exec("COMMIT; BEGIN");
     }
-    onProgress?.(Math.min(progress.bytes, total - 1), total);
+    onProgress?.(Math.min(read.bytes, total - 1), total);
   }
   db.exec("COMMIT; PRAGMA ignore_check_constraints=OFF");
   const inBoth = hadRuns ? Number(db.get("SELECT count(*) AS runs FROM updated_runs")!["runs"]) : 0;
   if (hadRuns) db.exec("DROP TRIGGER note_updated_run");
   onProgress?.(total, total);
-  return { ...progress, sizes, inBoth, justStarted, laterStatuses };
+  return { ...read, sizes, inBoth, justStarted };
 }
 
 /** The error where the database is lost, and the log shows that a later product wrote it. */

@@ -147,7 +147,7 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
   } catch (error) {
     throw kept === null || isPreserved ? error : discardCopy(error, kept, partial, database, current);
   }
-  live?.close();
+  live?.[Symbol.dispose]();
   // Opening it as agents do removes sidecars that a reader has left.
   Connection.open(database).close();
   // 6. Add what agents have written to the log in the meantime, and write the report.
@@ -224,7 +224,7 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
     if (found.rejected !== "cannot be read") return;
     from.warnings.push(`${found.file} cannot be read (${found.text}): fix that, then run recover_database --force`);
   };
-  const { inBoth, sizes, justStarted, laterStatuses, ...progress } = await loadLog(
+  const { inBoth, sizes, justStarted, laterStatuses, laterVersion: _, ...progress } = await loadLog(
     db,
     layout,
     rejectLine,

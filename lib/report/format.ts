@@ -54,10 +54,16 @@ export function oneLine(text: string): string {
   });
 }
 
-const GRAPHEMES = new Intl.Segmenter("en", { granularity: "grapheme" });
+/** Created at its first use, because that takes 15 ms. */
+let segmenter: Intl.Segmenter | undefined;
 const WIDE =
   /^(?:\p{Emoji_Presentation}|.*\ufe0f|[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\ua960-\ua97c\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff01-\uff60\uffe0-\uffe6]|[\u{1f300}-\u{1faff}\u{20000}-\u{3fffd}])/u;
 const NO_WIDTH = /^[\p{Mn}\p{Me}\p{Cf}]+$/u;
+
+function graphemesOf(text: string): string[] {
+  segmenter ??= new Intl.Segmenter("en", { granularity: "grapheme" });
+  return Array.from(segmenter.segment(text), ({ segment }) => segment);
+}
 
 function widthOf(grapheme: string): number {
   return WIDE.test(grapheme) ? 2 : NO_WIDTH.test(grapheme) ? 0 : 1;
@@ -67,7 +73,7 @@ function widthOf(grapheme: string): number {
 export function displayWidth(text: string): number {
   if (/^[\x20-\x7e]*$/.test(text)) return text.length;
   let width = 0;
-  for (const { segment } of GRAPHEMES.segment(text)) width += widthOf(segment);
+  for (const grapheme of graphemesOf(text)) width += widthOf(grapheme);
   return width;
 }
 
@@ -79,7 +85,7 @@ export function fit(text: string, width: number, at: "middle" | "end" = "end"): 
   let excess = displayWidth(ends) - width;
   if (excess <= 0) return ends;
   if (width < 1) return "";
-  const kept = Array.from(GRAPHEMES.segment(ends), ({ segment }) => segment);
+  const kept = graphemesOf(ends);
   // The ellipsis takes a column, too.
   for (excess++; excess > 0;) excess -= widthOf(kept.splice(at === "middle" ? kept.length >> 1 : -1, 1)[0]!);
   const place = at === "middle" ? (kept.length + 1) >> 1 : kept.length;

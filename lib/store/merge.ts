@@ -20,68 +20,74 @@ const MAX_HELD = 20_000;
 
 type Run = LogRecord & { record_type: "run" };
 
-/** Some states of runs, as {@linkcode readRunStates} yields them. */
-export interface RunStates {
-  /** The cells of each state, in the order of `LOG_COLUMNS`. */
-  rows: SqlValue[][];
-  rejections: Rejection[];
+/** What a read of the log has found so far. */
+export interface StatesRead extends ReadProgress {
   /** The schema version of a line that a later product wrote, if there is one. */
   laterVersion?: number;
   /** How many runs ended with each of `LATER_STATUSES`. They are `failed` here. */
   laterStatuses: Record<string, number>;
 }
 
+/** Nothing read yet. */
+export function nothingRead(): StatesRead {
+  return { files: 0, lines: 0, bytes: 0, laterStatuses: {} };
+}
+
+/** Some states of runs. */
+export interface RunStates {
+  /** The cells of each state, in the order of `LOG_COLUMNS`. */
+  rows: SqlValue[][];
+  rejections: Rejection[];
+}
+
 /**
  * The states of runs in logs. Most states that do not last are left out, but a run may come more than once. Merged in order
- * by a {@linkcode StateWriter}, they give the last state of each run. Holds a bounded number of runs.
+ * by a {@linkcode StateWriter}, they give the last state of each run. Holds a bounded number of runs. Updates `read`.
  */
 export async function* readRunStates(
   files: Iterable<string>,
-  progress?: ReadProgress,
+  read: StatesRead = nothingRead(),
 ): AsyncGenerator<RunStates, void> {
   /** The start of each run whose end is not read yet. */
   const held = new Map<string, Run>();
-  let states: RunStates = { rows: [], rejections: [], laterStatuses: {} };
-  for await (const batch of readLogs(files, { only: "run", ...progress && { progress } })) {
+  for await (const batch of readLogs(files, { only: "run", progress: read })) {
+    const rejections = batch.filter((found) => "rejected" in found);
+    const rows: SqlValue[][] = [];
     for (const found of batch) {
-      if ("rejected" in found) states.rejections.push(found);
       if ("rejected" in found || found.record.record_type !== "run") continue;
       const run = found.record;
       const before = held.get(run.run_id);
       held.delete(run.run_id);
       // A marker must not be lost with the state that has it.
-      if (Number(before?.api_posted) === 1) addState(states, before!);
+      if (Number(before?.api_posted) === 1) rows.push(rowOf(before!, read));
       // A line without a status is a start, too.
-      if (run.status && run.status !== "running") addState(states, run);
+      if (run.status && run.status !== "running") rows.push(rowOf(run, read));
       else held.set(run.run_id, run);
       if (held.size <= MAX_HELD) continue;
       const oldest = held.values().next().value!;
       held.delete(oldest.run_id);
-      addState(states, oldest);
+      rows.push(rowOf(oldest, read));
     }
-    if (states.rows.length === 0 && states.rejections.length === 0) continue;
-    yield states;
-    states = { rows: [], rejections: [], laterStatuses: {} };
+    yield { rows, rejections };
   }
-  for (const run of held.values()) addState(states, run);
-  yield states;
+  yield { rows: held.values().map((run) => rowOf(run, read)).toArray(), rejections: [] };
 }
 
-function addState(states: RunStates, run: Run): void {
+function rowOf(run: Run, read: StatesRead): SqlValue[] {
   const fields = run as unknown as Record<string, unknown>;
   const row = LOG_COLUMNS.map((column) => cellOf(fields, column));
   const version = Number(row[VERSION]);
   if (version > SCHEMA_VERSION || fields["event_id"] !== undefined) {
-    states.laterVersion = Math.max(version, SCHEMA_VERSION + 1);
+    read.laterVersion = Math.max(version, SCHEMA_VERSION + 1);
   }
   if (LATER_STATUSES.includes(row[STATUS])) {
     const status = String(row[STATUS]);
-    states.laterStatuses[status] = (states.laterStatuses[status] ?? 0) + 1;
+    read.laterStatuses[status] = (read.laterStatuses[status] ?? 0) + 1;
     row[ERROR] = row[ERROR] ? `${status}: ${row[ERROR]}` : status;
     row[STATUS] = "failed";
   }
   row[METRICS] ??= fields["metrics"] === undefined ? null : cellOf(fields, "metrics");
-  states.rows.push(row);
+  return row;
 }
 
 const INTEGERS = new Set(LOG_COLUMNS.filter((column) => isInteger("agent_runs", column)));
@@ -243,6 +249,7 @@ export function isLeftToAgent(row: SqlValue[]): boolean {
  * so that the trigger stops no write but its own.
  */
 function writeAll(db: Connection, writes: (() => void)[]): void {
+  if (writes.length === 0) return;
   retryWhileLocked(() => db.run("BEGIN IMMEDIATE"));
   try {
     const isWhole = writes.every((write) => (write(), db.isInTransaction));

@@ -277,11 +277,11 @@ function replaceFiles(prepared: PartialFile, base: string, database: string): vo
  */
 export class LiveDatabase implements Disposable {
   readonly #db: Connection;
-  readonly #version: unknown;
+  readonly #version: SqlValue;
 
   private constructor(db: Connection) {
     this.#db = db;
-    this.#version = this.#dataVersion;
+    this.#version = dataVersion(db);
   }
 
   /** Begins to watch. Without WAL, a reader would keep the new content from being written, so nothing is watched. */
@@ -292,24 +292,20 @@ export class LiveDatabase implements Disposable {
     return undefined;
   }
 
-  /** A number that changes when another connection changes the database. */
-  get #dataVersion(): unknown {
-    return this.#db.get("PRAGMA data_version")?.["data_version"];
-  }
-
   /** Merges what was written since, at a moment when no other program can write. */
   mergeInto(prepared: string, merge: (db: Connection, current: Connection) => void): void {
-    if (this.#dataVersion === this.#version) return;
+    if (dataVersion(this.#db) === this.#version) return;
     using db = Connection.open(prepared);
     merge(db, this.#db);
   }
 
-  /** Stops watching. Closing twice does nothing. */
-  close(): void {
+  /** Stops watching. Disposing it twice does nothing. */
+  [Symbol.dispose](): void {
     this.#db.close();
   }
+}
 
-  [Symbol.dispose](): void {
-    this.close();
-  }
+/** A number that changes when another connection changes the database. */
+function dataVersion(db: Connection): SqlValue {
+  return db.get("PRAGMA data_version")!["data_version"]!;
 }
