@@ -494,7 +494,12 @@ Deno.test("flushSync writes what waits, also during the sync of another batch, a
 Deno.test("flushSync writes through a file whose sync runs", async () => {
   using test = new TestLog();
   const appended: Promise<void>[] = [];
+  const written = new Set<Deno.FsFile>();
   {
+    using _writes = instead("writeSync", (file, real, bytes) => {
+      written.add(file);
+      return real(bytes);
+    });
     using _begun = instead("sync", (_file, real) => {
       const synced = real();
       appended.push(test.append(event(2)));
@@ -506,6 +511,7 @@ Deno.test("flushSync writes through a file whose sync runs", async () => {
   }
   await Promise.all(appended);
   assert.equal(test.text, lines(event(1, "x".repeat(1_000_000)), event(2)));
+  assert.equal(written.size, 1, "on Windows, only the handle with the lock can write");
 });
 
 Deno.test("flushSync takes over the batch that waits for the lock, and throws when it cannot get it", async () => {

@@ -7,7 +7,15 @@ import { splitLine } from "../../../lib/log/broken_line.ts";
 import { TelemetryError } from "../../../lib/errors.ts";
 import { MAX_LINE_BYTES, newRun } from "../../../lib/records.ts";
 import { rounds, SAMPLE, slashes, TempFolder, testWith, threadTime } from "../../fixtures/mod.ts";
-import { logFiles, readLogs, type ReadProgress, type Rejection, scan, type Scanned } from "../../../lib/log/read.ts";
+import {
+  logFiles,
+  readLogs,
+  type ReadProgress,
+  type Rejection,
+  scan,
+  type Scanned,
+  unreadableLogs,
+} from "../../../lib/log/read.ts";
 
 /** What a test writes. */
 type Content = string | Uint8Array;
@@ -190,6 +198,18 @@ Deno.test("a read is tried again while another process holds the lock of the log
     await withFailingReads((read) => read < 30 || read === 31, async () => {
       assert.deepEqual(brief(await scanned([path, path + ".gz"], 100)), ["r1", "r2", "r1"]);
     }, locked);
+    // The report reads the start of a log by the other method.
+    const { readSync } = Deno.FsFile.prototype;
+    let refused = 0;
+    Deno.FsFile.prototype.readSync = function (bytes) {
+      if (refused++ < 3) throw locked;
+      return readSync.call(this, bytes);
+    };
+    try {
+      assert.deepEqual(unreadableLogs([path]), []);
+    } finally {
+      Deno.FsFile.prototype.readSync = readSync;
+    }
   }));
 
 /** Lets reads fail, which no real file does on demand. */
