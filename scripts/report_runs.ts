@@ -44,10 +44,7 @@ export const COMMAND: Command = {
     agent: { value: "A,B", about: "only these agents" },
     "job-type": { value: "A,B", about: "only these job types" },
     "stale-after": { value: "AGE", about: "a run that is running for longer is stale (default: 24h)" },
-    failed: {
-      about: "list only the failed runs, one line a run",
-      excludes: [...REPORT, "running", "run", "follow"],
-    },
+    failed: { about: "list only the failed runs, one line a run", excludes: [...REPORT, "running", "run", "follow"] },
     running: {
       about: "list only the runs without an end, of any age unless --since is given",
       excludes: [...REPORT, "run", "follow"],

@@ -40,6 +40,9 @@ export interface RowFitter {
   fit(row: readonly Cell[]): readonly Cell[] | undefined;
 }
 
+/** Text that needs quotes. Not a literal where it is used: each evaluation would create an object. */
+const SPECIAL = /[",\r\n]/;
+
 const UTF8 = new TextEncoder();
 
 /** Formats rows as CSV. */
@@ -88,7 +91,7 @@ export class CsvText {
       this.counts.changed_cells++;
       text = text.toWellFormed();
     }
-    return /[",\r\n]/.test(text) || text === "" || text === "\\." ? `"${text.replaceAll('"', '""')}"` : text;
+    return SPECIAL.test(text) || text === "" || text === "\\." ? `"${text.replaceAll('"', '""')}"` : text;
   }
 
   #reserve(bytes: number): Uint8Array<ArrayBuffer> {

@@ -20,6 +20,7 @@ export interface JsonRows {
   share: number;
 }
 
+const LENIENT = new TextDecoder();
 const CHUNK_ROWS = 500;
 /** How long the text of a chunk should be at most. */
 const CHUNK_BYTES = 512 * 1024;
@@ -85,7 +86,7 @@ function chunkSql(db: Connection, table: string, order: readonly string[]): stri
 
 /** Parses the rows of {@linkcode tableRows}. Integers that are not safe in JavaScript become BigInts. */
 export function parseRows(json: Uint8Array): Cell[][] {
-  const text = `[${new TextDecoder().decode(json)}]`;
+  const text = `[${LENIENT.decode(json)}]`;
   const rows: Cell[][] = JSON.parse(text);
   if (!rows.some((row) => row.some(isInexact))) return rows;
   return parseWithSource(
