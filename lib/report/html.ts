@@ -94,7 +94,7 @@ function tableCell({ text, sort, status, link }: Cell, column: Column): string {
 }
 
 function classOf({ align, cut, drop }: Column, status = ""): string {
-  return ` class="${align} ${cut ? "cut" : ""} ${drop > 0 ? "drop" : ""} ${status}"`;
+  return ` class="${[align, cut && "cut", drop > 0 && "drop", status].filter(Boolean).join(" ")}"`;
 }
 
 function details({ run_id, start_time, agent_name, fields }: FailedRun, i: number): string {
