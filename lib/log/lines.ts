@@ -3,7 +3,7 @@
  * @module
  */
 import { isUtf8 } from "node:buffer";
-import { latin1, LENIENT, splitLine } from "./broken_line.ts";
+import { splitLine, textOf } from "./broken_line.ts";
 import { errorMessage, TelemetryError } from "../errors.ts";
 import { type InvalidRecordReason, type LogRecord, MAX_LINE_BYTES, toJson, validateRecord } from "../records.ts";
 
@@ -164,7 +164,7 @@ export class Lines {
 
   /** Parses complete lines, the last newline included. */
   #parseLines(bytes: Uint8Array): void {
-    const text = latin1(bytes);
+    const text = textOf(bytes, "latin1");
     const mayLeaveOut = this.#only !== undefined && isUtf8(bytes);
     for (let start = 0, end; start < bytes.length; start = end + 1) {
       end = text.indexOf("\n", start);
@@ -200,7 +200,7 @@ export class Lines {
   }
 
   #rejection(rejected: RejectionReason, bytes: Uint8Array, offset: number): Rejection {
-    const text = LENIENT.decode(bytes.subarray(0, SHOWN_BYTES));
+    const text = textOf(bytes.subarray(0, SHOWN_BYTES), "utf8");
     return { rejected, file: this.#file, line: this.#line, offset, length: bytes.length, text };
   }
 }

@@ -3,7 +3,7 @@
  * @module
  */
 import { ensureFolder, removeIfExists, writeFileAtomic } from "../fs/atomic_file.ts";
-import { fileError, TelemetryError } from "../errors.ts";
+import { TelemetryError } from "../errors.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { pathExists, sizeOf } from "../fs/locate.ts";
 import { logFiles } from "../log/read.ts";
@@ -11,7 +11,7 @@ import { SCHEMA_VERSION } from "../records.ts";
 import { schemaSql } from "../schema.ts";
 import { applySchema, emptyDatabase, inspect, type Inspection, newerSchema } from "../sqlite/migrate.ts";
 import { assertIntact, takeSnapshot } from "../sqlite/snapshot.ts";
-import { Connection, folderAtDatabasePath, retryWhileLocked } from "../sqlite/connection.ts";
+import { Connection, retryWhileLocked } from "../sqlite/connection.ts";
 
 /** What {@linkcode setUpDatabase} did. */
 export interface DatabaseSetup {
@@ -101,7 +101,8 @@ function orphanedSidecar(database: string, sidecar: string): TelemetryError {
 
 async function upgradeDatabase(layout: Layout): Promise<DatabaseSetup> {
   const { database } = layout;
-  assertDatabaseFile(database);
+  // SQLite would delete its WAL.
+  if (sizeOf(database) === 0) throw emptyDatabase(database);
   const before = look(database);
   if (before.version > SCHEMA_VERSION) throw newerSchema(database, before.version);
   // Not read-only: a read-only connection leaves the sidecars behind.
@@ -112,17 +113,6 @@ async function upgradeDatabase(layout: Layout): Promise<DatabaseSetup> {
   if (!before.wal) switchToWal(db);
   const outcome = copy !== undefined || !before.wal ? "upgraded" : "unchanged";
   return { outcome, before, ...(copy === undefined ? {} : { copy }) };
-}
-
-function assertDatabaseFile(database: string): void {
-  let stat: Deno.FileInfo;
-  try {
-    stat = Deno.statSync(database);
-  } catch (error) {
-    throw fileError(error, `cannot examine ${database}`);
-  }
-  if (stat.isDirectory) throw folderAtDatabasePath(database);
-  if (stat.size === 0) throw emptyDatabase(database);
 }
 
 function look(database: string): Inspection {
