@@ -1,48 +1,83 @@
 /** Converts any value to JSON text that every reader accepts. @module */
 import { errorMessage } from "../errors.ts";
+import { MAX_LINE_BYTES } from "../records.ts";
 import { toText, type Warnings } from "./warnings.ts";
 
 /** Readers stop at other depths: Python at 1,000, others at less. */
 const MAX_DEPTH = 200;
-/** Objects can share others so often that writing them out would never end. */
-const MAX_PARTS = 1_000_000;
-/** The length of the text that stands for a value without a JSON form. */
+/** A value with more parts is too long for a line of the log. */
+const MAX_PARTS = MAX_LINE_BYTES / 2;
+/** The length of the text that stands for a part without a JSON form. */
 const MAX_TEXT = 1000;
 
 /**
  * Converts a value to JSON text. Values that JSON would lose are converted to what shows them: errors, maps, sets, big
- * integers, bytes, NaN. What has no JSON form is replaced by text, with a warning that calls the value `name`.
+ * integers, bytes, NaN. A part that has no JSON form is replaced by its text, with a warning that calls the value `name`.
  */
 export function jsonOf(value: unknown, name: string, warnings: Warnings): string {
-  const warn = (what: string) => warnings.warn(`json:${name}`, `${name} ${what}: it is recorded as text`);
-  /** The objects that contain the current part, and what is written for them. */
-  const parents: { given: object; form: object }[] = [];
+  const parents = new Set<object>();
+  /** Objects can share others so often that converting each of them again would never end. */
+  const converted = new Map<object, { form: unknown; parts: number }>();
   let parts = 0;
 
-  function replace(this: Record<string, unknown>, key: string, part: unknown): unknown {
-    if (++parts > MAX_PARTS) throw new RangeError("too long");
-    while (parents.length > 0 && parents.at(-1)!.form !== this) parents.pop();
-    if (typeof part !== "object" || part === null) return formOfPrimitive(part, this[key]);
-    const isCycle = parents.some(({ given }) => given === part);
-    if (isCycle || parents.length >= MAX_DEPTH) {
-      warn(`${isCycle ? "contains itself" : "is nested too deeply"} at ${key}`);
-      return Object.prototype.toString.call(part);
+  function textOf(part: unknown, what: string): string {
+    warnings.warn(`json:${name}`, `${name} ${what}: it is recorded as text`);
+    return shortText(part);
+  }
+
+  /** Converts a part to what JSON represents as it is. What throws costs only this part. */
+  function convert(holder: object, key: Key): unknown {
+    // More is refused below.
+    if (++parts > MAX_PARTS) return undefined;
+    let part: unknown = "unknown";
+    try {
+      part = (holder as Record<Key, unknown>)[key];
+      if (typeof part !== "object" || part === null) return formOfPrimitive(part);
+      if (parents.has(part)) return textOf(part, `contains itself at ${toText(key)}`);
+      if (parents.size >= MAX_DEPTH) return textOf(part, `is nested too deeply at ${toText(key)}`);
+      const known = converted.get(part);
+      if (known === undefined) return convertObject(part, key);
+      parts += known.parts;
+      return known.form;
+    } catch (error) {
+      return textOf(part, `has no JSON form at ${toText(key)} (${errorMessage(error)})`);
     }
-    const form = formOfObject(part);
-    if (form === undefined) {
-      warn(`has no JSON form at ${key}`);
-      return toText(part);
+  }
+
+  function convertObject(part: object, key: Key): unknown {
+    const before = parts;
+    parents.add(part);
+    try {
+      const form = formOfObject(part, key);
+      converted.set(part, { form, parts: parts - before });
+      return form;
+    } finally {
+      parents.delete(part);
     }
-    parents.push({ given: part, form });
-    return form;
+  }
+
+  function formOfObject(part: object, key: Key): unknown {
+    // JSON turns an invalid date into null.
+    if (TEXTS.some((type) => part instanceof type) || part instanceof Date && isNaN(part.getTime())) {
+      return String(part);
+    }
+    if ("toJSON" in part && typeof part.toJSON === "function") {
+      const form: unknown = part.toJSON(String(key));
+      if (form !== part) return convert({ [key]: form }, key);
+    }
+    const shown = membersOf(part);
+    if (shown === undefined) return textOf(part, `has no JSON form at ${toText(key)}`);
+    if (Array.isArray(shown)) return Array.from(shown, (_, i) => convert(shown, i));
+    return Object.fromEntries(keysOf(shown).map((key) => [toText(key), convert(shown, key)]));
   }
 
   let text: string;
   try {
-    text = JSON.stringify(value, replace) ?? "null";
+    const form = convert({ "": value }, "");
+    if (parts > MAX_PARTS) throw new RangeError("too long");
+    text = JSON.stringify(form) ?? "null";
   } catch (error) {
-    warn(`cannot be written as JSON (${errorMessage(error)})`);
-    text = JSON.stringify(Deno.inspect(value, { depth: 2, breakLength: Infinity }).slice(0, MAX_TEXT));
+    text = JSON.stringify(textOf(value, `cannot be written as JSON (${errorMessage(error)})`));
   }
   // JSON writes lone halves of pairs and NUL as escapes, which PostgreSQL refuses in jsonb, in keys, too.
   if (!/\\u(?:d[89a-f]|0000)/.test(text)) return text;
@@ -52,30 +87,53 @@ export function jsonOf(value: unknown, name: string, warnings: Warnings): string
   });
 }
 
-/** `given` is the value before its `toJSON`, which turns an invalid date into null. */
-function formOfPrimitive(value: unknown, given: unknown): unknown {
+type Key = string | number | symbol;
+
+/** Objects that are written as their text. */
+const TEXTS = [RegExp, String, Number, Boolean, BigInt];
+
+function formOfPrimitive(value: unknown): unknown {
   if (typeof value === "number") return Number.isFinite(value) ? value : String(value);
   if (typeof value === "bigint") return Number.isSafeInteger(Number(value)) ? Number(value) : String(value);
-  if (typeof value === "symbol" || typeof value === "function") return toText(value);
-  return value === null && given instanceof Date ? String(given) : value;
+  return typeof value === "symbol" || typeof value === "function" ? toText(value) : value;
 }
 
-/** Undefined when JSON would show nothing of it. */
-function formOfObject(value: object): object | undefined {
+/** An array or an object that shows what the value contains. Undefined when JSON would show nothing of it. */
+function membersOf(value: object): object | undefined {
+  if (Array.isArray(value) || isRecord(value)) return value;
   if (value instanceof Set) return [...value];
-  if (value instanceof ArrayBuffer) return [...new Uint8Array(value)];
   if (value instanceof DataView) return [...new Uint8Array(value.buffer, value.byteOffset, value.byteLength)];
   if (ArrayBuffer.isView(value)) return [...value as Uint8Array];
+  if (value instanceof ArrayBuffer || value instanceof SharedArrayBuffer) return [...new Uint8Array(value)];
   if ([Map, Headers, URLSearchParams, FormData].some((type) => value instanceof type)) {
     const entries = [...value as Map<unknown, unknown>];
     const members = new Map(entries.map(([key, part]) => [toText(key), part]));
     // Where different keys have the same text, a list of pairs.
     return members.size < entries.length ? entries : Object.fromEntries(members);
   }
-  if (value instanceof Error) {
-    const { name, message, stack, cause, errors } = value as AggregateError;
-    return { name, message, stack, cause, errors, ...value as object };
+  return keysOf(value).length > 0 ? value : undefined;
+}
+
+function keysOf(value: object): (string | symbol)[] {
+  const keys = Object.keys(value);
+  if (value instanceof Error) return ["name", "message", "stack", "cause", "errors", ...keys];
+  // Classes of Deno keep what is private under symbols.
+  if (!isRecord(value)) return keys;
+  const isShown = (key: symbol) => Object.prototype.propertyIsEnumerable.call(value, key);
+  return [...keys, ...Object.getOwnPropertySymbols(value).filter(isShown)];
+}
+
+function isRecord(value: object): boolean {
+  const prototype: unknown = Object.getPrototypeOf(value);
+  return prototype === Object.prototype || prototype === null;
+}
+
+/** The text of a list would have all its parts. A proxy that was revoked cannot be examined. */
+function shortText(value: unknown): string {
+  try {
+    const isList = Array.isArray(value) || ArrayBuffer.isView(value);
+    return isList ? "[object Array]" : toText(value).slice(0, MAX_TEXT);
+  } catch {
+    return "unknown";
   }
-  const isPlain = Array.isArray(value) || [Object.prototype, null].includes(Object.getPrototypeOf(value));
-  return isPlain || Object.keys(value).length > 0 ? value : undefined;
 }
