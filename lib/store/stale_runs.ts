@@ -5,7 +5,7 @@ import { fileNameOf, type Layout, parseFileName } from "../layout.ts";
 import { EventLog } from "../log/append.ts";
 import { logFiles, readLogs } from "../log/read.ts";
 import { newRun, RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
-import { Connection, noDatabase, waitWhileLocked } from "../sqlite/connection.ts";
+import { Connection, waitWhileLocked } from "../sqlite/connection.ts";
 import { columnNames, inspect, newerSchema } from "../sqlite/migrate.ts";
 import { jsonObjectOf } from "../sqlite/rows.ts";
 import { type Instant, parseTimestamp, timestamp } from "../time.ts";
@@ -100,7 +100,7 @@ export async function endStaleRuns(
   { olderThanMs, agent, isLeftOut = () => false, dryRun = false }: StaleOptions,
 ): Promise<RunRecord[]> {
   const { database, raw } = layout;
-  if (statIfExists(database) === undefined) throw noDatabase(database);
+  if (!dryRun && statIfExists(database) === undefined) return [];
   using db = dryRun
     ? Connection.openToRead(database)
     : await waitWhileLocked(() => Connection.open(database, { busyTimeoutMs: 0 }));

@@ -13,6 +13,8 @@ import { DatabaseWriter } from "./database_writer.ts";
 import { toText, type Warnings } from "./warnings.ts";
 import { WriteQueue } from "./write_queue.ts";
 
+/** How long to wait before a store that could not be opened is tried again, in milliseconds. */
+const REOPEN_AFTER_MS = 10_000;
 /** How long to wait for the lock of the log at the end of the process, in milliseconds. */
 const EXIT_LOCK_MS = 1000;
 /** The length of a text in the log when its run is over the limit of a line: all columns of that length always fit. */
@@ -25,6 +27,9 @@ export class ClientStore {
   readonly #base: string | undefined;
   readonly #warnings: Warnings;
   #open: OpenStore | undefined;
+  /** Why it could not be opened, and when to try again. */
+  #failure: unknown;
+  #reopenAt = 0;
   /** The runs that wait for the log before they are written to the database, by id. */
   readonly #logging = new Map<string, RunRecord>();
   /** How many dropped events were reported. */
@@ -148,14 +153,19 @@ export class ClientStore {
     this.#warnings.warn("unsaved", `${what}; recover_database --force adds what the log has of them`);
   }
 
-  /** The open store. One that could not be opened is tried again: its disk may be mounted late. */
+  /** The open store. One that could not be opened is tried again later: its disk may be mounted late. */
   #opened(): OpenStore | undefined {
-    try {
-      return this.#open ??= openStore(findStore(this.#base, this.#warnings), this.#warnings);
-    } catch (error) {
-      this.#warnings.fail("storage", error);
-      return undefined;
+    const now = performance.now();
+    if (this.#open === undefined && now >= this.#reopenAt) {
+      this.#reopenAt = now + REOPEN_AFTER_MS;
+      try {
+        this.#open = openStore(findStore(this.#base, this.#warnings), this.#warnings);
+      } catch (error) {
+        this.#failure = error;
+      }
     }
+    if (this.#open === undefined) this.#warnings.fail("storage", this.#failure);
+    return this.#open;
   }
 }
 

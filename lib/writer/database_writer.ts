@@ -6,7 +6,7 @@ import { TelemetryError } from "../errors.ts";
 import { ensureFolder } from "../fs/atomic_file.ts";
 import { isSameFile, statIfExists } from "../fs/locate.ts";
 import type { Layout } from "../layout.ts";
-import { RUN_COLUMNS, RUN_STATUSES, type RunRecord, SCHEMA_VERSION } from "../records.ts";
+import { RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
 import { Connection, retryWhileLocked, type Row, type SqlValue, type Statement } from "../sqlite/connection.ts";
 import { inspect, newerSchema } from "../sqlite/migrate.ts";
 import { jsonObjectOf, rowidOf } from "../sqlite/rows.ts";
@@ -55,6 +55,10 @@ const UPSERT = `${INSERT} ON CONFLICT(run_id) DO UPDATE SET ` +
   `${UPDATED.map((column) => `${column}=excluded.${column}`)}, updated_at=datetime('now')`;
 /** Ended runs. A run whose id is not text could never be marked as posted. */
 const POSTABLE = "(status<>'running' AND typeof(run_id)='text')";
+/** All values of the column `status` through its index; null comes last, also when no row has it. */
+const STATUSES = `WITH RECURSIVE found(status) AS (SELECT min(status) FROM agent_runs UNION ALL
+  SELECT (SELECT min(status) FROM agent_runs WHERE status>found.status) FROM found WHERE status IS NOT NULL)
+  SELECT status FROM found`;
 /** The values of `api_posted` in runs that the API has not accepted. */
 const NOT_POSTED = [0, null];
 /** How many rows are looked at in one step. Even on a slow machine this takes less than 50 ms. */
@@ -140,21 +144,23 @@ export class DatabaseWriter implements Disposable {
 
   /** The ids of these runs, found in short steps, for a thread that must not be blocked. */
   *pendingInSteps(limit: number, since?: string): Generator<void, string[]> {
-    const query = `SELECT run_id, coalesce(api_retry_count, 0) AS tries, start_time FROM agent_runs
+    const query = `SELECT json_quote(run_id) AS id, coalesce(api_retry_count, 0) AS tries, start_time FROM agent_runs
       WHERE ${POSTABLE} AND (?4 IS NULL OR julianday(start_time)>=julianday(?4))`;
     let found: Row[] = [];
     for (const { rows } of this.#steps("api_posted", NOT_POSTED, query, since ?? null)) {
       found = [...found, ...rows].sort(fewestTriesFirst).slice(0, limit);
       yield;
     }
-    return found.map(({ run_id }) => run_id as string);
+    // The binding would cut an id at a NUL.
+    return found.map(({ id }) => JSON.parse(id as string) as string);
   }
 
   /** As {@linkcode getRunStats}, in short steps. A run that is written meanwhile may be counted in either state, or not. */
   *statsInSteps(): Generator<void, RunStats> {
     const stats: RunStats = { total_runs: 0, status_counts: {}, pending_api_posts: 0 };
     const query = "SELECT count(*) AS runs FROM agent_runs WHERE";
-    for (const { value, rows } of this.#steps("status", [...RUN_STATUSES, null], `${query} true`)) {
+    const statuses = this.#read(STATUSES).map(({ status }) => status!);
+    for (const { value, rows } of this.#steps("status", statuses, `${query} true`)) {
       const runs = Number(rows[0]!["runs"]);
       stats.total_runs += runs;
       stats.status_counts[`${value}`] = (stats.status_counts[`${value}`] ?? 0) + runs;

@@ -5,8 +5,14 @@ import { LOCKED_FOR_MS, LOCKED_PAUSE_MS, waitWhileLocked } from "../sqlite/conne
 
 /** How many writes are made before the agent's own code gets its turn. */
 const WRITES_PER_TURN = 50;
-/** How long the end of the process waits for a locked database, in milliseconds. */
-const EXIT_LOCK_MS = 1000;
+/** How long a synchronous end writes, or waits for a locked database, in milliseconds. */
+const END_MS = 1000;
+
+/**
+ * What a {@linkcode WriteQueue} does. `waiting`: for a lock, with more attempts to come. `blocked`: the last attempt failed,
+ * and the next `add` or `flush` makes another one. `stopped`: for ever.
+ */
+type QueueState = "idle" | "writing" | "waiting" | "blocked" | "stopped";
 
 /** What a {@linkcode WriteQueue} calls, and its limits. */
 export interface WriteQueueOptions {
@@ -30,11 +36,8 @@ export class WriteQueue {
   /** Oldest first. */
   readonly #writes = new Map<string, () => void>();
   readonly #options: Required<WriteQueueOptions>;
-  /** Whether the last attempt failed. */
-  #isFailing = false;
-  #isRunning = false;
-  #isStopped = false;
-  #run: Promise<void> = Promise.resolve();
+  #state: QueueState = "idle";
+  #running: Promise<void> = Promise.resolve();
 
   constructor(options: WriteQueueOptions) {
     this.#options = { lockedForMs: LOCKED_FOR_MS, maxWaiting: 1000, ...options };
@@ -52,36 +55,32 @@ export class WriteQueue {
 
   /** Makes a write now or as soon as possible. It replaces a waiting write of the same key, and takes its place. */
   add(key: string, write: () => void): void {
-    if (this.#isFailing && this.#writes.size >= this.#options.maxWaiting && !this.#writes.has(key)) {
+    const isBounded = this.#state !== "idle" && this.#state !== "writing";
+    if (isBounded && this.#writes.size >= this.#options.maxWaiting && !this.#writes.has(key)) {
       this.#writes.delete(this.#writes.keys().next().value!);
       this.#options.onDrop();
     }
     this.#writes.set(key, write);
-    if (this.#isStopped) this.flushSync(0);
+    if (this.#isStopped()) this.stop();
     else void this.flush();
   }
 
   /** Writes what waits. Resolves when that is done or has failed. */
   async flush(): Promise<void> {
-    if (!this.#isRunning && !this.#isStopped) this.#run = this.#writeAll();
-    await this.#run;
+    const mayStart = this.#state === "idle" || this.#state === "blocked";
+    if (mayStart && this.#writes.size > 0) this.#running = this.#run();
+    await this.#running;
   }
 
-  /** Writes synchronously what waits, for the end of the process. */
-  flushSync(lockedForMs = EXIT_LOCK_MS): void {
-    const deadline = performance.now() + lockedForMs;
-    while (this.#writes.size > 0) {
-      const error = this.#writeOldest();
-      if (error === undefined) continue;
-      if (!hasCode(error, "locked") || performance.now() > deadline) return this.#options.onFailure(error);
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, LOCKED_PAUSE_MS);
-    }
+  /** Writes synchronously what waits, for the end of the process. Waits up to a second for a locked database. */
+  flushSync(): void {
+    this.#writeAll({ lockedForMs: END_MS, timeoutMs: Infinity });
   }
 
-  /** Ends all waiting. Writes synchronously what can be written at once; a later write is tried once. */
+  /** Ends all waiting. Writes synchronously what can be written within a second; a later write is tried once. */
   stop(): void {
-    this.#isStopped = true;
-    this.flushSync(0);
+    this.#state = "stopped";
+    this.#writeAll({ lockedForMs: 0, timeoutMs: END_MS });
   }
 
   /** Reads, and waits while the database is locked. Resolves to undefined when that fails. */
@@ -94,25 +93,42 @@ export class WriteQueue {
     }
   }
 
-  /** Writes until the queue is empty, fails or is stopped. The first attempt is made before this returns. */
-  async #writeAll(): Promise<void> {
-    this.#isRunning = true;
+  /** A method, since TypeScript takes a state that was assigned for the state after a wait, too. */
+  #isStopped(): boolean {
+    return this.#state === "stopped";
+  }
+
+  /** Writes until the queue is empty, blocked or stopped. The first attempt is made before this returns. */
+  async #run(): Promise<void> {
     let deadline = performance.now() + this.#options.lockedForMs;
-    for (let written = 1; this.#writes.size > 0 && !this.#isStopped;) {
+    this.#state = "writing";
+    for (let written = 1; this.#writes.size > 0;) {
       const error = this.#writeOldest();
-      this.#isFailing = error !== undefined;
       if (error === undefined) {
+        this.#state = "writing";
         deadline = performance.now() + this.#options.lockedForMs;
         // Always awaits: writes that are added in the same turn must join this run, to be counted.
         await (written++ % WRITES_PER_TURN === 0 ? pause(0) : undefined);
       } else if (hasCode(error, "locked") && performance.now() < deadline) {
+        this.#state = "waiting";
         await pause(LOCKED_PAUSE_MS);
       } else {
-        this.#options.onFailure(error);
-        break;
+        this.#state = "blocked";
+        return this.#options.onFailure(error);
       }
+      if (this.#isStopped()) return;
     }
-    this.#isRunning = false;
+    this.#state = "idle";
+  }
+
+  #writeAll({ lockedForMs, timeoutMs }: { lockedForMs: number; timeoutMs: number }): void {
+    const start = performance.now();
+    while (this.#writes.size > 0 && performance.now() < start + timeoutMs) {
+      const error = this.#writeOldest();
+      if (error === undefined) continue;
+      if (!hasCode(error, "locked") || performance.now() > start + lockedForMs) return this.#options.onFailure(error);
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, LOCKED_PAUSE_MS);
+    }
   }
 
   /** Returns the error that keeps the write in the queue, or undefined. */

@@ -109,6 +109,19 @@ Deno.test("getPendingApiPosts returns ended runs that are not posted, newest fir
   });
 });
 
+Deno.test("a run with NUL in its id is pending, and statuses that the CHECK does not allow are counted", () => {
+  using folder = new TempFolder();
+  const layout = freshBase(folder);
+  using writer = new DatabaseWriter(layout);
+  writer.insertRun(someRun({ run_id: "a\0b", status: "success" }));
+  using db = new DatabaseSync(layout.database);
+  db.exec(`PRAGMA ignore_check_constraints=ON;
+    INSERT INTO agent_runs (run_id, agent_name, start_time, status) VALUES ('odd', 'a', 't', 'timeout')`);
+  assert.deepEqual(writer.getPendingApiPosts().map(({ run_id }) => run_id).toSorted(), ["a\0b", "odd"]);
+  const { total_runs, status_counts } = writer.getRunStats();
+  assert.deepEqual([total_runs, status_counts], [2, { success: 1, timeout: 1 }]);
+});
+
 Deno.test("a BLOB in a run does not stop its post, and a run whose id is a BLOB is not pending", () => {
   using folder = new TempFolder();
   const layout = freshBase(folder);
