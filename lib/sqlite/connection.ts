@@ -5,7 +5,7 @@
  * @module
  */
 import { backup, DatabaseSync, type DatabaseSyncOptions, type SQLInputValue, type StatementSync } from "node:sqlite";
-import { errorMessage, hasCode, withHint } from "../errors.ts";
+import { errorMessage, hasCode } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
 import { readFull } from "../fs/atomic_file.ts";
 import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
@@ -27,6 +27,8 @@ export interface OpenOptions {
   readOnly?: boolean;
   /** How long SQLite waits for a lock, in milliseconds. @default 5000 (contract, "Pragmas") */
   busyTimeoutMs?: number;
+  /** The file that errors name. @default the file itself */
+  shownAs?: string;
 }
 
 function bindingOptions({ readOnly = false, busyTimeoutMs = 5000 }: OpenOptions = {}): DatabaseSyncOptions {
@@ -50,7 +52,7 @@ export const LOCKED_PAUSE_MS = 25;
  * do not enforce them, so there are orphans.
  */
 export class Connection implements Disposable {
-  /** The database file. */
+  /** The database file, as errors name it. */
   readonly path: string;
   readonly #db: DatabaseSync;
 
@@ -65,7 +67,8 @@ export class Connection implements Disposable {
    * @throws {TelemetryError} `permission`, `not_a_database`, `locked`, `io` …
    */
   static open(path: string, options: OpenOptions = {}): Connection {
-    return attempt(path, () => {
+    const { shownAs = path } = options;
+    return attempt(shownAs, () => {
       const db = new DatabaseSync(path, bindingOptions(options));
       try {
         // Prepared, because errors of `exec` carry no code.
@@ -75,7 +78,7 @@ export class Connection implements Disposable {
         db.close();
         throw error;
       }
-      return new Connection(path, db);
+      return new Connection(shownAs, db);
     });
   }
 
@@ -94,25 +97,8 @@ export class Connection implements Disposable {
     if (stat.isDirectory) throw folderAtDatabasePath(path);
     const { wal, journal } = sidecarsOf(path);
     const isWritable = isGranted({ name: "write", path });
-    const hasContent = (sidecar: string) => (sizeOf(sidecar) ?? 0) > 0;
-    const readOnly = !isWritable || hasContent(wal) && !hasContent(journal);
-    try {
-      const db = retryWhileLocked(() => Connection.open(path, { readOnly }));
-      try {
-        db.get("SELECT count(*) FROM sqlite_schema");
-      } catch (error) {
-        // Other errors are reported where the connection is used.
-        if (hasCode(error, "permission")) throw error;
-      }
-      return db;
-    } catch (error) {
-      if (!hasCode(error, "permission")) throw error;
-      const hint = hasHotJournal(path)
-        ? `it has an unfinished transaction in ${journal}: run this with write access to its folder`
-        : "SQLite must write beside a database in WAL mode to read it: run this with write access to its folder, or copy " +
-          "the file, with its -wal, elsewhere";
-      throw withHint(error, hint);
-    }
+    const readOnly = !isWritable || (sizeOf(wal) ?? 0) > 0 && (sizeOf(journal) ?? 0) === 0;
+    return retryWhileLocked(() => Connection.open(path, { readOnly }));
   }
 
   /** Runs statements that give no rows. */
@@ -125,12 +111,10 @@ export class Connection implements Disposable {
     return attempt(this.path, () => new Statement(this.path, this.#db.prepare(sql)));
   }
 
-  /** The first row, if any. */
   get(sql: string, ...values: SqlValue[]): Row | undefined {
     return this.prepare(sql).get(...values);
   }
 
-  /** All rows. */
   all(sql: string, ...values: SqlValue[]): Row[] {
     return this.prepare(sql).all(...values);
   }
@@ -164,9 +148,7 @@ export class Connection implements Disposable {
 
   /** Rolls back a transaction, unless SQLite has done so already. */
   rollback(): void {
-    try {
-      this.#db.exec("ROLLBACK");
-    } catch { /* a full disk or an I/O error has rolled it back */ }
+    if (this.isInTransaction) this.run("ROLLBACK");
   }
 
   /** The content as the bytes of a database file. */
@@ -266,7 +248,6 @@ export class Connection implements Disposable {
     if (this.#db.isOpen) this.#db.close();
   }
 
-  /** Closes the file. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -308,12 +289,10 @@ export class Statement {
     return attempt(this.#path, () => Number(this.#statement.run(...values).changes));
   }
 
-  /** The first row, if any. */
   get(...values: SqlValue[]): Row | undefined {
     return attempt(this.#path, () => this.#statement.get(...values));
   }
 
-  /** All rows. */
   all(...values: SqlValue[]): Row[] {
     return attempt(this.#path, () => this.#statement.all(...values));
   }

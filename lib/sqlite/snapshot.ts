@@ -37,7 +37,7 @@ export async function takeSnapshot(
   { base, database }: Layout,
   folder: string,
   kind: FileKind,
-  options: SnapshotOptions = {},
+  { check = "quick", onProgress, examine }: SnapshotOptions = {},
 ): Promise<string> {
   ensureFolder(base, folder);
   removeStalePartials(folder, (name) => parseFileName(name)?.kind === kind);
@@ -45,33 +45,21 @@ export async function takeSnapshot(
   using partial = PartialFile.claim(partialPath, { forSqlite: true, like: database });
   {
     using source = Connection.openToRead(database);
-    await source.copyTo(partialPath, options.onProgress);
+    await source.copyTo(partialPath, onProgress);
   }
   // The disk writes while the copy is checked.
   const syncing = partial.file.sync().then(() => {}, (error) => fileError(error, `cannot sync ${partialPath}`));
   let failure: TelemetryError | void;
   try {
-    checkCopy(partialPath, database, options);
+    // A damaged database is copied without an error. The copy has the same pages, so its errors name the database.
+    using copy = Connection.open(partialPath, { shownAs: database });
+    if (check !== "none") assertIntact(copy, database, check);
+    examine?.(copy);
   } finally {
     failure = await syncing;
   }
   if (failure) throw failure;
   return partial.publish(base, newPaths(folder, kind))!;
-}
-
-/** A damaged database is copied without an error. The copy has the same pages, so its check stands for both. */
-function checkCopy(copyPath: string, database: string, { check = "quick", examine }: SnapshotOptions): void {
-  if (check === "none" && examine === undefined) return;
-  using copy = Connection.open(copyPath);
-  if (check !== "none") assertIntact(copy, database, check);
-  try {
-    examine?.(copy);
-  } catch (error) {
-    if (!(error instanceof TelemetryError)) throw error;
-    // What is wrong with the copy is wrong with the database.
-    const message = error.message.replaceAll(copyPath, database);
-    throw new TelemetryError(error.code, message, { hint: error.hint, cause: error });
-  }
 }
 
 /**
