@@ -8,7 +8,7 @@ import { findUnusedCopies, type UnusedCopy } from "../lib/recovery/copies.ts";
 import { checkHealth, type Health } from "../lib/recovery/health.ts";
 import { fileNameOf, type Layout, parseFileName } from "../lib/layout.ts";
 import { logFiles } from "../lib/log/read.ts";
-import { SCHEMA_VERSION } from "../lib/records.ts";
+import { type RunRecord, SCHEMA_VERSION } from "../lib/records.ts";
 import { oneLine } from "../lib/report/format.ts";
 import { recoverDatabase, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
 import { endStaleRuns } from "../lib/store/stale_runs.ts";
@@ -58,9 +58,9 @@ export const COMMAND: Command = {
 
 if (import.meta.main) {
   await runCommand(COMMAND, async (terminal) => {
-    const { force, "check-only": checkOnly, "dry-run": dryRun, "end-stale": endStale } = terminal.flags;
+    const { force, since: from, "check-only": checkOnly, "dry-run": dryRun, "end-stale": endStale } = terminal.flags;
     const olderThanMs = parseDurationFlag("end-stale", String(endStale ?? "24h"));
-    const since = readSince(terminal);
+    const since = from === undefined ? undefined : new Date(parseTimeFlag("since", String(from), new Date()) / 1000);
     const layout = terminal.locate();
     const mayChange = !checkOnly && !dryRun;
     const health = force ? undefined : await checkHealth(layout, { compare: true, since, mayRollBack: mayChange });
@@ -69,12 +69,11 @@ if (import.meta.main) {
       terminal.exitCode = 1;
       return { ...health, unused_copies: [], stale_runs: null };
     }
-    const result = !mayChange
-      ? { ...health }
-      : health?.healthy
-      ? keep(terminal, layout, health)
-      : await recover(terminal, layout, since);
-    const unused_copies = await warnOfUnusedCopies(terminal, layout);
+    let result: Result = { ...health };
+    if (mayChange) {
+      result = health?.healthy ? keep(terminal, layout, health) : await recover(terminal, layout, since);
+    }
+    const unused_copies = warnOfUnusedCopies(terminal, layout);
     if (mayChange && endStale === undefined) return { ...result, unused_copies };
     return { ...result, unused_copies, stale_runs: await endStaleOrList(terminal, layout, olderThanMs) };
   });
@@ -87,22 +86,6 @@ function keep(terminal: Terminal, layout: Layout, health: Health): Result {
   return { recovered: false, ...health };
 }
 
-function readSince({ flags }: Terminal): Date | undefined {
-  const since = flags["since"] as string | undefined;
-  return since === undefined ? undefined : new Date(parseTimeFlag("since", since, new Date()) / 1000);
-}
-
-/** Does what must not stop the rest: a failure is a warning. */
-async function optional<T>(terminal: Terminal, work: () => T | Promise<T>, otherwise: T): Promise<T> {
-  try {
-    return await work();
-  } catch (error) {
-    if (!(error instanceof TelemetryError)) throw error;
-    terminal.warn(error.message);
-    return otherwise;
-  }
-}
-
 /** The first five, and how many more there are. */
 function firstOf(items: string[]): string[] {
   return items.length > 5 ? [...items.slice(0, 5), `and ${items.length - 5} more`] : items;
@@ -111,8 +94,14 @@ function firstOf(items: string[]): string[] {
 /** Ends the stale runs, or lists them where nothing may change. */
 async function endStaleOrList(terminal: Terminal, layout: Layout, olderThanMs: number): Promise<Result[]> {
   const { "end-stale": age = "24h", "check-only": isCheck, "dry-run": isDryRun } = terminal.flags;
-  const end = () => endStaleRuns(layout, { olderThanMs, dryRun: Boolean(isCheck || isDryRun) });
-  const runs = isCheck ? await optional(terminal, end, []) : await end();
+  let runs: RunRecord[];
+  try {
+    runs = await endStaleRuns(layout, { olderThanMs, dryRun: Boolean(isCheck || isDryRun) });
+  } catch (error) {
+    if (!isCheck || !(error instanceof TelemetryError)) throw error;
+    terminal.warn(error.message);
+    return [];
+  }
   const outcome = isCheck ? "can be ended (--end-stale)" : isDryRun ? "would end as failed" : "ended as failed";
   if (runs.length > 0 || !isCheck) terminal.say(`${plural(runs.length, "stale run")} ${outcome}: no record for ${age}`);
   const lines = runs.map(({ run_id, end_time }) => `${oneLine(run_id)}, last record ${end_time}`);
@@ -123,10 +112,8 @@ async function endStaleOrList(terminal: Terminal, layout: Layout, olderThanMs: n
 function printHealth(terminal: Terminal, { database }: Layout, health: Health): void {
   const { healthy, problems, schema_version: version, runs } = health;
   if (healthy) terminal.say(`${database} is healthy`);
-  else {
-    terminal.warn(`${database} is not healthy: ${firstOf(problems).join("; ")}`);
-    if (terminal.flags["check-only"]) terminal.warn("run recover_database without --check-only");
-  }
+  else terminal.warn(`${database} is not healthy: ${firstOf(problems).join("; ")}`);
+  if (!healthy && terminal.flags["check-only"]) terminal.warn("run recover_database without --check-only");
   if (version !== null && version < SCHEMA_VERSION) {
     terminal.warn(`it has schema v${version}, in which no run can be recorded: run setup_database`);
   }
@@ -138,20 +125,16 @@ function printHealth(terminal: Terminal, { database }: Layout, health: Health): 
   if (runs === null) return;
   for (const file of runs.unreadable_logs) terminal.warn(`${file} cannot be read: its runs are not counted`);
   terminal.say(`  ${plural(runs.in_database, "run")}, ${runs.only_in_database} of them in no log`);
-  const remedy = "recover_database --force";
-  if (runs.only_in_log > 0) {
-    terminal.warn(`${plural(runs.only_in_log, "run")} only in the log: ${remedy} adds them to the database`);
-  }
-  if (runs.older_in_database > 0) {
-    terminal.warn(
-      `${plural(runs.older_in_database, "run")} ended in the log but not in the database: ${remedy} corrects that`,
-    );
-  }
+  const warnOf = (count: number, what: string) => {
+    if (count > 0) terminal.warn(`${plural(count, "run")} ${what}`);
+  };
+  warnOf(runs.only_in_log, "only in the log: recover_database --force adds them to the database");
+  warnOf(runs.older_in_database, "ended in the log but not in the database: recover_database --force corrects that");
 }
 
 /** Names the command for each copy of a damaged database that has what the database lacks. */
-async function warnOfUnusedCopies(terminal: Terminal, layout: Layout): Promise<UnusedCopy[]> {
-  const copies = await optional(terminal, () => findUnusedCopies(layout), []);
+function warnOfUnusedCopies(terminal: Terminal, layout: Layout): UnusedCopy[] {
+  const copies = findUnusedCopies(layout);
   for (const { path, runs, markers, commits } of copies) {
     const counts = [[runs, "run"], [markers, "api_posted marker"], [commits, "commit"]] as const;
     const what = counts.filter(([count]) => count > 0).map(([count, noun]) => plural(count, noun)).join(", ");
@@ -162,7 +145,7 @@ async function warnOfUnusedCopies(terminal: Terminal, layout: Layout): Promise<U
   return copies;
 }
 
-async function recover(terminal: Terminal, layout: Layout, since?: Date): Promise<Result> {
+async function recover(terminal: Terminal, layout: Layout, since: Date | undefined): Promise<Result> {
   const { flags } = terminal;
   const named = flags["with-backup"];
   const backup = named === undefined ? undefined : resolveBackup(layout, String(named));
@@ -181,49 +164,46 @@ async function recover(terminal: Terminal, layout: Layout, since?: Date): Promis
     return { recovered: false };
   }
   printRecovery(terminal, layout, recovery);
-  if (recovery.files === 0 && recovery.sources.length === 0 && recovery.kept === null) {
-    terminal.warn(
-      `there is no log in ${layout.raw} and no database, so nothing was recovered: is this the right store?`,
-    );
-    terminal.exitCode = 1;
-  } else if (recovery.files === 0) {
-    terminal.warn(`there is no log in ${layout.raw}: the runs come from databases only`);
+  const { runs, files, sources, kept, rejected } = recovery;
+  const isNothing = files === 0 && sources.length === 0 && kept === null;
+  if (files === 0) {
+    const what = isNothing
+      ? " and no database, so nothing was recovered: is this the right store?"
+      : ": the runs come from databases only";
+    terminal.warn(`there is no log in ${layout.raw}${what}`);
   }
   const latest = newestBackup(layout);
-  if (recovery.runs === 0 && backup === undefined && latest) {
+  if (runs === 0 && backup === undefined && latest) {
     terminal.warn(`no run was recovered, but ${latest.path} exists: run this again with --force --with-backup latest`);
   }
-  if (recovery.rejected["cannot be read"]) terminal.exitCode = 1;
+  if (isNothing || rejected["cannot be read"]) terminal.exitCode = 1;
   return { recovered: true, ...recovery };
 }
 
 function printRecovery(terminal: Terminal, { raw }: Layout, recovery: Recovery): void {
-  const { database, runs, runs_from: from, left_behind, commits, files, lines, bytes, duration_ms } = recovery;
-  const say = (line: string) => terminal.say(`  ${line}`);
-  terminal.say(`recovered ${database}: ${plural(runs, "run")}, ${plural(commits, "commit")}, schema v3`);
-  const seconds = (duration_ms / 1000).toFixed(1);
-  say(`read ${plural(files, "log")}, ${plural(lines, "line")}, ${formatBytes(bytes)}, in ${seconds} s`);
-  say(
-    `runs only from the log ${from.log}, from both ${from.log_and_salvaged}, from no log ${from.salvaged}; ` +
-      `events stay in the log`,
-  );
-  const { log, salvaged } = left_behind;
-  if (log + salvaged > 0) {
-    say(`left behind: ${plural(log, "run")} of the log, ${plural(salvaged, "run")} of the old database`);
-  }
-  if (recovery.just_started > 0) {
-    say(`left to their agents: ${plural(recovery.just_started, "run")} that started less than 20 s ago`);
-  }
-  for (const [status, count] of Object.entries(recovery.read_as_failed)) {
-    say(`read as failed: ${plural(count, "run")} with the status ${status}`);
-  }
-  for (const { path, sound } of recovery.sources) say(`read ${path}${sound ? "" : " (damaged)"}`);
-  for (const [reason, count] of Object.entries(recovery.rejected)) say(`rejected ${count}: ${reason}`);
-  if (recovery.rejected_file) say(`rejected lines and rows: ${recovery.rejected_file}`);
-  if (recovery.kept) say(`replaced database: ${recovery.kept}`);
-  if (recovery.report) say(`report: ${recovery.report}`);
+  const { database, runs, commits, files, lines, bytes, just_started } = recovery;
+  const { runs_from: from, left_behind: { log, salvaged } } = recovery;
+  const seconds = (recovery.duration_ms / 1000).toFixed(1);
   const renamed = logFiles(raw).map(fileNameOf).filter((name) => parseFileName(name) === null);
-  if (renamed.length > 0) say(`renamed logs: ${firstOf(renamed).join(", ")}`);
+  terminal.say(`recovered ${database}: ${plural(runs, "run")}, ${plural(commits, "commit")}, schema v3`);
+  const details = [
+    `read ${plural(files, "log")}, ${plural(lines, "line")}, ${formatBytes(bytes)}, in ${seconds} s`,
+    `runs only from the log ${from.log}, from both ${from.log_and_salvaged}, from no log ${from.salvaged}; ` +
+    `events stay in the log`,
+    log + salvaged > 0 &&
+    `left behind: ${plural(log, "run")} of the log, ${plural(salvaged, "run")} of the old database`,
+    just_started > 0 && `left to their agents: ${plural(just_started, "run")} that started less than 20 s ago`,
+    ...Object.entries(recovery.read_as_failed).map(([status, count]) =>
+      `read as failed: ${plural(count, "run")} with the status ${status}`
+    ),
+    ...recovery.sources.map(({ path, sound }) => `read ${path}${sound ? "" : " (damaged)"}`),
+    ...Object.entries(recovery.rejected).map(([reason, count]) => `rejected ${count}: ${reason}`),
+    recovery.rejected_file && `rejected lines and rows: ${recovery.rejected_file}`,
+    recovery.kept && `replaced database: ${recovery.kept}`,
+    recovery.report && `report: ${recovery.report}`,
+    renamed.length > 0 && `renamed logs: ${firstOf(renamed).join(", ")}`,
+  ];
+  for (const line of details) if (line) terminal.say(`  ${line}`);
   for (const what of recovery.not_brought) terminal.warn(`not restored: ${what}`);
   for (const warning of recovery.warnings) terminal.warn(warning);
 }

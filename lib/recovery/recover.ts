@@ -2,7 +2,6 @@
  * Rebuilds the database from the log and from the readable data of the old one.
  * @module
  */
-import { TelemetryError } from "../errors.ts";
 import { ensureFolder, PartialFile } from "../fs/atomic_file.ts";
 import { pathExists, sizeOf, statIfExists } from "../fs/locate.ts";
 import type { Layout } from "../layout.ts";
@@ -167,10 +166,7 @@ export function removeStaleRecovery({ recovering, db, reports }: Layout): void {
     PartialFile.claim(recovering, { wait: false, forSqlite: true })[Symbol.dispose]();
     removeStaleCopies(db, "corrupted");
     removeStaleReports(reports);
-  } catch (error) {
-    // Another recovery is running, or this process has no write access. Nothing has to be done now.
-    if (!(error instanceof TelemetryError) && !(error instanceof Deno.errors.NotFound)) throw error;
-  }
+  } catch { /* another recovery is running, or this process has no write access: nothing has to be done now */ }
 }
 
 /** What a new database is built from. */

@@ -9,8 +9,10 @@ import { type FileKind, fileNames, type Layout, parseFileName, partialOf, pathIn
 
 /** Removes what killed recoveries have left of their reports. */
 export function removeStaleReports(reports: string): void {
-  const ours = ["recovery_report", "recovery_rejects"];
-  removeStalePartials(reports, (name) => ours.includes(parseFileName(name)?.kind ?? ""));
+  removeStalePartials(
+    reports,
+    (name) => ["recovery_report", "recovery_rejects"].includes(parseFileName(name)?.kind ?? ""),
+  );
 }
 
 /** What {@linkcode RecoveryReport.finish} adds to a summary. */

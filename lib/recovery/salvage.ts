@@ -24,21 +24,6 @@ import {
   type SchemaObject,
 } from "./source_schema.ts";
 
-/** A row that was found and is not in the new database. */
-export interface RejectedRow {
-  /** The file that it was found in. */
-  file: string;
-  /** Null where it is unknown. */
-  table: string | null;
-  rowid: number | null;
-  /** Set where the row itself cannot be read. */
-  page: number | null;
-  rejected: string;
-  /** The first characters of its cells as JSON, and the length of all. */
-  text: string;
-  length: number;
-}
-
 /** How much of a rejected row is reported, in characters. */
 const SHOWN_CHARS = 64 * 1024;
 
@@ -65,7 +50,7 @@ export class Salvage {
   hasRunsTable = false;
   readonly #db: Connection;
   readonly #database: string;
-  readonly #onRejected: (row: RejectedRow) => void;
+  readonly #onRejected: (row: { rejected: string }) => void;
   readonly #inserts = new Map<string, { statement: Statement; hasNumber: boolean }>();
   readonly #mark: Statement;
   /** User-defined indexes, triggers and views, which are created when all rows are there. */
@@ -76,7 +61,7 @@ export class Salvage {
    * @param database the path that it will have, for messages
    * @param onRejected called for each row that is damaged, or that the new database refuses
    */
-  constructor(db: Connection, database: string, onRejected: (row: RejectedRow) => void) {
+  constructor(db: Connection, database: string, onRejected: (row: { rejected: string }) => void) {
     this.#db = db;
     this.#database = database;
     this.#onRejected = onRejected;
@@ -96,7 +81,7 @@ export class Salvage {
       using db = Connection.openToRead(path);
       this.#takeTables(db, source);
     } else {
-      using file = PageFile.open(path);
+      using file = new PageFile(path);
       this.#db.transaction(() => this.#takePages(file, source));
     }
     return source.isIntact;
@@ -115,7 +100,7 @@ export class Salvage {
     });
     if (!source.objects.some(({ name }) => name === "agent_runs")) {
       // The WAL of another program hides the tables, and SQLite finds no damage.
-      using file = PageFile.open(path);
+      using file = new PageFile(path);
       source.objects = readSchemaFromPages(file);
       source.isIntact = false;
     }
@@ -154,12 +139,11 @@ export class Salvage {
   }
 
   #createTables(source: Source): void {
-    const { tables, unusual } = declareTables(source.objects);
+    const tables = declareTables(source.objects, (object, reason) => this.#leaveOut(object, reason));
     // Only this column proves a later product: a damaged page can hold any version.
     if (tables.get("agent_runs")?.some(({ name }) => name === "event_id")) {
       throw newerSchema(this.#database, `${SCHEMA_VERSION + 1} or later`);
     }
-    for (const [object, reason] of unusual) this.#leaveOut(object, reason);
     for (const object of source.objects) {
       const { type, name, sql } = object;
       const columns = tables.get(name);
@@ -173,7 +157,7 @@ export class Salvage {
 
   /** Creates a table, or adds the columns that it lacks. Returns whether the new database has the table afterwards. */
   #createTable(table: string, columns: Column[], sql: string): boolean {
-    const present = readColumns(this.#db, table).map(({ name }) => name.toLowerCase());
+    const present = readColumns(this.#db, table).map(({ name }) => name);
     if (present.length === 0) {
       try {
         this.#db.transaction(() => {
@@ -187,7 +171,7 @@ export class Salvage {
       }
     }
     for (const column of columns) {
-      if (!present.includes(column.name.toLowerCase())) column.isCopied = this.#addColumn(table, column, sql);
+      if (!present.includes(column.name)) column.isCopied = this.#addColumn(table, column, sql);
     }
     return true;
   }
@@ -292,7 +276,8 @@ export class Salvage {
       (_, cell) => typeof cell === "bigint" ? String(cell) : cell instanceof Uint8Array ? `x'${cell.toHex()}'` : cell,
     );
     const shown = { text: text.slice(0, SHOWN_CHARS), length: text.length };
-    this.#onRejected({ file: path, table: row.table ?? null, rowid, page, rejected, ...shown });
+    const found = { file: path, table: row.table ?? null, rowid, page, rejected, ...shown };
+    this.#onRejected(found);
   }
 }
 

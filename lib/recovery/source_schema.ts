@@ -2,7 +2,7 @@
  * What the schema of a damaged database declares.
  * @module
  */
-import { errorMessage, hasCode } from "../errors.ts";
+import { hasCode } from "../errors.ts";
 import { sizeOf } from "../fs/locate.ts";
 import { isOfContract, type TableName, TABLES } from "../schema.ts";
 import { Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
@@ -28,13 +28,6 @@ export interface Column {
   isRowid: boolean;
   /** Whether the new database has the column. */
   isCopied: boolean;
-}
-
-export interface Declared {
-  /** The columns of the contract's tables and of plain user-defined tables. */
-  tables: Map<string, Column[]>;
-  /** The other tables and the computed columns, each with what to do about it. */
-  unusual: Map<string, string>;
 }
 
 /** Calls `work` with a database file as far as SQLite can read it. The content of the file is not changed. */
@@ -88,14 +81,22 @@ function contractName(name: string): string {
   return isOfContract(name.toLowerCase()) ? name.toLowerCase() : name;
 }
 
-/** Creates the tables of a schema in memory, so that SQLite itself shows what each one is. */
-export function declareTables(objects: SchemaObject[]): Declared {
+/**
+ * Creates the tables of a schema in memory, so that SQLite itself shows what each one is.
+ *
+ * @param leaveOut called with what is not copied: unusual user-defined tables, and computed columns
+ * @returns the columns of the contract's tables and of plain user-defined tables
+ */
+export function declareTables(
+  objects: SchemaObject[],
+  leaveOut: (object: string, reason: unknown) => void,
+): Map<string, Column[]> {
   using memory = Connection.open(":memory:");
   const describe = memory.prepare(
     `SELECT type, wr, (SELECT group_concat(name) FROM pragma_table_xinfo(?1) WHERE hidden > 0) AS computed
     FROM pragma_table_list(?1)`,
   );
-  const declared: Declared = { tables: new Map(), unusual: new Map() };
+  const declared = new Map<string, Column[]>();
   const tables = objects.filter(({ type, name, sql }) => type === "table" && sql !== null && !/^sqlite_/i.test(name));
   // Virtual tables first: each creates its shadow tables, which are then skipped.
   for (const { name, sql } of tables.toSorted((a, b) => Math.sign(a.root) - Math.sign(b.root))) {
@@ -103,17 +104,15 @@ export function declareTables(objects: SchemaObject[]): Declared {
     try {
       memory.run(sql!);
     } catch (error) {
-      declared.unusual.set(`table ${name}`, errorMessage((error as Error).cause ?? error));
+      leaveOut(`table ${name}`, error);
       continue;
     }
     const { type, wr, computed } = describe.get(name)!;
     const kind = type === "virtual" ? "a virtual table" : wr === 1 ? "WITHOUT ROWID" : "a table with computed columns";
     const isPlain = type === "table" && wr === 0 && computed === null;
-    if (isPlain || isOfContract(name)) declared.tables.set(name, readColumns(memory, name));
-    else declared.unusual.set(`table ${name}`, `it is ${kind}: create it again from the kept database`);
-    if (isOfContract(name) && computed !== null) {
-      declared.unusual.set(`column ${name}.${computed}`, "it is computed: add it again");
-    }
+    if (isPlain || isOfContract(name)) declared.set(name, readColumns(memory, name));
+    else leaveOut(`table ${name}`, `it is ${kind}: create it again from the kept database`);
+    if (isOfContract(name) && computed !== null) leaveOut(`column ${name}.${computed}`, "it is computed: add it again");
   }
   return declared;
 }

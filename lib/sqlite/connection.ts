@@ -148,7 +148,9 @@ export class Connection implements Disposable {
 
   /** Rolls back a transaction, unless SQLite has done so already. */
   rollback(): void {
-    if (this.isInTransaction) this.run("ROLLBACK");
+    try {
+      this.#db.exec("ROLLBACK");
+    } catch { /* a full disk or an I/O error has rolled it back */ }
   }
 
   /** The content as the bytes of a database file. */
