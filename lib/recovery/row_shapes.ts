@@ -66,8 +66,8 @@ function checkOf(table: string, { name, isRowid }: StoredColumn): (cell: SqlValu
   if (isRowid) return (cell) => cell === null;
   if (/NOT NULL|TEXT PRIMARY KEY/.test(declaration)) return (cell) => typeof cell === "string" && cell !== "";
   if (name === "api_posted") return (cell) => cell === null || cell === 0n || cell === 1n;
-  if (declaration.includes("datetime")) return (cell) => cell === null || isDate(cell);
-  if (declaration.startsWith("INTEGER")) return (cell) => cell === null || ["bigint", "number"].includes(typeof cell);
+  // SQLite converts what it can, and stores the rest as it is.
+  if (declaration.startsWith("INTEGER")) return (cell) => !(cell instanceof Uint8Array);
   return (cell) => cell === null || typeof cell === "string" || cell instanceof TextBytes;
 }
 

@@ -4,14 +4,14 @@
  * Rows are read with `get` and `all`: the binding's `iterate` ends without an error at a damaged page.
  * @module
  */
-import { backup, DatabaseSync, type DatabaseSyncOptions, type SQLInputValue, type StatementSync } from "node:sqlite";
+import { backup, DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlite";
 import { errorMessage, hasCode } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
 import { readFull } from "../fs/atomic_file.ts";
 import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
 import { folderAtDatabasePath, isRefused, noDatabase, sqliteError } from "./errors.ts";
 
-export { damagedDatabase, folderAtDatabasePath, isRefused, noDatabase, sqliteError } from "./errors.ts";
+export { damagedDatabase, folderAtDatabasePath, isRefused, noDatabase } from "./errors.ts";
 
 /** A value that can be bound to a parameter. Booleans and undefined cannot. */
 export type SqlValue = SQLInputValue;
@@ -29,12 +29,6 @@ export interface OpenOptions {
   busyTimeoutMs?: number;
   /** The file that errors name. @default the file itself */
   shownAs?: string;
-}
-
-function bindingOptions({ readOnly = false, busyTimeoutMs = 5000 }: OpenOptions = {}): DatabaseSyncOptions {
-  // Python's SQLite and the sqlite3 program accept text in double quotes, so schemas in the field have it.
-  const dialect = { enableForeignKeyConstraints: false, enableDoubleQuotedStringLiterals: true };
-  return { readOnly, timeout: busyTimeoutMs, ...dialect };
 }
 
 /** The pragmas of every writing connection (contract, "Pragmas"); the busy timeout is set on opening. */
@@ -67,12 +61,18 @@ export class Connection implements Disposable {
    * @throws {TelemetryError} `permission`, `not_a_database`, `locked`, `io` …
    */
   static open(path: string, options: OpenOptions = {}): Connection {
-    const { shownAs = path } = options;
+    const { readOnly = false, busyTimeoutMs = 5000, shownAs = path } = options;
     return attempt(shownAs, () => {
-      const db = new DatabaseSync(path, bindingOptions(options));
+      const db = new DatabaseSync(path, {
+        readOnly,
+        timeout: busyTimeoutMs,
+        enableForeignKeyConstraints: false,
+        // Python's SQLite and the sqlite3 program accept text in double quotes, so schemas in the field have it.
+        enableDoubleQuotedStringLiterals: true,
+      });
       try {
         // Prepared, because errors of `exec` carry no code.
-        for (const pragma of options.readOnly ? [] : PRAGMAS) db.prepare(pragma).run();
+        for (const pragma of readOnly ? [] : PRAGMAS) db.prepare(pragma).run();
       } catch (error) {
         // Otherwise its file stays open, and an agent that tries again and again runs out of them.
         db.close();

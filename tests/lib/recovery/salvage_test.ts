@@ -931,3 +931,14 @@ Deno.test("a column that cannot be added is named, and the other columns of its 
     assert.deepEqual(store.values("SELECT run_id FROM agent_runs"), ["x"]);
   }
 });
+
+Deno.test("damage page: values that the contract does not declare come back unchanged", async () => {
+  using store = new Store(
+    schemaSql() + insertOf("x", { items_failed: "a few", duration_ms: 1.5, created_at: "1733900000", product: "p" }),
+  );
+  const read = () => store.rows("SELECT run_id, items_failed, duration_ms, created_at, product FROM agent_runs");
+  const before = read();
+  store.change(DAMAGES.page);
+  await store.recover();
+  assert.deepEqual(read(), before);
+});
