@@ -124,9 +124,8 @@ export class ApiClient {
       if (signal?.aborted) continue; // The attempt failed because of the signal.
       const { final, reason, retryAfter = null } = failure;
       if (final || delayMs === undefined) return { posted: false, tries, final, reason };
-      await delay(retryWaitMs(delayMs, retryAfter), undefined, { signal, ref: aliveForMs === undefined }).catch(
-        () => {},
-      );
+      const waitMs = retryWaitMs(delayMs, retryAfter);
+      await delay(waitMs, undefined, { signal, ref: aliveForMs === undefined }).catch(() => {});
     }
   }
 
