@@ -72,7 +72,10 @@ export class ClientStore {
       const shorter = hasCode(error, "invalid_record") ? truncateForLog(record) : undefined;
       if (shorter === undefined) return this.#warnings.fail("log", withOtherStores(error, store?.layout));
       const type = record.record_type;
-      this.#warnings.warn(`long:${type}`, `a record (${type}) is too long for the log: its long texts are cut there`);
+      this.#warnings.warn(
+        `long:${type}`,
+        `a record (${type}) is too long for the log: its long texts are cut or left out there`,
+      );
       await this.append(shorter);
     }
   }
