@@ -7,19 +7,28 @@ import type { Layout } from "../layout.ts";
 import { logFiles, type Rejection } from "../log/read.ts";
 import type { Connection, OnProgress, SqlValue } from "../sqlite/connection.ts";
 import { rowidOf } from "../sqlite/rows.ts";
+import { WriterThread } from "../sqlite/writer_thread.ts";
 import { TelemetryError } from "../errors.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import {
   isLeftToAgent,
+  leaveBehindSql,
   LOG_COLUMNS,
+  MARK_POSTED_SQL,
+  markersOf,
   nothingRead,
   readRunStates,
   type StatesRead,
-  StateWriter,
+  upsertSql,
 } from "../store/merge.ts";
 
-/** How many states are written in one transaction. SQLite holds the changed pages in memory until it ends. */
-const TRANSACTION_STATES = 10_000;
+/** How many states are handed to the thread at a time. */
+const BATCH_STATES = 64;
+/** How many batches are written in one transaction. SQLite holds the changed pages in memory until it ends. */
+const TRANSACTION_BATCHES = 100;
+/** The database is discarded unless it is completed. The records are validated: without CHECKs it takes half the time. */
+const PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000; " +
+  "PRAGMA ignore_check_constraints=ON";
 
 /** What {@linkcode loadLog} read and wrote. */
 export interface LoadedLog extends StatesRead {
@@ -27,19 +36,22 @@ export interface LoadedLog extends StatesRead {
   sizes: Map<string, number>;
   /** How many runs that the database had before are in the log, too. */
   inBoth: number;
+  /** How many runs started before `since`. */
+  leftBehind: number;
   /** The runs that have just started. They are left to their agents, as in a replay. */
   justStarted: Set<SqlValue>;
 }
 
 interface LoadOptions {
+  since?: Date | undefined;
   onProgress?: OnProgress | undefined;
   /** Whether the schema version of the lost database is unknown. Then the log must be of this product. */
   isVersionUnknown: boolean;
 }
 
 /**
- * Loads all logs into a database that nobody else writes to. The states are validated: without the CHECKs it takes half the
- * time.
+ * Loads all logs into a database that nobody else writes to. Another thread writes the rows: with two processors, this
+ * takes a quarter less time than one thread.
  *
  * @throws {TelemetryError} `newer_schema` for the log of a later product, where the version is unknown
  */
@@ -47,33 +59,44 @@ export async function loadLog(
   db: Connection,
   { raw }: Layout,
   onRejected: (rejection: Rejection) => void,
-  { onProgress, isVersionUnknown }: LoadOptions,
+  { since, onProgress, isVersionUnknown }: LoadOptions,
 ): Promise<LoadedLog> {
   const read = nothingRead();
   const sizes = new Map(logFiles(raw).map((file) => [file, sizeOf(file) ?? 0]));
   const total = sizes.values().reduce((sum, size) => sum + size, 0);
   const hadRuns = db.get("SELECT 1 FROM agent_runs") !== undefined;
-  if (hadRuns) db.exec(noteUpdatedRunsSql(rowidOf(db, "agent_runs")));
-  db.exec("PRAGMA ignore_check_constraints=ON; BEGIN");
-  const writer = new StateWriter(db, LOG_COLUMNS);
+  await using writer = await WriterThread.open(db.path);
+  await writer.exec(PRAGMAS);
+  if (hadRuns) await writer.exec(noteUpdatedRunsSql(rowidOf(db, "agent_runs")));
+  if (since) await writer.exec(leaveBehindSql(since));
+  await writer.exec("BEGIN");
+  const upsert = upsertSql(LOG_COLUMNS);
   const justStarted = new Set<SqlValue>();
-  let states = 0;
+  let states: SqlValue[][] = [];
+  let batches = 0;
+  const write = async () => {
+    await writer.write(upsert, states);
+    await writer.write(MARK_POSTED_SQL, markersOf(states));
+    states = [];
+    if (++batches % TRANSACTION_BATCHES === 0) await writer.exec("COMMIT; BEGIN");
+  };
   for await (const { rows, rejections } of readRunStates(sizes.keys(), read)) {
     rejections.forEach(onRejected);
     if (isVersionUnknown && read.laterVersion !== undefined) throw newerLog(raw, read.laterVersion);
     for (const row of rows) {
       if (isLeftToAgent(row)) justStarted.add(row[0]!);
-      else writer.writeState(row);
-      writer.writeMarker(row);
-      if (++states % TRANSACTION_STATES === 0) db.exec("COMMIT; BEGIN");
+      else states.push(row);
     }
+    if (states.length >= BATCH_STATES) await write();
     onProgress?.(Math.min(read.bytes, total - 1), total);
   }
-  db.exec("COMMIT; PRAGMA ignore_check_constraints=OFF");
-  const inBoth = hadRuns ? Number(db.get("SELECT count(*) AS runs FROM updated_runs")!["runs"]) : 0;
-  if (hadRuns) db.exec("DROP TRIGGER note_updated_run");
+  await write();
+  await writer.exec("COMMIT");
+  const countIn = async (table: string) => Number((await writer.get(`SELECT count(*) AS runs FROM ${table}`))!["runs"]);
+  const inBoth = hadRuns ? await countIn("updated_runs") : 0;
+  const leftBehind = since ? await countIn("left_behind") : 0;
   onProgress?.(total, total);
-  return { ...read, sizes, inBoth, justStarted };
+  return { ...read, sizes, inBoth, leftBehind, justStarted };
 }
 
 /** The error where the database is lost, and the log shows that a later product wrote it. */

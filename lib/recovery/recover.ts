@@ -209,24 +209,18 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   // The database of a later product is not replaced, whatever is wanted.
   if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, from.current.state === "intact");
   const salvaged = countRows(db, "agent_runs");
-  const leftBehind = { log: 0, salvaged: 0 };
-  if (from.since) {
-    leftBehind.salvaged = countRows(db, "left_behind");
-    db.exec("DELETE FROM left_behind");
-  }
   // 3. Load the log.
   const rejectLine = (found: Rejection) => {
     report.reject(found);
     if (found.rejected !== "cannot be read") return;
     from.warnings.push(`${found.file} cannot be read (${found.text}): fix that, then run recover_database --force`);
   };
-  const { inBoth, sizes, justStarted, laterStatuses, laterVersion: _, ...progress } = await loadLog(
+  const { inBoth, leftBehind, sizes, justStarted, laterStatuses, laterVersion: _, ...progress } = await loadLog(
     db,
     layout,
     rejectLine,
     { ...from, isVersionUnknown: !salvage.hasRunsTable && salvaged === 0 },
   );
-  if (from.since) leftBehind.log = countRows(db, "left_behind");
   // 4. Upgrade it to v3, and create user-defined indexes, triggers and views.
   db.transaction(() => applySchema(db));
   salvage.finish();
@@ -239,7 +233,7 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
     sizes,
     runs,
     runs_from: { log: runs - salvaged, log_and_salvaged: inBoth, salvaged: salvaged - inBoth },
-    left_behind: leftBehind,
+    left_behind: { log: leftBehind, salvaged: from.since ? countRows(db, "left_behind") : 0 },
     just_started:
       justStarted.values().filter((id) => !db.get("SELECT 1 FROM agent_runs WHERE run_id=?", id)).toArray().length,
     read_as_failed: laterStatuses,

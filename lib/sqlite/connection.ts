@@ -31,6 +31,9 @@ export interface OpenOptions {
   shownAs?: string;
 }
 
+/** Python's SQLite and the sqlite3 program accept text in double quotes, so schemas in the field have it. */
+export const DIALECT = { enableForeignKeyConstraints: false, enableDoubleQuotedStringLiterals: true };
+
 /** The pragmas of every writing connection (contract, "Pragmas"); the busy timeout is set on opening. */
 const PRAGMAS = ["PRAGMA synchronous=NORMAL", "PRAGMA wal_autocheckpoint=1000"];
 
@@ -63,13 +66,7 @@ export class Connection implements Disposable {
   static open(path: string, options: OpenOptions = {}): Connection {
     const { readOnly = false, busyTimeoutMs = 5000, shownAs = path } = options;
     return attempt(shownAs, () => {
-      const db = new DatabaseSync(path, {
-        readOnly,
-        timeout: busyTimeoutMs,
-        enableForeignKeyConstraints: false,
-        // Python's SQLite and the sqlite3 program accept text in double quotes, so schemas in the field have it.
-        enableDoubleQuotedStringLiterals: true,
-      });
+      const db = new DatabaseSync(path, { ...DIALECT, readOnly, timeout: busyTimeoutMs });
       try {
         // Prepared, because errors of `exec` carry no code.
         for (const pragma of readOnly ? [] : PRAGMAS) db.prepare(pragma).run();
