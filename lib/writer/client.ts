@@ -286,6 +286,8 @@ export class TelemetryClient implements AsyncDisposable {
     await within(LAST_MOMENT_MS, this.#settled());
     this.#store.close();
     this.#stopListening();
+    // A pause that began before ends.
+    await this.#store.queue.flush();
   }
 
   /**
