@@ -145,7 +145,10 @@ const DEFAULT_RUN: RunRecord = {
   updated_at: null,
 };
 
-/** The 31 columns of `agent_runs`, in the contract's order. */
+/**
+ * The 31 columns of `agent_runs`, in the contract's order. A new one is added above, to `RUN_DECLARATIONS` of schema.ts, and
+ * where versions of the schema are told apart: sqlite/migrate.ts, store/merge.ts, recovery/row_shapes.ts.
+ */
 export const RUN_COLUMNS: readonly (keyof RunRecord)[] = Object.keys(DEFAULT_RUN) as (keyof RunRecord)[];
 
 /** The fields of a new run. Three are required. */

@@ -150,7 +150,9 @@ function show(terminal: Terminal, lines: string[]): void {
 }
 
 function warnOf(terminal: Terminal, { source, problem }: RunOrigin): void {
-  if (source === "log" && problem !== null) terminal.warn(`${problem}: this was read from the log`);
+  if (source === "log" && problem !== null) {
+    terminal.warn(`${problem}: this was read from the log; recover_database rebuilds the database`);
+  }
 }
 
 /** Writes a report to a file, and returns its path. */

@@ -142,7 +142,7 @@ function storeFacts({ store, schema_version, source, rejected_parts, untimed }: 
   const others = backups > 1 ? `, newest of ${backups}` : "";
   const newest = `the newest ${plural(checked, "run")} of the log`;
   const compared = missing + older === 0
-    ? `${newest} agree with the database`
+    ? `${newest} ${checked === 1 ? "agrees" : "agree"} with the database`
     : `of ${newest}, the database lacks ${missing}, and has ${older} without their end`;
   const facts: [name: string, value: string | false][] = [
     ["backup", backup === null ? "none" : `${backup.path}, ${formatAge(backup.age_ms)} old${others}`],

@@ -224,7 +224,11 @@ function openStore(layout: Layout, warnings: Warnings): OpenStore {
       warnings.fail("storage", error);
     }
   }
-  assertGranted([layout.base, layout.raw, layout.db]);
+  try {
+    assertGranted([layout.base, layout.raw, layout.db]);
+  } catch (error) {
+    throw withOtherStores(error, layout);
+  }
   const onFolderCreated = (folder: string) => warnings.warn("storage:made", `created the missing folder ${folder}`);
   return { layout, log: new EventLog(layout, { onFolderCreated }), database: shareDatabase(layout) };
 }

@@ -330,7 +330,10 @@ testWith(["nobody"], "a user who may only read sees the database beside a writer
   const alone = await asReader();
   const { source, counts } = JSON.parse(alone.stdout);
   assert.deepEqual([alone.code, source, counts.runs], [0, "log", 0]);
-  assert.match(alone.stderr, /^warning: .*telemetry\.sqlite.*: this was read from the log\n$/);
+  assert.match(
+    alone.stderr,
+    /^warning: .*telemetry\.sqlite.*: this was read from the log; recover_database rebuilds the database\n$/,
+  );
 });
 
 testWith(["zones"], "days and times without a zone are local", async () => {
@@ -357,5 +360,8 @@ Deno.test("an empty store and one without a database have empty reports", async 
   Deno.removeSync(`${base}/db/telemetry.sqlite`);
   const { code, stdout, stderr } = await runScript("report_runs", base);
   assert.deepEqual([code, /\n0 runs\n/.test(stdout)], [0, true]);
-  assert.match(stderr, /^warning: the database .* does not exist: this was read from the log\n$/);
+  assert.match(
+    stderr,
+    /^warning: the database .* does not exist: this was read from the log; recover_database rebuilds the database\n$/,
+  );
 });

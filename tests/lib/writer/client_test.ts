@@ -214,6 +214,12 @@ Deno.test("when the store cannot be written, the warning names the other stores 
   const { stderr } = await agent(folder, code, ["-A"], { HOME: home, TELEMETRY_BASE_DIR: base });
   assert.match(stderr, /other stores exist, choose one with TELEMETRY_BASE_DIR or the option base: .*\.telemetry/);
   assert.equal(stderr.split("\n").length, 2, stderr);
+  // A store that exists, and that Deno does not let the program write.
+  Deno.removeSync(base);
+  for (const name of ["raw", "db"]) Deno.mkdirSync(`${base}/${name}`, { recursive: true });
+  const args = ["--allow-env", "--allow-read", `--allow-write=${home}`];
+  const denied = await agent(folder, code, args, { HOME: home, TELEMETRY_BASE_DIR: base });
+  assert.match(denied.stderr, /does not let this program write .* other stores exist/);
 });
 
 Deno.test("a path in the hint about permissions is quoted", async () => {
