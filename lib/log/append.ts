@@ -186,7 +186,8 @@ export class EventLog {
   }
 
   async #write(batch: Batch): Promise<void> {
-    const locked = await this.#openLocked();
+    // Written in the turn that gets the lock: flushSync could not get it again.
+    const locked = this.#openIfFree() ?? await this.#openLocked();
     const { file, size, ino } = locked;
     using _closed = file;
     if (batch.isTaken) return;
@@ -278,17 +279,24 @@ export class EventLog {
   /** The same without a turn of the event loop. */
   #openLockedSync(deadline: number): LockedFile {
     for (;;) {
-      using unlocked = new DisposableStack();
-      const path = this.#pathNow();
-      const file = unlocked.use(this.#open(path));
-      const locked = file.tryLockSync(true) ? this.#ifStillAt(path, file) : undefined;
-      if (locked) {
-        unlocked.move();
-        return locked;
-      }
+      const locked = this.#openIfFree();
+      if (locked) return locked;
       if (performance.now() > deadline) throw lockedTooLong(this.#raw);
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
     }
+  }
+
+  /** The same without waiting; undefined while another process holds the lock. */
+  #openIfFree(): LockedFile | undefined {
+    using unlocked = new DisposableStack();
+    const path = this.#pathNow();
+    const file = unlocked.use(this.#open(path));
+    const locked = file.tryLockSync(true) ? this.#ifStillAt(path, file) : undefined;
+    if (locked) {
+      unlocked.move();
+      this.#hasTimedOut = false;
+    }
+    return locked;
   }
 
   #pathNow(): string {

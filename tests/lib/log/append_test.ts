@@ -514,6 +514,17 @@ Deno.test("flushSync writes through a file whose sync runs", async () => {
   assert.equal(written.size, 1, "on Windows, only the handle with the lock can write");
 });
 
+Deno.test("flushSync writes what was appended however many promises have continued since", async () => {
+  for (let continued = 0; continued < 20; continued++) {
+    using test = new TestLog();
+    const appended = test.append(event(1));
+    for (let i = 0; i < continued; i++) await null;
+    test.log.flushSync(0);
+    assert.equal(test.text, lines(event(1)), `after ${continued}`);
+    await appended;
+  }
+});
+
 Deno.test("flushSync takes over the batch that waits for the lock, and throws when it cannot get it", async () => {
   using test = new TestLog();
   const holder = test.hold();
