@@ -75,7 +75,10 @@ export async function takeBackup(layout: Layout, kind: BackupKind, onProgress?: 
 export function inspectSource({ database }: Layout): BackupContent {
   assertNotEmpty(database);
   using db = Connection.openToRead(database);
-  return retryWhileLocked(() => contentOf(db));
+  return retryWhileLocked(() => {
+    assertIntact(db, database);
+    return contentOf(db);
+  });
 }
 
 /** Throws when there is no file, or a file without content. */

@@ -414,7 +414,7 @@ Deno.test("a bad source creates no backup and deletes none", async (t) => {
 
 Deno.test("--dry-run of a bad source fails like the real run", async () => {
   using temp = new TempFolder();
-  for (const bad of ["cut", "of 0 bytes", "missing", "of another application", "a text file"]) {
+  for (const bad of ["damaged in its pages", "cut", "of 0 bytes", "missing", "of another application", "a text file"]) {
     const { base, file, backups } = newStore(temp, 1000, bad.replaceAll(" ", "_"));
     put(backups, file, ["telemetry.backup.20200101.sqlite", "telemetry_backup_20200101_000000.sqlite"]);
     BAD[bad]!.make(file);
