@@ -22,12 +22,25 @@ export interface Inspection {
 /**
  * Determines the schema of a database by its columns: the old setup recorded version 3 without adding any.
  *
- * @throws {TelemetryError} `empty_database` without tables, `not_a_database` without `agent_runs`
+ * @throws {TelemetryError} `empty_database` without tables, `not_a_database` without `agent_runs`, `in_the_way`
  */
 export function inspect(db: Connection): Inspection {
-  const rows = db.all("SELECT lower(name) AS name FROM sqlite_schema WHERE type IN ('table', 'index')");
-  const names = new Set(rows.map(({ name }) => name as string));
+  const objects = db.all(
+    "SELECT type, lower(name) AS name FROM sqlite_schema WHERE type IN ('table', 'index', 'view')",
+  );
+  const names = new Set(objects.filter(({ type }) => type !== "view").map(({ name }) => name as string));
   if (names.size === 0) throw emptyDatabase(db.path);
+  const view = objects.find(({ type, name }) => type === "view" && (TABLE_NAMES as unknown[]).includes(name));
+  if (view) {
+    // A recovery would put an empty table in its place.
+    throw new TelemetryError(
+      "in_the_way",
+      `${db.path} has a view ${view["name"]}, but a table of that name is needed`,
+      {
+        hint: "drop or rename that view, then run this again",
+      },
+    );
+  }
   if (!names.has("agent_runs")) {
     throw new TelemetryError("not_a_database", `${db.path} is not a telemetry database: it has no table agent_runs`, {
       hint: "if it belongs to another application, move it away, then run this again",

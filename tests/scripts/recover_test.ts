@@ -1054,6 +1054,20 @@ Deno.test({
   },
 });
 
+Deno.test("a view with the name of a table is refused, and nothing is changed", async () => {
+  for (const table of ["agent_runs", "commits"]) {
+    using store = new Store();
+    store.v3(["a"], `ALTER TABLE ${table} RENAME TO other; CREATE VIEW ${table} AS SELECT * FROM other`);
+    const before = treeOf(store.db);
+    for (const flags of [[], ["--force"], ["--check-only"]]) {
+      const { code, stderr } = await recover(store.base, flags);
+      assert.equal(code, 1);
+      assert.match(stderr, new RegExp(`has a view ${table}, but a table of that name is needed\n  -> drop or rename`));
+      assert.deepEqual(treeOf(store.db), before);
+    }
+  }
+});
+
 Deno.test("a folder at the path of the database and a file at the path of raw/ are refused", async () => {
   using store = new Store();
   Deno.mkdirSync(store.file);
