@@ -53,6 +53,25 @@ Deno.test("the check finds damaged pages of a table that it cannot check", () =>
   assert.match(db.check("quick").join(), /by_n is damaged/);
 });
 
+Deno.test("the full check finds rows in the wrong order in a table whose index has an unknown function", () => {
+  using temp = new TempFolder();
+  const path = `${temp.path}/a.sqlite`;
+  create(path, `${FOREIGN["an index"]}; INSERT INTO quota VALUES (1), (2)`);
+  const root = (() => {
+    using db = new DatabaseSync(path);
+    return Number(db.prepare("SELECT rootpage FROM sqlite_schema WHERE name='quota'").get()!["rootpage"]);
+  })();
+  const bytes = Deno.readFileSync(path);
+  // The places of the first two rows.
+  const places = (root - 1) * 4096 + 8;
+  const second = bytes.slice(places + 2, places + 4);
+  bytes.copyWithin(places + 2, places, places + 2);
+  bytes.set(second, places);
+  Deno.writeFileSync(path, bytes);
+  using db = Connection.open(path);
+  assert.match(db.check("full").join(), /out of order/);
+});
+
 Deno.test("an upgrade sorts its indexes in memory, also in a transaction", () => {
   using db = Connection.open(":memory:");
   db.transaction(() => applySchema(db));
