@@ -33,7 +33,10 @@ const PAGE_TYPES = [2, INTERIOR_TABLE, 10, LEAF_TABLE];
 const FILE_HEADER_BYTES = 100;
 const LEAF_HEADER_BYTES = 8, INTERIOR_HEADER_BYTES = 12;
 const WAL_HEADER_BYTES = 32, FRAME_HEADER_BYTES = 24;
-const DEFAULT_PAGE_SIZE = 4096;
+/** The default first. */
+const PAGE_SIZES = [4096, 1024, 2048, 8192, 16384, 32768, 65536, 512];
+/** How much of a file without a header is read with each page size. */
+const SAMPLE_BYTES = 1024 * 1024;
 /** The values of the header's text encoding. */
 const ENCODINGS = ["", "utf-8", "utf-16le", "utf-16be"];
 
@@ -42,7 +45,8 @@ const ENCODINGS = ["", "utf-8", "utf-16le", "utf-16be"];
  * drops the process's POSIX locks on it.
  */
 export class PageFile implements Disposable {
-  readonly #pageSize: number;
+  /** Where the header is destroyed, the size in the WAL, or the one with which most rows can be read. */
+  readonly pageSize: number;
   readonly #main: RandomFile;
   readonly #wal: RandomFile;
   readonly #text: TextDecoder;
@@ -58,10 +62,15 @@ export class PageFile implements Disposable {
     const header = this.#main.read(0, FILE_HEADER_BYTES);
     const hasHeader = new TextDecoder().decode(header.subarray(0, 16)) === "SQLite format 3\0";
     this.#text = textDecoder(hasHeader && ENCODINGS[numberAt(header, 56, 4)] || "utf-8");
-    // Where the header is destroyed, the WAL has the size.
     const sizes = [hasHeader ? numberAt(header, 16, 2) : 0, numberAt(this.#wal.read(0, WAL_HEADER_BYTES), 8, 4)];
-    const isValid = (size: number) => size >= 512 && size <= 65536 && Number.isInteger(Math.log2(size));
-    this.#pageSize = sizes.map((size) => size === 1 ? 65536 : size).find(isValid) ?? DEFAULT_PAGE_SIZE;
+    const known = sizes.map((size) => size === 1 ? 65536 : size).find((size) => PAGE_SIZES.includes(size));
+    let best = { size: known ?? PAGE_SIZES[0]!, rows: 0 };
+    for (const size of known === undefined ? PAGE_SIZES : []) {
+      this.pageSize = size;
+      const rows = this.#countRows();
+      if (rows > best.rows) best = { size, rows };
+    }
+    this.pageSize = best.size;
     this.#commits = this.#readCommits();
   }
 
@@ -86,7 +95,7 @@ export class PageFile implements Disposable {
     this.#inWal.clear();
     for (const [page, table] of this.#walk(roots)) if (!tables.has(page)) tables.set(page, table);
     const free = this.#freePages();
-    const pages = Math.ceil(this.#main.size / this.#pageSize);
+    const pages = Math.ceil(this.#main.size / this.pageSize);
     for (const isInTree of onlyTrees ? [true] : [false, true]) {
       this.#inWal.clear();
       // 2. The file.
@@ -107,8 +116,18 @@ export class PageFile implements Disposable {
   #page(page: number): Uint8Array {
     const at = this.#inWal.get(page);
     return at === undefined
-      ? this.#main.read((page - 1) * this.#pageSize, this.#pageSize)
-      : this.#wal.read(at, this.#pageSize);
+      ? this.#main.read((page - 1) * this.pageSize, this.pageSize)
+      : this.#wal.read(at, this.pageSize);
+  }
+
+  /** How many rows of a part of the file can be read. Not page 1, whose header is destroyed. */
+  #countRows(): number {
+    let rows = 0;
+    for (let page = 2; page <= SAMPLE_BYTES / this.pageSize; page++) {
+      const bytes = this.#page(page);
+      if (bytes[0] === LEAF_TABLE) rows += cellsOf(bytes, 0).filter((at) => this.#row(bytes, at)).length;
+    }
+    return rows;
   }
 
   /**
@@ -119,9 +138,9 @@ export class PageFile implements Disposable {
     const header = this.#wal.read(0, WAL_HEADER_BYTES);
     const hasHeader = (numberAt(header, 0, 4) & ~1) === 0x377f0682;
     // The WAL of another database can have another page size.
-    if (hasHeader && numberAt(header, 8, 4) !== this.#pageSize) return [];
+    if (hasHeader && numberAt(header, 8, 4) !== this.pageSize) return [];
     const salt = hasHeader ? header.subarray(16, 24) : this.#wal.read(WAL_HEADER_BYTES + 8, 8);
-    const frameBytes = FRAME_HEADER_BYTES + this.#pageSize;
+    const frameBytes = FRAME_HEADER_BYTES + this.pageSize;
     const commits: Frame[][] = [[]];
     for (let at = WAL_HEADER_BYTES; at + frameBytes <= this.#wal.size; at += frameBytes) {
       const frame = this.#wal.read(at, 16);
@@ -155,7 +174,7 @@ export class PageFile implements Disposable {
       const bytes = this.#page(trunk);
       const count = numberAt(bytes, 4, 4);
       // A damaged list leads to pages that are no trunks, or to none.
-      if (bytes.length === 0 || bytes[0] === LEAF_TABLE || count > this.#pageSize / 4 - 2) break;
+      if (bytes.length === 0 || bytes[0] === LEAF_TABLE || count > this.pageSize / 4 - 2) break;
       free.add(trunk);
       for (let i = 0; i < count; i++) free.add(numberAt(bytes, 8 + 4 * i, 4));
       trunk = numberAt(bytes, 0, 4);
@@ -175,7 +194,7 @@ export class PageFile implements Disposable {
     // Rows at known places come last: a search also finds deleted rows and old versions.
     if (isDestroyed || found.includes(undefined)) {
       // The places are unknown, so try every byte.
-      for (let at = start; at < this.#pageSize - 4; at++) {
+      for (let at = start; at < this.pageSize - 4; at++) {
         const row = this.#row(bytes, at);
         if (row === undefined || row.rowid < 1 || !isRow(table, row.cells)) continue;
         yield { page, table, rowid: row.rowid, cells: row.cells };
@@ -197,7 +216,7 @@ export class PageFile implements Disposable {
 
   /** A row's bytes, including those in overflow pages ("Cell Payload Overflow Pages"). */
   #payload(bytes: Uint8Array, at: number, size: number): { bytes: Uint8Array; end: number } | undefined {
-    const usable = this.#pageSize;
+    const usable = this.pageSize;
     const most = usable - 35;
     const least = Math.floor((usable - 12) * 32 / 255) - 23;
     const spilled = least + (size - least) % (usable - 4);

@@ -67,6 +67,20 @@ const comparable = (cell: SqlValue) => cell instanceof Uint8Array ? `x'${cell.to
 
 const SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536];
 
+/** Rows by their numbers, of the table with six columns. */
+function rowsOfT(path: string): Map<number, SqlValue[]> {
+  return new Map(rowsOf(path).filter(({ cells }) => cells.length === 6).map(({ rowid, cells }) => [rowid, cells]));
+}
+
+function zeroHeader(path: string): void {
+  Deno.writeFileSync(path, Deno.readFileSync(path).fill(0, 0, 100));
+}
+
+function pageSizeOf(path: string): number {
+  using file = new PageFile(path);
+  return file.pageSize;
+}
+
 for (const pageSize of SIZES) {
   Deno.test(`pages of ${pageSize} bytes give every row that SQLite reads, with and without roots`, () => {
     using temp = new TempFolder();
@@ -79,8 +93,51 @@ for (const pageSize of SIZES) {
     assert.deepEqual(pagesOf(path, roots).filter(({ cells }) => cells === undefined), []);
     // Without roots, rows have no table.
     assertRows(rowsOf(path).filter(({ cells }) => cells.length === 6), expected);
+    assert.equal(pageSizeOf(path), pageSize);
   });
 }
+
+Deno.test("pages: the page size of a small file without a header is found", () => {
+  using temp = new TempFolder();
+  for (const pageSize of SIZES) {
+    const path = `${temp.path}/${pageSize}.sqlite`;
+    sqlite(
+      path,
+      `PRAGMA page_size=${pageSize}; CREATE TABLE t (a, b, c, d, e, f); CREATE INDEX t_b ON t(b);
+      WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ${pageSize / 4})
+      INSERT INTO t SELECT i, 'text ' || i, hex(zeroblob(60)), 1, 2, 3 FROM n;`,
+    );
+    const expected = expectedOf(path);
+    zeroHeader(path);
+    assert.equal(pageSizeOf(path), pageSize);
+    assert.deepEqual(rowsOfT(path), expected);
+  }
+});
+
+Deno.test({
+  name: "pages: the page size of a large file without a header is found",
+  fn: () => {
+    using temp = new TempFolder();
+    const wrong: string[] = [];
+    for (const pageSize of SIZES) {
+      for (const rows of rounds([200, 1500], [200, 1500, 5000])) {
+        const path = `${temp.path}/${pageSize}_${rows}.sqlite`;
+        sqlite(path, `PRAGMA page_size=${pageSize}; ${FILL(rows)}`);
+        const expected = expectedOf(path);
+        zeroHeader(path);
+        if (pageSizeOf(path) !== pageSize) wrong.push(`${pageSizeOf(path)}, not ${pageSize}, for ${rows} rows`);
+        else {
+          // Without the header, free pages are unknown.
+          const found = rowsOfT(path);
+          for (const [rowid, cells] of expected) {
+            assert.deepEqual(found.get(rowid)?.map(comparable), cells.map(comparable));
+          }
+        }
+      }
+    }
+    assert.deepEqual(wrong, []);
+  },
+});
 
 Deno.test("pages: text of both UTF-16 encodings is decoded", () => {
   for (const encoding of ["UTF-16le", "UTF-16be"]) {
