@@ -4,9 +4,9 @@
  */
 import { isUtf8 } from "node:buffer";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
-import { ensureFolder, PartialFile } from "../fs/atomic_file.ts";
+import { ensureFolder, PartialFile, removeStalePartials } from "../fs/atomic_file.ts";
 import { isFolder, isGranted, pathExists, sizeOf, statIfExists } from "../fs/locate.ts";
-import { folderOf, type Layout, newPaths, partialOf } from "../layout.ts";
+import { folderOf, type Layout, newPaths, parseFileName, partialOf } from "../layout.ts";
 import { sourceOf } from "../log/json_source.ts";
 import { logFiles, readLogs } from "../log/read.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
@@ -188,8 +188,10 @@ export async function exportToFile(
 ): Promise<Exported & { path: string }> {
   const { path, overwrite = false, onProgress } = options;
   const { kind } = TABLES[request.table];
-  if (path === undefined) ensureFolder(layout.base, layout.exports);
-  else assertUsable(path, overwrite);
+  if (path === undefined) {
+    ensureFolder(layout.base, layout.exports);
+    removeStalePartials(layout.exports, (name) => parseFileName(name)?.kind === kind);
+  } else assertUsable(path, overwrite);
   const paths = () => path === undefined ? newPaths(layout.exports, kind) : [path];
   // Who may not read the source may not read its copy.
   using partial = claimFirst(paths(), request.table === "events" ? logFiles(layout.raw).at(-1) : layout.database);

@@ -662,6 +662,15 @@ Deno.test("events: all that the sample's log has", async () => {
 
 // ------------------------------------------------------------------------------------------------ files
 
+Deno.test("a program's export removes what a killed one has left in exports/", async () => {
+  using store = new Store().add({});
+  const { exports } = layoutOf(store.base);
+  Deno.mkdirSync(exports);
+  Deno.writeTextFileSync(`${exports}/agent_runs_20251210_120000.csv.partial`, "half");
+  const { path } = await exportToFile(layoutOf(store.base), readRequest({}, NOW));
+  assert.deepEqual([...Deno.readDirSync(exports)].map(({ name }) => `${exports}/${name}`), [path]);
+});
+
 Deno.test("a file that another program makes meanwhile is not replaced", async () => {
   using store = new Store().add({});
   const path = `${store.base}/late.csv`;
