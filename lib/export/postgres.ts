@@ -71,6 +71,8 @@ COMMIT;
 
 /** Text of this many code units fits into an index of PostgreSQL, whose limit is 2,704 bytes. */
 const MAX_INDEXED = 866;
+/** A line that psql takes for the end of the data, also in quotes. */
+const END_OF_DATA = /\n\\\.(?=\r?\n)/g;
 
 /** Fits rows to {@linkcode postgresSchema}: one cell that PostgreSQL refuses would stop the load of all rows. */
 export function postgresRows(table: TableName, columns: readonly string[], counts: CellCounts): RowFitter {
@@ -103,15 +105,15 @@ export function postgresRows(table: TableName, columns: readonly string[], count
       counts.cut_cells++;
       text = text.slice(0, MAX_INDEXED).toWellFormed();
     }
-    // psql takes such a line for the end of the data, also in quotes.
-    return counted(text, text.replace(/\n\\\.(?=\r?\n)/g, "\n\\. "));
+    return counted(text, text.replace(END_OF_DATA, "\n\\. "));
   };
+  const isChanged = (key: string) => key.length > MAX_INDEXED || key.includes("\0") || key.search(END_OF_DATA) >= 0;
   return {
     prefix: "",
     fit: (row) => {
       // A key that was changed would be the key of another row.
       const isRefused = kinds.some(({ isKey, isRequired }, i) =>
-        isRequired && row[i] === null || isKey && (String(row[i]).includes("\0") || String(row[i]).length > MAX_INDEXED)
+        isRequired && row[i] === null || isKey && isChanged(String(row[i]))
       );
       if (!isRefused) return kinds.map((kind, i) => fitCell(row[i]!, kind));
       counts.refused_rows++;

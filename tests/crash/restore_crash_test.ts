@@ -270,7 +270,13 @@ testWith(
     let [lastOld, firstNew] = [from, calls + 1];
     const killedAt = async (call: number) => {
       const base = newBase(`killed_${call}`);
-      assert.equal((await driver(base, String(call))).code, 137);
+      const { code, stdout } = await driver(base, String(call));
+      if (code === 0) {
+        // How often the copy reports its progress depends on the time that it takes.
+        assert.ok(Number(stdout) < call, `${call} of ${stdout} calls`);
+        return;
+      }
+      assert.equal(code, 137);
       const file = `${base}/db/telemetry.sqlite`;
       const kept = namesIn(`${base}/db`).filter((name) => COPY.test(`db/${name}`));
       // What has the name is whole, with its WAL.

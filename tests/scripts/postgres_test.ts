@@ -150,7 +150,8 @@ testWith(["postgres"], "bad rows do not stop the load of the others, and what is
     INSERT INTO agent_runs (run_id, agent_name, start_time, host, product, input_summary, insight_id) VALUES
       ('text', 'a', 't', CAST(x'61eda080' AS TEXT), x'c328', 'a' || char(10) || '\\.' || char(13, 10) || 'b', hex(randomblob(3000)));
     INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES
-      (NULL, 'a', 't'), ('nul' || char(0), 'a', 't'), ('nul' || char(0) || 'x', 'a', 't'), (hex(randomblob(500)), 'a', 't')`,
+      (NULL, 'a', 't'), ('nul' || char(0), 'a', 't'), ('nul' || char(0) || 'x', 'a', 't'), (hex(randomblob(500)), 'a', 't'),
+      ('end' || char(10) || '\\.' || char(10), 'a', 't')`,
   );
   await postgres.shell(blocks("sh")[0]!.replace("> load_runs.sql", `> ${temp.path}/load_runs.sql`), temp.path);
   const load = blocks("sh")[1]!.replace("--updated-since 2d", "").replace(
@@ -158,7 +159,7 @@ testWith(["postgres"], "bad rows do not stop the load of the others, and what is
     `${temp.path}/load_runs.sql`,
   );
   const said = await postgres.shell(load, temp.path);
-  assert.match(said, /left out 4 rows/);
+  assert.match(said, /left out 5 rows/);
   assert.match(said, /changed 9 cells/);
   assert.match(said, /cut 1 cell/);
   assert.match(said, /7 cells of JSON cannot be cast/);
