@@ -5,6 +5,7 @@
  * @module
  */
 import { backup, DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlite";
+import { setTimeout as pause } from "node:timers/promises";
 import { errorMessage, hasCode } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
 import { readFull } from "../fs/atomic_file.ts";
@@ -311,16 +312,22 @@ export function retryWhileLocked<T>(write: () => T): T {
   return write();
 }
 
-/** The same without blocking the thread, for work that does not wait for a lock itself. */
-export async function waitWhileLocked<T>(work: () => T | Promise<T>, lockedForMs = LOCKED_FOR_MS): Promise<T> {
-  const deadline = performance.now() + lockedForMs;
+/**
+ * The same without blocking the thread, for work that does not wait for a lock itself. The last error is thrown at once when
+ * `isStopped` returns true.
+ */
+export async function waitWhileLocked<T>(
+  work: () => T | Promise<T>,
+  options: { lockedForMs?: number; isStopped?: () => boolean } = {},
+): Promise<T> {
+  const deadline = performance.now() + (options.lockedForMs ?? LOCKED_FOR_MS);
   for (;;) {
     try {
       return await work();
     } catch (error) {
-      if (!hasCode(error, "locked") || performance.now() > deadline) throw error;
+      if (!hasCode(error, "locked") || options.isStopped?.() || performance.now() > deadline) throw error;
     }
-    await new Promise((resolve) => setTimeout(resolve, LOCKED_PAUSE_MS));
+    await pause(LOCKED_PAUSE_MS);
   }
 }
 

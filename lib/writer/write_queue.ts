@@ -83,10 +83,11 @@ export class WriteQueue {
     this.#writeAll({ lockedForMs: 0, timeoutMs: END_MS });
   }
 
-  /** Reads, and waits while the database is locked. Resolves to undefined when that fails. */
+  /** Reads, and waits while the database is locked, unless stopped. Resolves to undefined when that fails. */
   async read<T>(read: () => T | Promise<T>): Promise<T | undefined> {
     try {
-      return await waitWhileLocked(read, this.#options.lockedForMs);
+      const { lockedForMs } = this.#options;
+      return await waitWhileLocked(read, { lockedForMs, isStopped: () => this.#isStopped() });
     } catch (error) {
       this.#options.onFailure(error);
       return undefined;

@@ -181,3 +181,16 @@ Deno.test("read waits while the database is locked, and resolves to undefined wh
   assert.equal(await stage.queue.read(fails("locked")), undefined);
   assert.deepEqual(stage.failures, ["damaged", "locked", "locked"]);
 });
+
+Deno.test("a read that waits for a lock ends when the queue is stopped", async () => {
+  const stage = new Stage();
+  let attempts = 0;
+  const reading = stage.queue.read(() => {
+    attempts++;
+    throw new TelemetryError("locked", "fault of the test");
+  });
+  await until(() => attempts === 3);
+  stage.queue.stop();
+  assert.equal(await reading, undefined);
+  assert.deepEqual([attempts, stage.failures], [4, ["locked"]]);
+});
