@@ -53,6 +53,8 @@ export function writeAll(to: { writeSync(bytes: Uint8Array): number }, bytes: Ui
   for (let written = 0; written < bytes.length;) written += to.writeSync(bytes.subarray(written));
 }
 
+/** The pause between two attempts to read a file or to lock it, in milliseconds. */
+const RETRY_PAUSE_MS = 10;
 /** How long a read is tried again while another process has locked the file (Windows), in milliseconds. */
 const READ_TIMEOUT_MS = 10_000;
 
@@ -66,14 +68,14 @@ export function readFull(file: Deno.FsFile, bytes: Uint8Array): number {
       filled += count;
     } catch (error) {
       if (!isInUse(error) || performance.now() > deadline) throw error;
-      pause();
+      sleepSync(RETRY_PAUSE_MS);
     }
   }
 }
 
-/** Blocks this thread for a moment. */
-function pause(): void {
-  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
+/** Blocks this thread. */
+export function sleepSync(milliseconds: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
 }
 
 /** How much is copied or compared at a time. */
@@ -183,7 +185,7 @@ export class PartialFile implements Disposable {
           hint: "wait until it ends, or stop it, then run this again",
         });
       }
-      pause();
+      sleepSync(RETRY_PAUSE_MS);
     }
   }
 

@@ -3,7 +3,7 @@
  * @module
  */
 import { setTimeout as pause } from "node:timers/promises";
-import { chownToOwnerOf, ensureFolder, statIfSameFile, syncFolder, writeAll } from "../fs/atomic_file.ts";
+import { chownToOwnerOf, ensureFolder, sleepSync, statIfSameFile, syncFolder, writeAll } from "../fs/atomic_file.ts";
 import { fileError, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
 import type { LogRecord } from "../records.ts";
@@ -282,7 +282,7 @@ export class EventLog {
       const locked = this.#openIfFree();
       if (locked) return locked;
       if (performance.now() > deadline) throw lockedTooLong(this.#raw);
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
+      sleepSync(5);
     }
   }
 

@@ -8,7 +8,7 @@ import { backup, DatabaseSync, type SQLInputValue, type StatementSync } from "no
 import { setTimeout as pause } from "node:timers/promises";
 import { errorMessage, hasCode } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
-import { readFull } from "../fs/atomic_file.ts";
+import { readFull, sleepSync } from "../fs/atomic_file.ts";
 import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
 import { folderAtDatabasePath, isRefused, noDatabase, sqliteError } from "./errors.ts";
 
@@ -306,7 +306,7 @@ export function retryWhileLocked<T>(write: () => T): T {
       return write();
     } catch (error) {
       if (!hasCode(error, "locked")) throw error;
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, delayMs);
+      sleepSync(delayMs);
     }
   }
   return write();

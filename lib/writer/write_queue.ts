@@ -1,6 +1,7 @@
 /** The writes that wait for the database of a client. @module */
 import { setTimeout as pause } from "node:timers/promises";
 import { hasCode } from "../errors.ts";
+import { sleepSync } from "../fs/atomic_file.ts";
 import { LOCKED_FOR_MS, LOCKED_PAUSE_MS, waitWhileLocked } from "../sqlite/connection.ts";
 
 /** How many writes are made before the agent's own code gets its turn. */
@@ -128,7 +129,7 @@ export class WriteQueue {
       const error = this.#writeOldest();
       if (error === undefined) continue;
       if (!hasCode(error, "locked") || performance.now() > start + lockedForMs) return this.#options.onFailure(error);
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, LOCKED_PAUSE_MS);
+      sleepSync(LOCKED_PAUSE_MS);
     }
   }
 
