@@ -107,16 +107,17 @@ export function postgresRows(table: TableName, columns: readonly string[], count
     }
     return counted(text, text.replace(END_OF_DATA, "\n\\. "));
   };
-  const isChanged = (key: string) => key.length > MAX_INDEXED || key.includes("\0") || key.search(END_OF_DATA) >= 0;
   return {
     prefix: "",
     fit: (row) => {
+      const before = { ...counts };
+      const cells = kinds.map((kind, i) => fitCell(row[i]!, kind));
       // A key that was changed would be the key of another row.
       const isRefused = kinds.some(({ isKey, isRequired }, i) =>
-        isRequired && row[i] === null || isKey && isChanged(String(row[i]))
+        isRequired && cells[i] === null || isKey && cells[i] !== String(row[i])
       );
-      if (!isRefused) return kinds.map((kind, i) => fitCell(row[i]!, kind));
-      counts.refused_rows++;
+      if (!isRefused) return cells;
+      Object.assign(counts, before).refused_rows++;
       return undefined;
     },
   };
