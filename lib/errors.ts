@@ -84,6 +84,12 @@ export function withHint(thrown: unknown, hint: string): unknown {
   return new TelemetryError(thrown.code, thrown.message, { hint, cause: thrown.cause });
 }
 
+/** The same error with another message. Any other thrown value is returned as it is. */
+export function withMessage(thrown: unknown, change: (message: string) => string): unknown {
+  if (!(thrown instanceof TelemetryError)) return thrown;
+  return new TelemetryError(thrown.code, change(thrown.message), { hint: thrown.hint, cause: thrown.cause });
+}
+
 /** The message of a thrown value, on one line. */
 export function errorMessage(thrown: unknown): string {
   const text = thrown instanceof Error ? thrown.message || thrown.name : String(thrown);

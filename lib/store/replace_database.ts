@@ -4,7 +4,7 @@
  * @module
  */
 import { Buffer } from "node:buffer";
-import { type ErrorCode, fileError, hasCode, TelemetryError, withHint } from "../errors.ts";
+import { type ErrorCode, fileError, hasCode, TelemetryError, withHint, withMessage } from "../errors.ts";
 import {
   COPY_BYTES,
   copyContent,
@@ -64,9 +64,7 @@ export function inspectCurrent(database: string): Current {
     });
   } catch (error) {
     if (hasCode(error, ...NO_DATABASE)) return damaged(error.message);
-    if (!(error instanceof TelemetryError)) throw error;
-    const { code, message, hint, cause } = error;
-    throw new TelemetryError(code, `the database could not be checked: ${message}`, { hint, cause });
+    throw withMessage(error, (message) => `the database could not be checked: ${message}`);
   }
 }
 
@@ -145,9 +143,7 @@ export function discardCopy(
       return error;
     }
   } catch { /* what cannot be compared stays */ }
-  if (!(error instanceof TelemetryError)) return error;
-  const { code, message, hint, cause } = error;
-  return new TelemetryError(code, `${message}; the only complete copy is ${copy}`, { hint, cause });
+  return withMessage(error, (message) => `${message}; the only complete copy is ${copy}`);
 }
 
 function hasAsManyRuns(database: string, copy: string): boolean {
