@@ -161,10 +161,12 @@ export class ClientStore {
     const now = performance.now();
     if (this.#open === undefined && now >= this.#reopenAt) {
       this.#reopenAt = now + REOPEN_AFTER_MS;
+      let layout: Layout | undefined;
       try {
-        this.#open = openStore(findStore(this.#base, this.#warnings), this.#warnings);
+        layout = findStore(this.#base, this.#warnings);
+        this.#open = openStore(layout, this.#warnings);
       } catch (error) {
-        this.#failure = error;
+        this.#failure = withOtherStores(error, layout);
       }
     }
     if (this.#open === undefined) this.#warnings.fail("storage", this.#failure);
@@ -220,15 +222,11 @@ function openStore(layout: Layout, warnings: Warnings): OpenStore {
       warnings.warn("storage:made", `created the missing folders of the telemetry store ${layout.base}`);
     } catch (error) {
       // The log needs only its own folder: db/ may be on a disk that is not mounted.
-      if (!isFolder(layout.raw)) throw withOtherStores(error, layout);
+      if (!isFolder(layout.raw)) throw error;
       warnings.fail("storage", error);
     }
   }
-  try {
-    assertGranted([layout.base, layout.raw, layout.db]);
-  } catch (error) {
-    throw withOtherStores(error, layout);
-  }
+  assertGranted([layout.base, layout.raw, layout.db]);
   const onFolderCreated = (folder: string) => warnings.warn("storage:made", `created the missing folder ${folder}`);
   return { layout, log: new EventLog(layout, { onFolderCreated }), database: shareDatabase(layout) };
 }
