@@ -44,9 +44,12 @@ export function applyRetention(
   //    names: counting them would remove good backups.
   for (const backup of listBackups(layout)) {
     if (backup.kind !== kind) continue;
+    if (!isNotInFuture(backup)) {
+      ignored.push({ name: backup.name, why: "is dated in the future" });
+      continue;
+    }
     const runs = countRuns(backup.path);
-    if (!isNotInFuture(backup)) ignored.push({ name: backup.name, why: "is dated in the future" });
-    else if (runs !== undefined) counted.push({ ...backup, runs });
+    if (runs !== undefined) counted.push({ ...backup, runs });
     // Another process may have removed it.
     else if (pathExists(backup.path)) ignored.push({ name: backup.name, why: "is incomplete, or cannot be read" });
   }
