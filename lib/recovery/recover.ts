@@ -25,7 +25,7 @@ import {
   readSettings,
   removeStaleCopies,
 } from "../store/replace_database.ts";
-import { loadLog } from "./load_log.ts";
+import { loadLog, SCRAP_PRAGMAS } from "./load_log.ts";
 import { RecoveryReport, removeStaleReports, type WrittenReport } from "./report.ts";
 import { Salvage } from "./salvage.ts";
 import { readThroughSqlite } from "./source_schema.ts";
@@ -85,9 +85,6 @@ export interface Recovery {
   /** The file with the rejected lines and rows; null when nothing was rejected. */
   rejected_file: string | null;
 }
-
-/** For a database that is discarded unless it is completed. */
-const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000;";
 
 /**
  * Rebuilds the database beside the current one and replaces it, while agents go on. The replaced database is preserved as
