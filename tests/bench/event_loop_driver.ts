@@ -3,32 +3,14 @@
  * long that of an idle thread, in milliseconds. usage: event_loop_driver.ts BASE SECONDS
  */
 import { TelemetryClient } from "../../mod.ts";
+import { longestBlock } from "../fixtures/event_loop.ts";
 
 const [base, seconds] = [Deno.args[0]!, Number(Deno.args[1])];
-
-/** Says how late a timer of 10 ms was at most. Runs here, and in a thread that does nothing else. */
-const HEART = `
-  let last = performance.now(), longest = 0;
-  setInterval(() => {
-    const now = performance.now();
-    longest = Math.max(longest, now - last - 10);
-    last = now;
-  }, 10);
-  return () => { const block = longest; longest = 0; last = performance.now(); return block; };`;
-const code = `const take = (() => {${HEART}})(); self.onmessage = () => self.postMessage(take());`;
-const idle = new Worker(`data:text/javascript,${encodeURIComponent(code)}`, { type: "module" });
-const takeIdle = () =>
-  new Promise<number>((resolve) => {
-    idle.onmessage = ({ data }) => resolve(data);
-    idle.postMessage("take");
-  });
 
 const telemetry = new TelemetryClient({ base, onWarning: () => {} });
 // Opening the database and the first record are the start of an agent, not a part of its work.
 await telemetry.endRun(await telemetry.startRun("bench", "start"));
 
-const take = new Function(HEART)() as () => number;
-await takeIdle();
 const end = performance.now() + seconds * 1000;
 const later = (milliseconds: number) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
@@ -42,26 +24,25 @@ async function repeat(pauseMs: number, work: () => unknown): Promise<void> {
 
 const counts = { runs: 0, events: 0, queries: 0 };
 const flooded = await telemetry.startRun("bench", "flood");
-await Promise.all([
-  // A flood of events that nobody awaits.
-  repeat(100, () => {
-    for (let n = 0; n < 500; n++, counts.events++) {
-      void telemetry.logEvent(flooded, "flood", { n, text: "x".repeat(100) });
-    }
-  }),
-  // Whole runs, one after the other.
-  repeat(5, async () => {
-    await telemetry.trackRun("bench", "work", (run) => run.logEvent("step", { n: counts.runs++ }));
-  }),
-  // What looks at a million runs.
-  repeat(500, async () => {
-    await telemetry.getStats();
-    counts.queries++;
-  }),
-  repeat(2000, () => telemetry.postPending({ limit: 1000 })),
-  repeat(5000, () => telemetry.endStale({ olderThan: "7d" })),
-]);
-const blocks = { ours: take(), idle: await takeIdle() };
-idle.terminate();
-console.log(JSON.stringify({ ...blocks, ...counts }));
+const everything = () =>
+  Promise.all([
+    // A flood of events that nobody awaits.
+    repeat(100, () => {
+      for (let n = 0; n < 500; n++, counts.events++) {
+        void telemetry.logEvent(flooded, "flood", { n, text: "x".repeat(100) });
+      }
+    }),
+    // Whole runs, one after the other.
+    repeat(5, async () => {
+      await telemetry.trackRun("bench", "work", (run) => run.logEvent("step", { n: counts.runs++ }));
+    }),
+    // What looks at a million runs.
+    repeat(500, async () => {
+      await telemetry.getStats();
+      counts.queries++;
+    }),
+    repeat(2000, () => telemetry.postPending({ limit: 1000 })),
+    repeat(5000, () => telemetry.endStale({ olderThan: "7d" })),
+  ]);
+console.log(JSON.stringify({ ...await longestBlock(everything), ...counts }));
 Deno.exit(0);

@@ -12,6 +12,7 @@ import { RUN_COLUMNS } from "../../../lib/records.ts";
 import { applySchema } from "../../../lib/sqlite/migrate.ts";
 import { Connection } from "../../../lib/sqlite/connection.ts";
 import { parseRows } from "../../../lib/export/table_rows.ts";
+import { duckdbReader } from "../../fixtures/duckdb.ts";
 import { makeOldDatabase, type OldKind, python, SAMPLE, TempFolder, testWith } from "../../fixtures/mod.ts";
 
 const NOW = new Date("2025-12-20T00:00:00Z");
@@ -253,28 +254,8 @@ const READERS: Record<string, { tellsNull: boolean; read(path: string, width: nu
       ),
   },
 };
-try {
-  const { DuckDBInstance } = await import("npm:@duckdb/node-api@1.5.4-r.1");
-  READERS["DuckDB"] = {
-    tellsNull: true,
-    read: async (path, width) => {
-      const duck = await DuckDBInstance.create(":memory:");
-      const connection = await duck.connect();
-      const names = Array.from({ length: width }, (_, i) => `c${i}`);
-      const columns = names.map((name) => `'${name}': 'VARCHAR'`);
-      const result = await connection.runAndReadAll(
-        `SELECT ${
-          names.map((name) => `'.' || ${name}`)
-        } FROM read_csv('${path}', columns={${columns}}, auto_detect=false, header=true, delim=',', quote='"',
-          escape='"', new_line='\\r\\n', nullstr='', allow_quoted_nulls=false, parallel=false)`,
-      );
-      connection.closeSync();
-      duck.closeSync();
-      // After a dot: the binding would take a BOM away.
-      return result.getRows().map((row) => row.map((cell) => typeof cell === "string" ? cell.slice(1) : cell));
-    },
-  };
-} catch { /* said in the name of the test */ }
+const readWithDuckDB = await duckdbReader();
+if (readWithDuckDB) READERS["DuckDB"] = { tellsNull: true, read: readWithDuckDB };
 const duck = READERS["DuckDB"] ? "" : " [SKIPPED: DuckDB, which cannot be loaded]";
 
 async function proveRoundTrip(base: string, expected: (string | null)[][]): Promise<void> {

@@ -18,6 +18,7 @@ import {
   testWith,
   withoutStores,
 } from "../../fixtures/mod.ts";
+import { longestBlock } from "../../fixtures/event_loop.ts";
 
 interface StageOptions extends ClientOptions {
   prepare?: (layout: Layout) => void;
@@ -63,35 +64,6 @@ function linesOf({ raw }: Layout): Record<string, unknown>[] {
   const files = [...Deno.readDirSync(raw)].map(({ name }) => name).sort();
   const text = files.map((name) => Deno.readTextFileSync(`${raw}/${name}`)).join("");
   return text.split("\n").filter((line) => line !== "").map((line) => JSON.parse(line));
-}
-
-/** Measures the longest time between two calls of a timer, in milliseconds. */
-const HEART = `let last = performance.now(), longest = 0;
-  const beat = () => {
-    const now = performance.now();
-    longest = Math.max(longest, now - last);
-    last = now;
-    return longest;
-  };
-  const timer = setInterval(beat, 1);
-  const stop = () => (clearInterval(timer), beat());`;
-
-/**
- * The longest time that `work` blocked the event loop, in milliseconds, and the longest time that the event loop of an
- * idle thread was blocked meanwhile. A busy machine blocks both.
- */
-async function longestBlock(work: () => Promise<void>): Promise<{ ours: number; idle: number }> {
-  const code = `${HEART} self.onmessage = () => self.postMessage(stop());`;
-  const worker = new Worker(`data:text/javascript,${encodeURIComponent(code)}`, { type: "module" });
-  const stop = new Function(`${HEART} return stop;`)() as () => number;
-  await work();
-  const ours = stop();
-  const idle = await new Promise<number>((resolve) => {
-    worker.onmessage = ({ data }) => resolve(data);
-    worker.postMessage("stop");
-  });
-  worker.terminate();
-  return { ours, idle };
 }
 
 /** Another process that holds the lock of a database. */
