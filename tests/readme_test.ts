@@ -1,11 +1,6 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
-import { pathWithDeno, ROOT, run, TempFolder, testWith, treeOf } from "./fixtures/mod.ts";
-
-const README = Deno.readTextFileSync(`${ROOT}README.md`);
-
-const blocksOf = (language: string) =>
-  [...README.matchAll(new RegExp(`\`\`\`${language}\\n(.*?)\`\`\``, "gs"))].map(([, code]) => code!);
+import { codeBlocks, pathWithDeno, README, ROOT, run, TempFolder, testWith, treeOf } from "./fixtures/mod.ts";
 
 testWith(
   ["shell"],
@@ -13,9 +8,9 @@ testWith(
   async () => {
     using folder = new TempFolder();
     const base = `${folder.path}/.telemetry`;
-    const command = blocksOf("sh").find((block) => block.includes("agent.ts"))!;
+    const command = codeBlocks("sh").find((block) => block.includes("agent.ts"))!;
     assert.ok(command.includes("--allow-sys=hostname"));
-    const examples = blocksOf("ts");
+    const examples = codeBlocks("ts");
     assert.equal(examples.length, 4);
     for (const example of examples) {
       Deno.writeTextFileSync(`${folder.path}/agent.ts`, example.replaceAll("/opt/toolkit/", ROOT));
@@ -33,7 +28,7 @@ testWith(
       ["index_files", "cli", "success", '{"pages":3}', null],
       ["report", "scheduler", "partial", null, "12 files, one without a title"],
     ]);
-    const [queries] = blocksOf("sql");
+    const [queries] = codeBlocks("sql");
     const statements = queries!.split(";").filter((sql) => sql.trim() !== "");
     assert.equal(statements.length, 5);
     for (const sql of statements) db.prepare(sql).all();

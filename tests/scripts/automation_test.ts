@@ -3,10 +3,9 @@ import assert from "node:assert/strict";
 import { gzipSync } from "node:zlib";
 import { logFiles, scan } from "../../lib/log/read.ts";
 import { fileName, STORE_VARIABLES } from "../../lib/layout.ts";
-import { lacks, pathWithDeno, ROOT, run, runScript, TempFolder, testWith } from "../fixtures/mod.ts";
+import { lacks, pathWithDeno, README, ROOT, run, runScript, TempFolder, testWith } from "../fixtures/mod.ts";
 
 const DAY = 86_400_000;
-const README = Deno.readTextFileSync(`${ROOT}README.md`).replaceAll("\r\n", "\n");
 const SECTION = README.slice(README.indexOf("## Automation"), README.indexOf("## More than one machine"));
 
 async function newStore(temp: TempFolder): Promise<string> {

@@ -5,15 +5,10 @@ import { DatabaseSync } from "node:sqlite";
 import { gzipSync } from "node:zlib";
 import { logFiles, scan } from "../../lib/log/read.ts";
 import { RUN_COLUMNS } from "../../lib/records.ts";
-import { ROOT, runScript, SAMPLE, scriptArgs, TempFolder, testWith } from "../fixtures/mod.ts";
+import { codeBlocks, README, runScript, SAMPLE, scriptArgs, TempFolder, testWith } from "../fixtures/mod.ts";
 import { Postgres, type Run } from "../fixtures/postgres.ts";
 
-/** The code blocks of the README's section. */
-function blocks(language: string): string[] {
-  const readme = Deno.readTextFileSync(`${ROOT}README.md`);
-  const section = readme.slice(readme.indexOf("## More than one machine"), readme.indexOf("## Packages"));
-  return [...section.matchAll(new RegExp(`\`\`\`${language}\n(.*?)\`\`\``, "gs"))].map(([, code]) => code!);
-}
+const SECTION = README.slice(README.indexOf("## More than one machine"), README.indexOf("## Packages"));
 
 /** A store with these runs. */
 async function makeBase(path: string, runs: Run[]): Promise<void> {
@@ -64,7 +59,7 @@ testWith(
     });
     const bases = machines.map((_, machine) => `${temp.path}/${machine}`);
     await Promise.all(machines.map((runs, machine) => makeBase(bases[machine]!, runs)));
-    const [once, often] = blocks("sh") as [string, string];
+    const [once, often] = codeBlocks("sh", SECTION) as [string, string];
     const scripts = once.replace("> load_runs.sql", `> ${temp.path}/load_runs.sql`);
     await postgres.shell(scripts, bases[0]!);
     await postgres.shell(scripts, bases[0]!); // safe to run again
@@ -118,7 +113,7 @@ testWith(
       platform: null,
     }));
     await makeBase(temp.path, runs);
-    await postgres.shell(blocks("sh")[0]!.replace("> load_runs.sql", "> /dev/null"), temp.path);
+    await postgres.shell(codeBlocks("sh", SECTION)[0]!.replace("> load_runs.sql", "> /dev/null"), temp.path);
     const copy = `\\copy agent_runs FROM pstdin WITH (FORMAT csv, HEADER)`;
     const exported = [...scriptArgs("export_csv", temp.path), "--for", "postgres", "--output", "-"];
     const line = `deno ${exported.map((arg) => `'${arg}'`).join(" ")} | psql "$FLEET" -qc '${copy}'`;
@@ -153,8 +148,11 @@ testWith(["postgres"], "bad rows do not stop the load of the others, and what is
       (NULL, 'a', 't'), ('nul' || char(0), 'a', 't'), ('nul' || char(0) || 'x', 'a', 't'), (hex(randomblob(500)), 'a', 't'),
       ('end' || char(10) || '\\.' || char(10), 'a', 't')`,
   );
-  await postgres.shell(blocks("sh")[0]!.replace("> load_runs.sql", `> ${temp.path}/load_runs.sql`), temp.path);
-  const load = blocks("sh")[1]!.replace("--updated-since 2d", "").replace(
+  await postgres.shell(
+    codeBlocks("sh", SECTION)[0]!.replace("> load_runs.sql", `> ${temp.path}/load_runs.sql`),
+    temp.path,
+  );
+  const load = codeBlocks("sh", SECTION)[1]!.replace("--updated-since 2d", "").replace(
     "load_runs.sql",
     `${temp.path}/load_runs.sql`,
   );
@@ -185,9 +183,15 @@ testWith(["postgres"], "the sample in PostgreSQL, cell by cell", async () => {
   using temp = new TempFolder();
   Deno.mkdirSync(`${temp.path}/db`);
   Deno.copyFileSync(`${SAMPLE}/base/db/telemetry.sqlite`, `${temp.path}/db/telemetry.sqlite`);
-  await postgres.shell(blocks("sh")[0]!.replace("> load_runs.sql", `> ${temp.path}/load_runs.sql`), temp.path);
   await postgres.shell(
-    blocks("sh")[1]!.replace("--updated-since 2d", "").replace("load_runs.sql", `${temp.path}/load_runs.sql`),
+    codeBlocks("sh", SECTION)[0]!.replace("> load_runs.sql", `> ${temp.path}/load_runs.sql`),
+    temp.path,
+  );
+  await postgres.shell(
+    codeBlocks("sh", SECTION)[1]!.replace("--updated-since 2d", "").replace(
+      "load_runs.sql",
+      `${temp.path}/load_runs.sql`,
+    ),
     temp.path,
   );
   const db = new DatabaseSync(`${temp.path}/db/telemetry.sqlite`, { readOnly: true });
@@ -212,7 +216,7 @@ async function endedRunsByDuckDB(glob: string): Promise<number> {
   const { DuckDBInstance } = await import("npm:@duckdb/node-api@1.5.4-r.1");
   const instance = await DuckDBInstance.create(":memory:");
   const connection = await instance.connect();
-  const result = await connection.runAndReadAll(blocks("sql")[0]!.replace("raw/*.ndjson*", glob));
+  const result = await connection.runAndReadAll(codeBlocks("sql", SECTION)[0]!.replace("raw/*.ndjson*", glob));
   connection.closeSync();
   return result.getRowObjectsJson().reduce((sum, { runs }) => sum + Number(runs), 0);
 }
