@@ -3,15 +3,13 @@ import { DatabaseSync } from "node:sqlite";
 import { layoutOf } from "../../lib/layout.ts";
 import { newRun, RUN_COLUMNS, type RunRecord } from "../../lib/records.ts";
 import { schemaSql } from "../../lib/schema.ts";
-import { ROOT_URL } from "../fixtures/disks.ts";
+import { isThere, ROOT_URL } from "../fixtures/disks.ts";
 
-export { copyFolder as copyStore } from "../fixtures/disks.ts";
+export { copyFolder as copyStore, FAST_FOLDER, isThere } from "../fixtures/disks.ts";
 export { sqlite } from "../fixtures/sqlite.ts";
 
 /** The files of a database, by how their names end. */
 export const ENDS = ["", "-wal", "-shm", "-journal"];
-/** A folder in memory, where the system has one: `fsync` takes most of the time of a small recovery. */
-export const FAST_FOLDER = Deno.build.os === "linux" && isThere("/dev/shm") ? "/dev/shm" : undefined;
 /** The columns that the log says nothing of, or not the last word. */
 const NOT_BY_LOG: readonly string[] = ["api_posted", "api_posted_at", "api_retry_count", "created_at", "updated_at"];
 /** The tables of the contract. */
@@ -32,16 +30,6 @@ for (;;) {
 
 /** Waits. */
 export const delay = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
-
-/** Whether anything stands at a path. */
-export function isThere(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 /** The names in a folder. */
 export function namesIn(folder: string): string[] {

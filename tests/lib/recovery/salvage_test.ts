@@ -5,21 +5,12 @@ import { layoutOf } from "../../../lib/layout.ts";
 import { locate } from "../../../lib/fs/locate.ts";
 import { recoverDatabase, type Recovery, type RecoveryOptions } from "../../../lib/recovery/recover.ts";
 import { schemaSql } from "../../../lib/schema.ts";
-import { makeOldDatabase, type OldKind, TempFolder, testWith } from "../../fixtures/mod.ts";
+import { FAST_FOLDER, makeOldDatabase, type OldKind, TempFolder, testWith } from "../../fixtures/mod.ts";
 
 type Cells = (string | number | bigint | Uint8Array | null)[];
 
-/** A folder in memory if there is one: `fsync` takes most of the time of a small recovery. */
-const FAST = (() => {
-  try {
-    return Deno.statSync("/dev/shm").isDirectory ? "/dev/shm" : undefined;
-  } catch {
-    return undefined;
-  }
-})();
-
 class Store implements Disposable {
-  readonly #temp = new TempFolder(FAST);
+  readonly #temp = new TempFolder(FAST_FOLDER);
   readonly layout = layoutOf(`${this.#temp.path}/store`);
   readonly file = this.layout.database;
 

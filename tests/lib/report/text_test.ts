@@ -35,7 +35,7 @@ const STORES: Record<string, TestRun[]> = {
 
 for (const [name, runs] of Object.entries(STORES)) {
   Deno.test(`the report on ${name} fits terminals of 60, 80 and 200 columns`, async () => {
-    using temp = new TempFolder("/tmp");
+    using temp = new TempFolder();
     const layout = layoutOf(storeWith(temp.path, runs));
     const summary = await summarizeRuns(layout, { now: NOW });
     for (const width of [60, 80, 200]) {

@@ -7,6 +7,7 @@ import { candidateFolders, type Layout, layoutOf } from "../../../lib/layout.ts"
 import type { RunRecord } from "../../../lib/records.ts";
 import { createStorage } from "../../../lib/store/folders.ts";
 import {
+  FAST_FOLDER,
   Holder,
   makeOldDatabase,
   type Output,
@@ -680,7 +681,7 @@ Deno.test("with a corrupt database, all runs are in the log, with one warning", 
 
 Deno.test("a database that is locked for 10 s does not block the agent, and gets its rows afterwards", async () => {
   // In memory if possible: the test is about the lock, and a busy disk would disturb it.
-  await using stage = new Stage({ parent: pathExists("/dev/shm") ? "/dev/shm" : undefined });
+  await using stage = new Stage({ parent: FAST_FOLDER });
   const { client, layout, warnings } = stage;
   await client.trackRun("tester", "warm", () => {});
   const ids: string[] = [];
