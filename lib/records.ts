@@ -171,7 +171,16 @@ export function newRun(known: NewRun): RunRecord {
   return { ...DEFAULT_RUN, ...known };
 }
 
-/** A new run id: `{YYYYMMDD}T{HHMMSS}Z-{agent_name}-{8 hex digits}` (contract, "Ids and times"). */
+/**
+ * A new run id: `{YYYYMMDD}T{HHMMSS}Z-{agent_name}-{8 hex digits}` (contract, "Ids and times").
+ *
+ * @example
+ * ```ts
+ * import { runId } from "./records.ts";
+ *
+ * console.log(runId("indexer", new Date(0))); // "19700101T000000Z-indexer-5e49422a"
+ * ```
+ */
 export function runId(agentName: string, at: Date = new Date()): string {
   const stamp = at.toISOString().replace(/[-:]|\.\d+/g, "");
   return `${stamp}-${agentName}-${crypto.randomUUID().slice(0, 8)}`;

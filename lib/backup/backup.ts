@@ -142,7 +142,17 @@ export function badBackup(error: unknown): unknown {
   return isBad ? withHint(error, "choose another backup: --list shows which ones are intact") : error;
 }
 
-/** The backups of both kinds, newest first. */
+/**
+ * The backups of both kinds, newest first.
+ *
+ * @example
+ * ```ts
+ * import { locate } from "../fs/locate.ts";
+ * import { listBackups } from "./backup.ts";
+ *
+ * for (const { path, time } of listBackups(locate("/tmp/telemetry"))) console.log(path, time);
+ * ```
+ */
 export function listBackups({ backups }: Layout): DatabaseCopy[] {
   return listCopies(backups, ["daily_backup", "full_backup"]);
 }

@@ -231,6 +231,15 @@ export class TelemetryClient implements AsyncDisposable {
    * Posts runs that are pending in the database, one after the other. A run is posted at least once: after a crash the
    * API can receive it again, and should recognise it by its `run_id`. Does nothing when posting is off. Stops when the
    * API is down or refuses the token.
+   *
+   * @example
+   * ```ts
+   * import { TelemetryClient } from "./client.ts";
+   *
+   * await using telemetry = new TelemetryClient({ base: "/tmp/telemetry" });
+   * const { posted, failed } = await telemetry.postPending({ limit: 100 });
+   * console.log(`${posted} posted, ${failed} still pending`);
+   * ```
    */
   async postPending(options: PostPendingOptions = {}): Promise<PostPendingResult> {
     let result: PostPendingResult = { posted: 0, failed: 0, refused: 0 };
@@ -247,6 +256,14 @@ export class TelemetryClient implements AsyncDisposable {
    * Open runs of this client are left out.
    *
    * @returns the runs that were ended
+   *
+   * @example
+   * ```ts
+   * import { TelemetryClient } from "./client.ts";
+   *
+   * await using telemetry = new TelemetryClient({ base: "/tmp/telemetry" });
+   * for (const { run_id } of await telemetry.endStale({ olderThan: "24h" })) console.log(`${run_id} has died`);
+   * ```
    */
   async endStale(options: EndStaleOptions): Promise<RunRecord[]> {
     let ended: RunRecord[] = [];
