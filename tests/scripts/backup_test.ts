@@ -4,12 +4,13 @@ import { sep } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { listBackups, takeBackup } from "../../lib/backup/backup.ts";
 import { applyRetention, removeBackups } from "../../lib/backup/retention.ts";
-import { layoutOf } from "../../lib/layout.ts";
+import { fileNameOf, layoutOf, pathIn } from "../../lib/layout.ts";
 import { schemaSql } from "../../lib/schema.ts";
 import { wholeNumber } from "../../lib/cli/command.ts";
 import {
   command,
   holdDatabase,
+  holdOpen,
   interpreter,
   lacks,
   makeOldDatabase,
@@ -715,6 +716,23 @@ Deno.test("several names of one file count as one backup", async () => {
   assert.equal(listBackups(layoutOf(base)).length, 5);
 });
 
+Deno.test("a backup that another program opens before it is published is one backup, and pushes out no other", async () => {
+  using temp = new TempFolder();
+  const { base, file, backups } = newStore(temp);
+  const others = [1, 2].map((days) => dailyAt(Date.now() - days * DAY));
+  put(backups, file, others);
+  const layout = layoutOf(base);
+  const partial = () => names(backups).find((name) => name.endsWith(".partial"));
+  let held: Disposable | undefined;
+  const taken = await takeBackup(layout, "daily_backup", () => held ??= holdOpen(pathIn(layout.backups, partial()!)));
+  const { expired } = applyRetention(layout, "daily_backup", { count: 3 }, taken);
+  held![Symbol.dispose]();
+  assert.deepEqual(expired, []);
+  assert.deepEqual(names(backups), [...others, fileNameOf(taken.path), partial()].toSorted());
+  await takeBackup(layout, "daily_backup");
+  assert.equal(partial(), undefined);
+});
+
 Deno.test("a backup that another program has open is a warning, and the others are removed", () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);
@@ -722,20 +740,11 @@ Deno.test("a backup that another program has open is a warning, and the others a
   put(backups, file, [open, other]);
   const layout = layoutOf(base);
   const { expired } = applyRetention(layout, "daily_backup", { count: 1 }, { runs: 3 });
-  const remove = Deno.removeSync;
-  // As Windows refuses it.
-  Deno.removeSync = (path, options) => {
-    if (String(path).endsWith(open)) throw Object.assign(new Error("in use (os error 32)"), { code: "EBUSY" });
-    remove(path, options);
-  };
-  try {
-    const { removed, warnings } = removeBackups(layout, expired);
-    assert.deepEqual(removed.map(({ name }) => name), [other]);
-    assert.equal(warnings.length, 1);
-    assert.match(warnings[0]!, /cannot remove .* in use/);
-  } finally {
-    Deno.removeSync = remove;
-  }
+  using _held = holdOpen(pathIn(layout.backups, open));
+  const { removed, warnings } = removeBackups(layout, expired);
+  assert.deepEqual(removed.map(({ name }) => name), [other]);
+  assert.equal(warnings.length, 1);
+  assert.match(warnings[0]!, /cannot remove .* in use/);
   assert.deepEqual(names(backups), [open]);
 });
 

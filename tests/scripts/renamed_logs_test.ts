@@ -33,7 +33,9 @@ Deno.test("every script reads renamed logs, and names those that it cannot read"
   assert.match(check, /warning: 3 runs only in the log/);
   assert.ok(check.includes(`warning: ${unread} cannot be read: its runs are not counted\n`), check);
   assert.equal((await runScript("backup_telemetry_db", base)).code, 0);
-  const recovery = await output("recover_database", "--force");
+  const { code, stdout, stderr } = await runScript("recover_database", base, ["--force"]);
+  assert.equal(code, 1, "a log was not read, so this is no success");
+  const recovery = stdout + stderr;
   assert.match(recovery, /: 3 runs, /);
   assert.match(
     recovery,

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { PartialFile, readFull, removeStalePartials, writeAll, writeFileAtomic } from "../../../lib/fs/atomic_file.ts";
 import { isSameFile } from "../../../lib/fs/locate.ts";
-import { TempFolder, testWith } from "../../fixtures/mod.ts";
+import { holdOpen, TempFolder, testWith } from "../../fixtures/mod.ts";
 
 const BYTES = new TextEncoder().encode("content");
 const SIDECARS = ["-wal", "-shm", "-journal"];
@@ -70,16 +70,10 @@ Deno.test("a second name of a published file is never written into", () => {
 Deno.test("publish gives one name where another program has the partial open, and the next claim takes the other away", () => {
   using temp = new TempFolder();
   const partial = claim(`${temp.path}/a.partial`);
-  const remove = Deno.removeSync;
-  // As Windows refuses it while a virus scanner reads the file.
-  Deno.removeSync = () => {
-    throw Object.assign(new Error("sharing violation (os error 32)"), { code: "EBUSY" });
-  };
-  try {
+  {
+    using _held = holdOpen(partial.path);
     assert.equal(partial.publish(temp.path, ["a", "b", "c"].map((name) => `${temp.path}/${name}`)), `${temp.path}/a`);
     partial[Symbol.dispose]();
-  } finally {
-    Deno.removeSync = remove;
   }
   assert.deepEqual(names(temp.path), ["a", "a.partial"]);
   removeStalePartials(temp.path, () => true);
