@@ -14,7 +14,7 @@ import { recoverDatabase, type Recovery, removeStaleRecovery } from "../lib/reco
 import { endStaleRuns } from "../lib/store/stale_runs.ts";
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
 import { TelemetryError } from "../lib/errors.ts";
-import { formatBytes, plural } from "../lib/format.ts";
+import { formatBytes, formatCount, plural } from "../lib/format.ts";
 import { parseDurationFlag, parseTimeFlag } from "../lib/time.ts";
 
 /** The flags and permissions of this script. */
@@ -124,7 +124,7 @@ function printHealth(terminal: Terminal, { database }: Layout, health: Health): 
   }
   if (runs === null) return;
   for (const file of runs.unreadable_logs) terminal.warn(`${file} cannot be read: its runs are not counted`);
-  terminal.say(`  ${plural(runs.in_database, "run")}, ${runs.only_in_database} of them in no log`);
+  terminal.say(`  ${plural(runs.in_database, "run")}, ${formatCount(runs.only_in_database)} of them in no log`);
   const warnOf = (count: number, what: string) => {
     if (count > 0) terminal.warn(`${plural(count, "run")} ${what}`);
   };
@@ -188,8 +188,8 @@ function printRecovery(terminal: Terminal, { raw }: Layout, recovery: Recovery):
   terminal.say(`recovered ${database}: ${plural(runs, "run")}, ${plural(commits, "commit")}, schema v3`);
   const details = [
     `read ${plural(files, "log")}, ${plural(lines, "line")}, ${formatBytes(bytes)}, in ${seconds} s`,
-    `runs only from the log ${from.log}, from both ${from.log_and_salvaged}, from no log ${from.salvaged}; ` +
-    `events stay in the log`,
+    `runs only from the log ${formatCount(from.log)}, from both ${formatCount(from.log_and_salvaged)}, ` +
+    `from no log ${formatCount(from.salvaged)}; events stay in the log`,
     log + salvaged > 0 &&
     `left behind: ${plural(log, "run")} of the log, ${plural(salvaged, "run")} of the old database`,
     just_started > 0 && `left to their agents: ${plural(just_started, "run")} that started less than 20 s ago`,
@@ -197,7 +197,7 @@ function printRecovery(terminal: Terminal, { raw }: Layout, recovery: Recovery):
       `read as failed: ${plural(count, "run")} with the status ${status}`
     ),
     ...recovery.sources.map(({ path, sound }) => `read ${path}${sound ? "" : " (damaged)"}`),
-    ...Object.entries(recovery.rejected).map(([reason, count]) => `rejected ${count}: ${reason}`),
+    ...Object.entries(recovery.rejected).map(([reason, count]) => `rejected ${formatCount(count)}: ${reason}`),
     recovery.rejected_file && `rejected lines and rows: ${recovery.rejected_file}`,
     recovery.kept && `replaced database: ${recovery.kept}`,
     recovery.report && `report: ${recovery.report}`,

@@ -3,11 +3,12 @@
  * Creates the database of a store, or upgrades an older one to schema v3.
  * @module
  */
-import { describeSetup, setUpDatabase } from "../lib/store/database.ts";
+import { setUpDatabase } from "../lib/store/database.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import { postgresLoad, postgresSchema } from "../lib/export/postgres.ts";
 import { schemaSql } from "../lib/schema.ts";
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
+import { printSetup } from "../lib/cli/setup_output.ts";
 
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {
@@ -32,7 +33,7 @@ if (import.meta.main) {
     if (name !== undefined) return printSchema(terminal, String(name));
     const layout = terminal.locate();
     const setup = await setUpDatabase(layout);
-    for (const line of describeSetup(setup, layout)) terminal.say(line);
+    printSetup(terminal, setup, layout);
     return { base: layout.base, database: layout.database, ...setup };
   });
 }

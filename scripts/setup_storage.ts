@@ -3,10 +3,11 @@
  * Creates the folders of a store and, with `--with-database`, its database.
  * @module
  */
-import { describeSetup, setUpDatabase } from "../lib/store/database.ts";
+import { setUpDatabase } from "../lib/store/database.ts";
 import { sizeOf } from "../lib/fs/locate.ts";
 import { assertWritable, createStorage } from "../lib/store/folders.ts";
 import { type Command, runCommand } from "../lib/cli/command.ts";
+import { printSetup } from "../lib/cli/setup_output.ts";
 
 /** The flags and permissions of this script. */
 export const COMMAND: Command = {
@@ -29,7 +30,7 @@ if (import.meta.main) {
 
     const database = terminal.flags["with-database"] ? await setUpDatabase(layout) : undefined;
     if (database) {
-      for (const line of describeSetup(database, layout)) terminal.say(line);
+      printSetup(terminal, database, layout);
       terminal.say("next: record runs with mod.ts, as the README shows");
     } else if (sizeOf(layout.database) === undefined) {
       terminal.say("next: setup_database");

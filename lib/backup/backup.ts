@@ -139,7 +139,7 @@ export function examineBackup(
 /** The error of a bad backup. Its hint is the one for the database. */
 export function badBackup(error: unknown): unknown {
   const isBad = hasCode(error, ...NO_DATABASE, "in_the_way");
-  return isBad ? withHint(error, "choose another backup: --list shows which ones are intact") : error;
+  return isBad ? withHint(error, "name another backup: --list shows their names, and which ones are intact") : error;
 }
 
 /**

@@ -106,7 +106,11 @@ export class Terminal {
   /** Asks a question. Returns undefined when stdin is not a terminal. */
   confirm(question: string): boolean | undefined {
     clearBar();
-    return Deno.stdin.isTerminal() ? /^y(es)?$/i.test(prompt(`${question} [y/N]`)?.trim() ?? "") : undefined;
+    if (!Deno.stdin.isTerminal()) return undefined;
+    const answer = prompt(`${question} [y/N]`);
+    // Ctrl-C, which no listener gets while this thread waits for the answer.
+    if (answer === null) this.onInterrupt();
+    return /^\s*y(es)?\s*$/i.test(answer ?? "");
   }
 }
 
@@ -163,8 +167,21 @@ export function parseFlags(command: Command, args: string[]): FlagValues {
     if (/^~/.test(String(base))) throw new Error(`--base ${base}: the shell did not expand "~", use "$HOME"`);
     return values as FlagValues;
   } catch (error) {
-    throw new TelemetryError("usage", errorMessage(error), { hint: `see ${command.name} --help` });
+    const [, misspelt = ""] = /^Unknown option '--([^']+)/.exec(errorMessage(error)) ?? [];
+    const meant = misspelt && Object.keys(options).find((name) => isSimilar(name, misspelt));
+    const hint = `${meant ? `did you mean --${meant}? ` : ""}see ${command.name} --help`;
+    throw new TelemetryError("usage", errorMessage(error), { hint });
   }
+}
+
+/** Whether one name is the start of the other, or they differ in one letter, or in the order of two. */
+function isSimilar(a: string, b: string): boolean {
+  if (a.startsWith(b) || b.startsWith(a)) return true;
+  let start = 0, end = 0;
+  while (a[start] === b[start]) start++;
+  while (a.at(-1 - end) === b.at(-1 - end)) end++;
+  const [left, right] = [a.slice(start, a.length - end), b.slice(start, b.length - end)];
+  return left.length <= 1 && right.length <= 1 || left === [...right].reverse().join("");
 }
 
 /**

@@ -6,7 +6,6 @@ import { ensureFolder, removeIfExists, writeFileAtomic } from "../fs/atomic_file
 import { TelemetryError } from "../errors.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { pathExists, sizeOf } from "../fs/locate.ts";
-import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { schemaSql } from "../schema.ts";
 import { applySchema, emptyDatabase, inspect, type Inspection, newerSchema } from "../sqlite/migrate.ts";
@@ -45,25 +44,6 @@ export async function setUpDatabase(layout: Layout): Promise<DatabaseSetup> {
   const setup = createDatabase(layout) ? { outcome: "created" } as const : await upgradeDatabase(layout);
   writeSchemaSql(layout);
   return setup;
-}
-
-/** Describes what {@linkcode setUpDatabase} did, in lines for the operator. */
-export function describeSetup({ outcome, before, copy }: DatabaseSetup, { database, raw }: Layout): string[] {
-  if (before === undefined) {
-    const remedy = "  the log has earlier runs: recover_database --force adds them to the database";
-    const isNew = `created the database ${database}, schema v${SCHEMA_VERSION}`;
-    return logFiles(raw).length > 0 ? [isNew, remedy] : [isNew];
-  }
-  if (outcome === "unchanged") return [`the database ${database} has schema v${SCHEMA_VERSION}: nothing to do`];
-  if (before.missing.length === 0) return [`switched the database ${database} to WAL mode`];
-  const recorded = before.recorded !== null && before.recorded !== before.version
-    ? ` (recorded as v${before.recorded})`
-    : "";
-  const lines = [`upgraded the database ${database} from schema v${before.version}${recorded} to v${SCHEMA_VERSION}`];
-  if (before.missing.length > 0) lines.push(`  added ${before.missing.join(", ")}`);
-  if (!before.wal) lines.push("  switched to WAL mode");
-  if (copy !== undefined) lines.push(`  copy from before the upgrade: ${copy}`);
-  return lines;
 }
 
 /**

@@ -165,6 +165,7 @@ for (const [name, flags] of SCRIPTS) {
       wrong.push(["--base", temp.path, temp.path], ["--base"], ["--base", ""], ["--base", "--json"], ["--json=yes"]);
       wrong.push(["-x"], ["--base", temp.path, "--base", temp.path], ["--base=~/store"]);
     }
+    if (name === "backup_database") wrong.push(["--keeep", "3"], ["--kepe", "3"], ["--keep-day", "3"]);
     if (name === "backup_telemetry_db") wrong.push(["--replay"], ["--list", "--restore", "x"], ["--restore", ""]);
     const access = [`--allow-read=${temp.path}`, `--allow-write=${temp.path}`];
     let all = "";
@@ -175,6 +176,8 @@ for (const [name, flags] of SCRIPTS) {
       assert.match(stderr, new RegExp(`^${name}: [^\n]+\n  -> [^\n]*--help[^\n]*\n$`), `${args}`);
     }
     if (name === "setup_storage") assert.match(all, /--base is given twice[^]*the shell did not expand "~"/);
+    if (name === "backup_database") assert.equal(all.match(/did you mean --keep\? see/g)?.length, 3);
+    else assert.doesNotMatch(all, /did you mean/);
     assert.deepEqual(treeOf(temp.path), {});
   });
 

@@ -456,7 +456,7 @@ Deno.test("restore without --yes and without a terminal is refused and changes n
   assert.deepEqual(treeOf(base), before);
 });
 
-testWith(["python", "terminal"], "on a terminal, n cancels and y restores", async () => {
+testWith(["python", "terminal"], "on a terminal, n cancels, Ctrl-D interrupts and y restores", async () => {
   using temp = new TempFolder();
   const store = newStore(temp);
   const { base, backup } = store;
@@ -478,6 +478,9 @@ testWith(["python", "terminal"], "on a terminal, n cancels and y restores", asyn
     assert.match(stdout, /Replace .*telemetry\.sqlite.*telemetry_backup_.*\[y\/N\]/);
     assert.deepEqual(treeOf(base), before);
   }
+  const interrupted = await answer("\x04");
+  assert.equal(interrupted.code, 130, interrupted.stdout);
+  assert.deepEqual(treeOf(base), before);
   const { code, stdout } = await answer("y\n");
   assert.equal(code, 0, stdout);
   await assertRestored(store);

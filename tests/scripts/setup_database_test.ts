@@ -459,9 +459,12 @@ Deno.test("a new database beside a log with runs names the recovery", async () =
   using temp = new TempFolder();
   for (const folder of ["db", "raw"]) Deno.mkdirSync(`${temp.path}/${folder}`);
   Deno.writeTextFileSync(`${temp.path}/raw/events_20251210.ndjson`, "{}\n");
-  const { code, stdout } = await runScript("setup_database", temp.path);
+  const { code, stderr } = await runScript("setup_database", temp.path, ["--quiet"]);
   assert.equal(code, 0);
-  assert.match(stdout, /^created .*\n {2}the log has earlier runs: recover_database --force adds them/);
+  assert.match(
+    stderr,
+    /^warning: the new database is empty, .*raw has 1 log of earlier runs: run recover_database --force /,
+  );
 });
 
 for (const [what, code, make] of REFUSED) {
