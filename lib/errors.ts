@@ -102,7 +102,10 @@ export function fileError(thrown: unknown, doing: string): TelemetryError {
   const { name = "", code: systemCode = "" } = (thrown ?? {}) as { name?: string; code?: string };
   const code = isInUse(thrown) ? "locked" : SYSTEM_CODES[systemCode] ?? DENO_ERRORS[name] ?? "io";
   const what = code === "locked" ? `it is in use by another program (${errorMessage(thrown)})` : errorMessage(thrown);
-  return new TelemetryError(code, `${doing}: ${what}`, { cause: thrown, hint: HINTS[code] });
+  return new TelemetryError(code, `${doing}: ${what}`, {
+    cause: thrown,
+    hint: systemCode === "EROFS" ? READ_ONLY_HINT : HINTS[code],
+  });
 }
 
 /** Whether Windows denied access because another program has the file open (32) or a part of it locked (33). */
@@ -111,6 +114,7 @@ export function isInUse(thrown: unknown): boolean {
 }
 
 const SYSTEM_CODES: Record<string, ErrorCode> = { ENOSPC: "disk_full", EDQUOT: "disk_full" };
+const READ_ONLY_HINT = "that file system is read-only: mount it for writing, or use a copy of the store";
 
 const DENO_ERRORS: Record<string, ErrorCode> = {
   NotCapable: "permission",

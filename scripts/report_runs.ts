@@ -151,7 +151,7 @@ function show(terminal: Terminal, lines: string[]): void {
 
 function warnOf(terminal: Terminal, { source, problem }: RunOrigin): void {
   if (source === "log" && problem !== null) {
-    terminal.warn(`${problem}: this was read from the log; recover_database rebuilds the database`);
+    terminal.warn(`the runs were read from the log: ${problem}`);
   }
 }
 

@@ -1,5 +1,5 @@
 /** Where a report reads runs: the database, or the log where the database cannot be read. @module */
-import { errorMessage, hasCode } from "../errors.ts";
+import { hasCode } from "../errors.ts";
 import { fileNameOf, type Layout, parseFileName } from "../layout.ts";
 import { logFiles, readLogs } from "../log/read.ts";
 import { RUN_COLUMNS, type RunEvent } from "../records.ts";
@@ -13,7 +13,7 @@ import { type Instant, parseTimestamp } from "../time.ts";
 export interface RunOrigin {
   /** Where the runs were read. */
   source: "database" | "log";
-  /** Why the database could not be read. */
+  /** Why the database could not be read, and what to do about it. */
   problem: string | null;
   /** The schema version of the database; null when the log was read. */
   schema_version: number | null;
@@ -62,7 +62,7 @@ export async function readRuns<T>({ database, raw }: Layout, work: (runs: Runs, 
     return work(new Runs(db), { source: "database", problem: null, schema_version: version, rejected_parts: 0 });
   } catch (error) {
     if (!hasCode(error, ...UNREADABLE)) throw error;
-    problem = errorMessage(error);
+    problem = `${error.message}; ${error.hint}`;
   }
   return await readLoggedRuns(raw, problem, work);
 }

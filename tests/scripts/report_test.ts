@@ -332,7 +332,7 @@ testWith(["nobody"], "a user who may only read sees the database beside a writer
   assert.deepEqual([alone.code, source, counts.runs], [0, "log", 0]);
   assert.match(
     alone.stderr,
-    /^warning: .*telemetry\.sqlite.*: this was read from the log; recover_database rebuilds the database\n$/,
+    /^warning: the runs were read from the log: .*telemetry\.sqlite cannot be opened .*; run this as the owner .*\n$/,
   );
 });
 
@@ -362,6 +362,6 @@ Deno.test("an empty store and one without a database have empty reports", async 
   assert.deepEqual([code, /\n0 runs\n/.test(stdout)], [0, true]);
   assert.match(
     stderr,
-    /^warning: the database .* does not exist: this was read from the log; recover_database rebuilds the database\n$/,
+    /^warning: the runs were read from the log: the database .* does not exist; if it is lost, run recover_database.*\n$/,
   );
 });
