@@ -57,10 +57,9 @@ export function jsonOf(value: unknown, name: string, warnings: Warnings): string
   }
 
   function formOfObject(part: object, key: Key): unknown {
+    if (BOXES.some((type) => part instanceof type)) return formOfPrimitive(part.valueOf());
     // JSON turns an invalid date into null.
-    if (TEXTS.some((type) => part instanceof type) || part instanceof Date && isNaN(part.getTime())) {
-      return String(part);
-    }
+    if (part instanceof RegExp || part instanceof Date && isNaN(part.getTime())) return String(part);
     if ("toJSON" in part && typeof part.toJSON === "function") {
       const form: unknown = part.toJSON(String(key));
       if (form !== part) return convert({ [key]: form }, key);
@@ -89,8 +88,8 @@ export function jsonOf(value: unknown, name: string, warnings: Warnings): string
 
 type Key = string | number | symbol;
 
-/** Objects that are written as their text. */
-const TEXTS = [RegExp, String, Number, Boolean, BigInt];
+/** The classes of `new Number(3)` and the like, which JSON writes as what they contain. */
+const BOXES = [String, Number, Boolean, BigInt];
 
 function formOfPrimitive(value: unknown): unknown {
   if (typeof value === "number") return Number.isFinite(value) ? value : String(value);

@@ -475,6 +475,7 @@ Deno.test("every kind of value is recorded, or its loss is told", async () => {
     [new Date(NaN), "Invalid Date"],
     [new URL("http://a/"), "http://a/"],
     [/x/g, "/x/g"],
+    [[new Number(3), new String("s"), new Boolean(false), Object(5n), new Number(NaN)], [3, "s", false, 5, "NaN"]],
     [[1n, 2n ** 60n, NaN, -Infinity, -0, undefined], [1, String(2n ** 60n), "NaN", "-Infinity", 0, null]],
     [bytes, [1, 2, 3]],
     [new DataView(bytes, 1), [2, 3]],
