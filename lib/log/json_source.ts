@@ -10,7 +10,7 @@ const SOURCES = new WeakMap<object, Map<string, string>>();
 /** The value of a JSON text, with the sources of its members where needed. Throws for what is not JSON. */
 export function parseWithSources(text: string): unknown {
   const value: unknown = JSON.parse(text);
-  if (typeof value === "object" && value !== null && Object.values(value).some(isInexact)) {
+  if (typeof value === "object" && value !== null && Object.values(value).some(needsSource)) {
     SOURCES.set(value, membersOf(text));
   }
   return value;
@@ -21,11 +21,12 @@ export function sourceOf(record: object, field: string): string | undefined {
   return SOURCES.get(record)?.get(field);
 }
 
-function isInexact(value: unknown): boolean {
+/** Whether the text of a value cannot be written again from the value: it is nested, or a number that may be rounded. */
+function needsSource(value: unknown): boolean {
   return typeof value === "object" ? value !== null : typeof value === "number" && !Number.isSafeInteger(value);
 }
 
-/** The source of each inexact member of the object that a valid JSON text is. */
+/** The text of each member that is nested or a number, of the object that a valid JSON text is. */
 function membersOf(text: string): Map<string, string> {
   const members = new Map<string, string>();
   let isInString = false, depth = 0, start = 0;
