@@ -9,14 +9,14 @@ import { readFull } from "../fs/atomic_file.ts";
 import { sidecarsOf } from "../layout.ts";
 import { sizeOf } from "../fs/locate.ts";
 import type { SqlValue } from "../sqlite/connection.ts";
-import { decodeText, textDecoder } from "../sqlite/rows.ts";
+import { decodeText, textDecoder, toNumber } from "../sqlite/rows.ts";
 
 export interface FoundRow {
   /** Counted from 1. */
   page: number;
   /** The table whose b-tree has this page; undefined where no tree leads to it. */
   table: string | undefined;
-  rowid: number;
+  rowid: number | bigint;
   /** In the order of the stored columns. Old rows lack the columns that were added later. Undefined: unreadable. */
   cells: SqlValue[] | undefined;
 }
@@ -47,6 +47,8 @@ const ENCODINGS = ["", "utf-8", "utf-16le", "utf-16be"];
 export class PageFile implements Disposable {
   /** Where the header is destroyed, the size in the WAL, or the one with which most rows can be read. */
   readonly pageSize: number;
+  /** How many bytes at the end of each page SQLite does not use. macOS reserves some. */
+  readonly #reserved: number;
   readonly #main: RandomFile;
   readonly #wal: RandomFile;
   readonly #text: TextDecoder;
@@ -61,6 +63,7 @@ export class PageFile implements Disposable {
     this.#wal = new RandomFile(sidecarsOf(path).wal);
     const header = this.#main.read(0, FILE_HEADER_BYTES);
     const hasHeader = new TextDecoder().decode(header.subarray(0, 16)) === "SQLite format 3\0";
+    this.#reserved = hasHeader ? header[20]! : 0;
     this.#text = textDecoder(hasHeader && ENCODINGS[numberAt(header, 56, 4)] || "utf-8");
     const sizes = [hasHeader ? numberAt(header, 16, 2) : 0, numberAt(this.#wal.read(0, WAL_HEADER_BYTES), 8, 4)];
     const known = sizes.map((size) => size === 1 ? 65536 : size).find((size) => PAGE_SIZES.includes(size));
@@ -196,7 +199,7 @@ export class PageFile implements Disposable {
       // The places are unknown, so try every byte.
       for (let at = start; at < this.pageSize - 4; at++) {
         const row = this.#row(bytes, at);
-        if (row === undefined || row.rowid < 1 || !isRow(table, row.cells)) continue;
+        if (row === undefined || typeof row.rowid === "bigint" || row.rowid < 1 || !isRow(table, row.cells)) continue;
         yield { page, table, rowid: row.rowid, cells: row.cells };
         at = row.end - 1;
       }
@@ -205,10 +208,10 @@ export class PageFile implements Disposable {
   }
 
   /** The row in a cell of a leaf page, and where the cell ends; undefined when there is none. */
-  #row(bytes: Uint8Array, at: number): { rowid: number; cells: SqlValue[]; end: number } | undefined {
+  #row(bytes: Uint8Array, at: number): { rowid: number | bigint; cells: SqlValue[]; end: number } | undefined {
     const [size, afterSize] = varintAt(bytes, at);
-    const [rowid, start] = varintAt(bytes, afterSize);
-    if (!(size > 0 && Number.isSafeInteger(rowid))) return undefined;
+    const [rowid, start] = exactVarintAt(bytes, afterSize);
+    if (!(size > 0) || Number.isNaN(rowid)) return undefined;
     const payload = this.#payload(bytes, start, size);
     const cells = payload && this.#record(payload.bytes);
     return cells && { rowid, cells, end: payload.end };
@@ -216,7 +219,7 @@ export class PageFile implements Disposable {
 
   /** A row's bytes, including those in overflow pages ("Cell Payload Overflow Pages"). */
   #payload(bytes: Uint8Array, at: number, size: number): { bytes: Uint8Array; end: number } | undefined {
-    const usable = this.pageSize;
+    const usable = this.pageSize - this.#reserved;
     const most = usable - 35;
     const least = Math.floor((usable - 12) * 32 / 255) - 23;
     const spilled = least + (size - least) % (usable - 4);
@@ -232,7 +235,7 @@ export class PageFile implements Disposable {
       const overflow = this.#page(page);
       if (seen.has(page) || overflow.length < usable) return undefined;
       seen.add(page);
-      parts.push(overflow.subarray(4, 4 + left));
+      parts.push(overflow.subarray(4, Math.min(usable, 4 + left)));
       page = numberAt(overflow, 0, 4);
     }
     return { bytes: Buffer.concat(parts), end: at + local + 4 };
@@ -295,8 +298,14 @@ function numberAt(bytes: Uint8Array, at: number, length: 2 | 4): number {
   return value;
 }
 
-/** A variable-length integer, and where it ends; NaN where it is cut off. */
+/** A variable-length integer as a number, and where it ends; NaN where it is cut off. */
 function varintAt(bytes: Uint8Array, at: number): [value: number, end: number] {
+  const [value, end] = exactVarintAt(bytes, at);
+  return [Number(value), end];
+}
+
+/** The same; a `bigint` where a number is not exact. */
+function exactVarintAt(bytes: Uint8Array, at: number): [value: number | bigint, end: number] {
   // Most have one byte, and arithmetic on `bigint` is slow.
   if (bytes[at]! < 0x80) return [bytes[at]!, at + 1];
   let value = 0n;
@@ -304,7 +313,7 @@ function varintAt(bytes: Uint8Array, at: number): [value: number, end: number] {
     const byte = bytes[at + i]!;
     // All bits of a ninth byte count.
     value = i === 8 ? value << 8n | BigInt(byte) : value << 7n | BigInt(byte & 0x7f);
-    if (byte < 0x80 || i === 8) return [Number(BigInt.asIntN(64, value)), at + i + 1];
+    if (byte < 0x80 || i === 8) return [toNumber(BigInt.asIntN(64, value)), at + i + 1];
   }
   return [NaN, bytes.length];
 }

@@ -42,7 +42,7 @@ export class RowShapes {
    * Identifies a row by the table whose tree has its page. Where none has it, or a WAL can be another database's, by its
    * likeness to the rows of the contract's tables.
    */
-  identify(table: string | undefined, rowid: number, cells: SqlValue[]): Row | undefined {
+  identify(table: string | undefined, rowid: number | bigint, cells: SqlValue[]): Row | undefined {
     const known = table === undefined ? undefined : this.#known.get(table);
     if (known !== undefined && fits(known, cells)) return rowOf(known, rowid, cells);
     if (table !== undefined && !isOfContract(table)) return undefined;
@@ -64,7 +64,11 @@ function checkOf(table: string, { name, isRowid }: StoredColumn): (cell: SqlValu
   const declaration = declarationOf(table, name);
   if (declaration === undefined) return () => true;
   if (isRowid) return (cell) => cell === null;
-  if (/NOT NULL|TEXT PRIMARY KEY/.test(declaration)) return (cell) => typeof cell === "string" && cell !== "";
+  if (/NOT NULL|TEXT PRIMARY KEY/.test(declaration)) {
+    // Names can be in another encoding. Keys and times are what garbage is told by.
+    const isName = /_name$|_type$/.test(name);
+    return (cell) => typeof cell === "string" && cell !== "" || isName && cell instanceof TextBytes;
+  }
   if (name === "api_posted") return (cell) => cell === null || cell === 0n || cell === 1n;
   // SQLite converts what it can, and stores the rest as it is.
   if (declaration.startsWith("INTEGER")) return (cell) => !(cell instanceof Uint8Array);
@@ -84,7 +88,7 @@ function isDated({ columns }: RowShape, cells: SqlValue[]): boolean {
   return isDate(cells[columns.findIndex(({ name }) => name === "created_at" || name === "timestamp")]);
 }
 
-function rowOf({ table, columns }: RowShape, rowid: number, cells: SqlValue[]): Row {
+function rowOf({ table, columns }: RowShape, rowid: number | bigint, cells: SqlValue[]): Row {
   const copied = [...cells.keys()].filter((i) => columns[i]!.isCopied);
   return {
     table,

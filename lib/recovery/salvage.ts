@@ -86,7 +86,11 @@ export class Salvage {
    */
   takeFrom(path: string, isIntact?: boolean): boolean {
     const source = this.takeSchemaFrom(path, isIntact);
-    if (source.isIntact) {
+    // SQLite cannot read a table with a collation that it does not have; pages can be read all the same.
+    const isReadable = source.objects.every(({ type, name }) =>
+      type !== "table" || !isOfContract(name) || source.tables.has(name)
+    );
+    if (source.isIntact && isReadable) {
       using db = Connection.openToRead(path);
       this.#takeTables(db, source);
     } else {
@@ -114,8 +118,6 @@ export class Salvage {
       source.isIntact = false;
     }
     this.#createTables(source);
-    // SQLite cannot read a table with a collation that it does not have; pages can be read all the same.
-    source.isIntact &&= source.tables.has("agent_runs");
     this.hasRunsTable ||= source.tables.has("agent_runs");
     return source;
   }

@@ -104,7 +104,7 @@ export function declareTables(
     try {
       memory.run(sql!);
     } catch (error) {
-      leaveOut(`table ${name}`, error);
+      leaveOut(`${isOfContract(name) ? "user-defined columns of " : ""}table ${name}`, error);
       continue;
     }
     const { type, wr, computed } = describe.get(name)!;

@@ -234,8 +234,9 @@ export class Connection implements Disposable {
   #check(depth: "quick" | "full", table = ""): string[] | undefined {
     try {
       const pragma = depth === "full" ? "integrity_check" : "quick_check";
-      const found = this.all(`PRAGMA ${pragma}${table}`).map((row) => String(Object.values(row)[0]));
-      return found.join() === "ok" ? [] : found;
+      const found = this.all(`PRAGMA ${pragma}${table}`).flatMap((row) => String(Object.values(row)[0]).split("\n"));
+      // A row can have several lines, the first of which names the database.
+      return found.filter((line) => line !== "ok" && !line.startsWith("***"));
     } catch (error) {
       if (hasCode(error, "damaged")) return [errorMessage(error.cause)];
       if (!isRefused(error)) throw error;

@@ -142,7 +142,7 @@ export function decodeText(bytes: Uint8Array, decoder: TextDecoder): string | Te
 }
 
 /** A number where that is exact. */
-function toNumber<T extends SqlValue>(value: T): T | number {
+export function toNumber<T extends SqlValue>(value: T): T | number {
   return typeof value === "bigint" && Number.isSafeInteger(Number(value)) ? Number(value) : value;
 }
 

@@ -72,7 +72,7 @@ export async function takeSnapshot(
 export function assertIntact(db: Connection, database: string, depth: "quick" | "full" = "quick"): void {
   const [problem] = db.check(depth);
   if (problem === undefined) return;
-  throw damagedDatabase(`${database} is damaged (${problem.replace(/\s+/g, " ")}); nothing was changed`);
+  throw damagedDatabase(`${database} is damaged (${problem}); nothing was changed`);
 }
 
 /** A file with a copy of the database. */

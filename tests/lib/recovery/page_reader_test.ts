@@ -54,7 +54,7 @@ function expectedOf(path: string): Map<number, SqlValue[]> {
 }
 
 function assertRows(found: ReadRow[], expected: Map<number, SqlValue[]>): void {
-  const byId = new Map(found.map(({ rowid, cells }) => [rowid, cells]));
+  const byId = new Map(found.map(({ rowid, cells }) => [Number(rowid), cells]));
   assert.equal(byId.size, expected.size);
   assert.equal(found.length, expected.size, "no row twice");
   for (const [rowid, cells] of expected) {
@@ -69,7 +69,9 @@ const SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536];
 
 /** Rows by their numbers, of the table with six columns. */
 function rowsOfT(path: string): Map<number, SqlValue[]> {
-  return new Map(rowsOf(path).filter(({ cells }) => cells.length === 6).map(({ rowid, cells }) => [rowid, cells]));
+  return new Map(
+    rowsOf(path).filter(({ cells }) => cells.length === 6).map(({ rowid, cells }) => [Number(rowid), cells]),
+  );
 }
 
 function zeroHeader(path: string): void {
@@ -148,18 +150,34 @@ Deno.test("pages: text of both UTF-16 encodings is decoded", () => {
   }
 });
 
-Deno.test("pages: integers of each width and row numbers up to 2^53 are exact", () => {
+Deno.test("pages: integers of each width and row numbers of any size are exact", () => {
   using temp = new TempFolder();
   const path = `${temp.path}/db.sqlite`;
   const values = [7, 15, 23, 31, 47, 62].flatMap((bits) => [2n ** BigInt(bits) - 1n, -(2n ** BigInt(bits))]);
+  const numbers = [2n ** 40n, 2n ** 53n - 1n, 2n ** 53n + 1n, 2n ** 63n - 1n];
   sqlite(
     path,
     `CREATE TABLE t (a); ${values.map((value) => `INSERT INTO t VALUES (${value});`).join("")}
-    INSERT INTO t (rowid, a) VALUES (${2 ** 40}, -9223372036854775808), (${2 ** 53 - 1}, 'last')`,
+    INSERT INTO t (rowid, a) VALUES ${numbers.map((number) => `(${number}, -9223372036854775808)`)}`,
   );
   const rows = rowsOf(path, rootsOf(path)).filter(({ table }) => table === "t");
-  assert.deepEqual(rows.map(({ cells }) => cells[0]), [...values, -(2n ** 63n), "last"]);
-  assert.deepEqual(rows.slice(-2).map(({ rowid }) => rowid), [2 ** 40, 2 ** 53 - 1]);
+  assert.deepEqual(rows.map(({ cells }) => cells[0]), [...values, ...numbers.map(() => -(2n ** 63n))]);
+  assert.deepEqual(rows.slice(-4).map(({ rowid }) => BigInt(rowid)), numbers);
+});
+
+Deno.test("pages: rows come back from pages with reserved bytes", () => {
+  using temp = new TempFolder();
+  const path = `${temp.path}/db.sqlite`;
+  // No statement reserves bytes, so this moves the header of an empty database's only page.
+  sqlite(path, "PRAGMA user_version=1");
+  const bytes = Deno.readFileSync(path);
+  bytes[20] = 12;
+  // Where the content of the page starts.
+  new DataView(bytes.buffer).setUint16(105, 4096 - 12);
+  Deno.writeFileSync(path, bytes);
+  sqlite(path, FILL(300));
+  assert.equal(Deno.readFileSync(path)[20], 12);
+  assertRows(rowsOf(path, rootsOf(path)).filter(({ table }) => table === "t"), expectedOf(path));
 });
 
 Deno.test({
@@ -193,7 +211,7 @@ Deno.test("pages: rows of the WAL come after those of the file, also without the
   const last = new Map(
     rowsOf(copy, roots).filter(({ table }) => table === "t").map(({ rowid, cells }) => [rowid, cells[1]]),
   );
-  assert.deepEqual([...last].sort(([a], [b]) => a - b), expected.map(({ at, b }) => [at, b]));
+  assert.deepEqual([...last].sort(([a], [b]) => Number(a) - Number(b)), expected.map(({ at, b }) => [at, b]));
   assert.ok([...last.values()].includes("in wal") && [...last.values()].includes("changed"));
   // The same without the file, and with a header of the WAL that is gone.
   Deno.removeSync(copy);

@@ -394,11 +394,13 @@ for (const [damage, encoding] of [["none", "UTF-8"], ["page", "UTF-8"], ["page",
     using store = new Store(
       `PRAGMA encoding='${encoding}';` + schemaSql() + insertOf("x") + `CREATE TABLE own (a, b);
       INSERT INTO own VALUES (CAST(x'00d84d00fcff' AS TEXT), x'fc'), (CAST(x'4dfc6e00' AS TEXT), 2);
-      UPDATE agent_runs SET error_summary=CAST(x'4dfc6e00' AS TEXT)`,
+      UPDATE agent_runs SET agent_name=CAST(x'4dfc6e00' AS TEXT), error_summary=CAST(x'4dfc6e00' AS TEXT)`,
     );
     const read = () => [
       ...store.rows("SELECT typeof(a), hex(CAST(a AS BLOB)), hex(b) FROM own ORDER BY 2"),
-      ...store.rows("SELECT typeof(error_summary), hex(CAST(error_summary AS BLOB)) FROM agent_runs"),
+      ...["agent_name", "error_summary"].flatMap((name) =>
+        store.rows(`SELECT typeof(${name}), hex(CAST(${name} AS BLOB)) FROM agent_runs`)
+      ),
     ];
     const before = read();
     store.change(DAMAGES[damage]);
@@ -444,6 +446,26 @@ Deno.test("tables with a function that only another program has are left out who
     store.sql(insertOf("y"));
   }
 });
+
+for (const table of ["agent_runs", "commits", "run_events"]) {
+  Deno.test(`rows of ${table} come back where a column needs a function that only another program has`, async () => {
+    using store = new Store(
+      schemaSql() + insertOf("x", { api_posted: 1 }) + `
+      INSERT INTO commits (commit_hash) VALUES ('c0ffee');
+      INSERT INTO run_events (run_id, event_type, timestamp) VALUES ('x', 'e', '2025-01-01T00:00:00Z')`,
+    );
+    {
+      using db = new DatabaseSync(store.file);
+      db.function("foreign_one", { deterministic: true }, (value) => value);
+      db.exec(`ALTER TABLE ${table} ADD COLUMN own TEXT CHECK (foreign_one(own) IS own)`);
+    }
+    const { commits, run_events, not_brought, sources } = await store.recover();
+    assert.deepEqual([commits, run_events, sources.map(({ sound }) => sound)], [1, 1, [true]]);
+    assert.deepEqual(store.rows("SELECT run_id, api_posted FROM agent_runs"), [["x", 1]]);
+    assert.match(not_brought.join(), new RegExp(`^user-defined columns of table ${table}: .*foreign_one$`));
+    store.sql(insertOf("y"));
+  });
+}
 
 /** What is not plain, does not work, or would refuse the writes of agents. */
 const LEFT_OUT: Record<string, [sql: string, what: RegExp]> = {
