@@ -8,7 +8,16 @@ import { parseDurationFlag, parseTimestamp, timestamp } from "../time.ts";
 import { apiFromEnvironment } from "./api_client.ts";
 import { ClientStore } from "./client_store.ts";
 import type { RunStats } from "./database_writer.ts";
-import { copyOf, type EndFields, errorSummary, hostName, type RunFields, toColumns, toEndStatus } from "./fields.ts";
+import {
+  copyOf,
+  type EndFields,
+  errorSummary,
+  hostName,
+  type RunFields,
+  toColumns,
+  toColumnText,
+  toEndStatus,
+} from "./fields.ts";
 import { jsonOf } from "./json.ts";
 import {
   checkOptions,
@@ -98,14 +107,14 @@ export class TelemetryClient implements AsyncDisposable {
 
   async #startRun(agentName: string, jobType: string, fields: RunFields, results?: EndFields): Promise<string> {
     const now = new Date();
-    const name = toText(agentName);
+    const name = toColumnText("agent_name", agentName, this.#warnings);
     const id = runId(name, now);
     await this.#enter("run", async () => {
       if (name === "") this.#warnings.warn("field:agent_name", "agent_name is empty");
       const run = newRun({
         run_id: id,
         agent_name: name,
-        job_type: toText(jobType),
+        job_type: toColumnText("job_type", jobType, this.#warnings),
         start_time: timestamp(now),
         trigger_type: "cli",
         agent_owner: readEnv("AGENT_OWNER") || null,
@@ -128,7 +137,7 @@ export class TelemetryClient implements AsyncDisposable {
     return this.#enter("event", () =>
       this.#store.append({
         run_id: toText(runId),
-        event_type: toText(eventType),
+        event_type: toColumnText("event_type", eventType, this.#warnings),
         timestamp: timestamp(),
         payload_json: payload === undefined || payload === null ? null : jsonOf(payload, "payload", this.#warnings),
         id: null,
@@ -222,7 +231,7 @@ export class TelemetryClient implements AsyncDisposable {
       await this.endRun(runId, { ...results });
       return result;
     } catch (error) {
-      await this.endRun(runId, { ...results, status: "failed", error_summary: errorSummary(error) });
+      await this.endRun(runId, { ...results, status: "failed", error_summary: errorSummary(error, this.#warnings) });
       throw error;
     }
   }

@@ -4,7 +4,7 @@ import { LATER_STATUSES, RUN_COLUMNS, RUN_STATUSES, TRIGGER_TYPES } from "../rec
 import type { RunRecord, RunStatus, TriggerType } from "../records.ts";
 import { parseWithSources, sourceOf } from "../log/json_source.ts";
 import { parseTimestamp, timestamp } from "../time.ts";
-import { jsonOf } from "./json.ts";
+import { jsonOf, withoutBadEscapes } from "./json.ts";
 import { toText, type Warnings } from "./warnings.ts";
 
 // deno-fmt-ignore
@@ -38,7 +38,8 @@ export function copyOf(given: unknown, warnings: Warnings): Record<string, unkno
   if (given === undefined || given === null) return {};
   const copy: [string, unknown][] = [];
   try {
-    const source = (given instanceof Map ? Object.fromEntries(given) : given) as Record<string, unknown>;
+    const entries = given instanceof Map && Array.from(given, ([key, value]) => [toText(key), value]);
+    const source = (entries ? Object.fromEntries(entries) : given) as Record<string, unknown>;
     if (typeof source !== "object") throw new TypeError(`${typeof given} is not an object`);
     for (const key of Object.keys(source)) {
       try {
@@ -92,8 +93,9 @@ function toColumn(name: string, value: unknown, warnings: Warnings): string | nu
   if (NUMBERS.has(name)) return toInteger(name, value, warnings);
   if (name === "metrics_json" && typeof value === "object") return jsonOf(value, name, warnings);
   const text = toColumnText(name, value, warnings);
-  if (name === "start_time" && parseTimestamp(text) === undefined) {
-    warnings.warn("field", `start_time ${text} is not an ISO 8601 time`);
+  if (name === "metrics_json") return toMetrics(text, warnings);
+  if (name.endsWith("_time") && parseTimestamp(text) === undefined) {
+    warnings.warn(`field:${name}`, `${name} ${text} is not an ISO 8601 time`);
   }
   return text;
 }
@@ -117,34 +119,48 @@ function toInteger(name: string, value: unknown, warnings: Warnings): number | n
   return integer;
 }
 
-/** A text column takes text. What has a text as its JSON form, such as a URL, is that text without quotes. */
-function toColumnText(name: string, value: unknown, warnings: Warnings): string {
+/**
+ * A text column takes text. What has a text as its JSON form, such as a URL, is that text without quotes. Never throws.
+ */
+export function toColumnText(name: string, value: unknown, warnings: Warnings): string {
   if (typeof value !== "object" || value === null) return toText(value);
-  if (value instanceof Error) return errorSummary(value);
-  if (value instanceof Date && !isNaN(value.getTime())) return timestamp(value);
+  try {
+    if (value instanceof Error) return errorSummary(value, warnings);
+    if (value instanceof Date && !isNaN(value.getTime())) return timestamp(value);
+  } catch { /* It only looks like one, or cannot be examined. */ }
   const json = jsonOf(value, name, warnings);
   return json.startsWith('"') ? JSON.parse(json) as string : json;
 }
 
-/** Adds members to a JSON object. Numbers in its text keep their digits. */
+/** The text of `metrics_json` as JSON that every reader accepts. */
+function toMetrics(text: string, warnings: Warnings): string {
+  try {
+    JSON.parse(text);
+    return withoutBadEscapes(text, "metrics_json", warnings);
+  } catch {
+    warnings.warn("json:metrics_json", "metrics_json is not JSON: it is recorded as text");
+    return jsonOf(text, "metrics_json", warnings);
+  }
+}
+
+/** Adds members to a JSON object. */
 function mergeMetrics(text: unknown, added: Record<string, unknown>, warnings: Warnings): string {
-  const members = new Map<string, string>();
-  const before = parseMetrics(text);
-  for (const [key, value] of Object.entries(before)) members.set(key, sourceOf(before, key) ?? JSON.stringify(value));
+  const members = membersOfMetrics(text);
   // One by one, so that a member that is too long costs no other one.
   for (const [key, value] of Object.entries(added)) members.set(key, jsonOf(value, key, warnings));
   return `{${[...members].map(([key, json]) => `${jsonOf(key, "metrics_json", warnings)}:${json}`)}}`;
 }
 
-/** The object in a JSON text. Any other value is kept under the name of the column. */
-function parseMetrics(text: unknown): object {
-  if (text === null) return {};
+/** The members of a JSON object as JSON, with all digits. Any other value is kept under the name of the column. */
+function membersOfMetrics(text: unknown): Map<string, string> {
+  if (text === null) return new Map();
   try {
     const value = parseWithSources(String(text));
-    if (typeof value === "object" && !Array.isArray(value)) return value ?? {};
-    return { metrics_json: value };
+    if (value === null) return new Map();
+    if (typeof value !== "object" || Array.isArray(value)) return new Map([["metrics_json", String(text)]]);
+    return new Map(Object.entries(value).map(([key, part]) => [key, sourceOf(value, key) ?? JSON.stringify(part)]));
   } catch {
-    return { metrics_json: text };
+    return new Map([["metrics_json", JSON.stringify(text)]]);
   }
 }
 
@@ -162,9 +178,9 @@ export function toEndStatus(given: unknown, warnings: Warnings): { status: RunSt
 }
 
 /** `Type: message` of a thrown value (contract, "Client and API"). Never throws: the agent must see its own error. */
-export function errorSummary(thrown: unknown): string {
+export function errorSummary(thrown: unknown, warnings: Warnings): string {
   try {
-    if (!(thrown instanceof Error)) return `${typeof thrown}: ${toText(thrown)}`;
+    if (!(thrown instanceof Error)) return `${typeof thrown}: ${toColumnText("error_summary", thrown, warnings)}`;
     const type = thrown.name === "Error" ? thrown.constructor.name : thrown.name;
     return `${type}: ${thrown.message}`.toWellFormed();
   } catch {

@@ -33,14 +33,14 @@ export function jsonOf(value: unknown, name: string, warnings: Warnings): string
     try {
       part = (holder as Record<Key, unknown>)[key];
       if (typeof part !== "object" || part === null) return formOfPrimitive(part);
-      if (parents.has(part)) return textOf(part, `contains itself at ${toText(key)}`);
-      if (parents.size >= MAX_DEPTH) return textOf(part, `is nested too deeply at ${toText(key)}`);
+      if (parents.has(part)) return textOf(part, `contains itself${at(key)}`);
+      if (parents.size >= MAX_DEPTH) return textOf(part, `is nested too deeply${at(key)}`);
       const known = converted.get(part);
       if (known === undefined) return convertObject(part, key);
       parts += known.parts;
       return known.form;
     } catch (error) {
-      return textOf(part, `has no JSON form at ${toText(key)} (${errorMessage(error)})`);
+      return textOf(part, `has no JSON form${at(key)} (${errorMessage(error)})`);
     }
   }
 
@@ -65,7 +65,7 @@ export function jsonOf(value: unknown, name: string, warnings: Warnings): string
       if (form !== part) return convert({ [key]: form }, key);
     }
     const shown = membersOf(part);
-    if (shown === undefined) return textOf(part, `has no JSON form at ${toText(key)}`);
+    if (shown === undefined) return textOf(part, `has no JSON form${at(key)}`);
     if (Array.isArray(shown)) return Array.from(shown, (_, i) => convert(shown, i));
     return Object.fromEntries(keysOf(shown).map((key) => [toText(key), convert(shown, key)]));
   }
@@ -78,15 +78,24 @@ export function jsonOf(value: unknown, name: string, warnings: Warnings): string
   } catch (error) {
     text = JSON.stringify(textOf(value, `cannot be written as JSON (${errorMessage(error)})`));
   }
-  // JSON writes lone halves of pairs and NUL as escapes, which PostgreSQL refuses in jsonb, in keys, too.
-  if (!/\\u(?:d[89a-f]|0000)/.test(text)) return text;
-  return text.replace(/\\(u[0-9a-f]{4}|.)/g, (escape, code: string) => {
-    if (code === "u0000") warnings.warn(`json:${name}:nul`, `${name} contains NUL: it is recorded as ␀`);
-    return code === "u0000" ? "␀" : code.startsWith("ud") ? "\ufffd" : escape;
+  return withoutBadEscapes(text, name, warnings);
+}
+
+/** JSON whose escapes PostgreSQL accepts in jsonb, in keys, too: no NUL, and no lone half of a pair. */
+export function withoutBadEscapes(json: string, name: string, warnings: Warnings): string {
+  if (!/\\u(?:d[89a-f]|0000)/i.test(json)) return json;
+  return json.replace(/\\(?:ud[89ab]..\\ud[c-f]..|u....|.)/gi, (escape) => {
+    if (escape === "\\u0000") warnings.warn(`json:${name}:nul`, `${name} contains NUL: it is recorded as ␀`);
+    return escape === "\\u0000" ? "␀" : /^\\ud[89a-f]..$/i.test(escape) ? "\ufffd" : escape;
   });
 }
 
 type Key = string | number | symbol;
+
+/** Where a part is; the value itself has the key "". */
+function at(key: Key): string {
+  return key === "" ? "" : ` at ${toText(key)}`;
+}
 
 /** The classes of `new Number(3)` and the like, which JSON writes as what they contain. */
 const BOXES = [String, Number, Boolean, BigInt];
@@ -115,7 +124,7 @@ function membersOf(value: object): object | undefined {
 
 function keysOf(value: object): (string | symbol)[] {
   const keys = Object.keys(value);
-  if (value instanceof Error) return ["name", "message", "stack", "cause", "errors", ...keys];
+  if (value instanceof Error) return ["name", "message", "stack", "cause", "errors", "error", "suppressed", ...keys];
   // Classes of Deno keep what is private under symbols.
   if (!isRecord(value)) return keys;
   const isShown = (key: symbol) => Object.prototype.propertyIsEnumerable.call(value, key);

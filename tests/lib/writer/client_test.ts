@@ -339,18 +339,82 @@ Deno.test("an unknown trigger_type is recorded as manual, and words for a failur
 Deno.test("values that readers refuse are converted, with a warning", async () => {
   await using stage = new Stage();
   const id = await stage.client.startRun("", "job", { start_time: "yesterday", items_failed: -2 });
-  await stage.client.endRun(id, { duration_ms: 1234.5678, items_discovered: 1e30 });
+  await stage.client.endRun(id, { duration_ms: 1234.5678, items_discovered: 1e30, end_time: Date.now() as never });
   const [row] = stage.rows();
   assert.deepEqual([row!["duration_ms"], row!["items_discovered"], row!["items_failed"]], [1235, null, -2]);
   const told = [
     /agent_name is empty/,
     /start_time yesterday/,
+    /end_time \d+ is not/,
     /items_failed is negative/,
     /rounded to 1235/,
     /too large/,
   ];
   for (const pattern of told) assert.ok(stage.warnings.some((warning) => pattern.test(warning)), String(pattern));
-  assert.equal(stage.warnings.length, 5);
+  assert.equal(stage.warnings.length, 6);
+});
+
+Deno.test("a value without a JSON form costs only that value, in every text column", async () => {
+  await using stage = new Stage();
+  const revoked = Proxy.revocable([], {});
+  revoked.revoke();
+  for (const value of [revoked.proxy, Object.create(Date.prototype)] as never[]) {
+    const id = await stage.client.startRun(value, value, { product: value, start_time: value });
+    await stage.client.logEvent(id, value, value);
+    await stage.client.endRun(id, { output_summary: value, end_time: value, metrics_json: value });
+  }
+  const names = ["agent_name", "job_type", "product", "output_summary", "end_time", "metrics_json"];
+  const wanted = ["unknown", "unknown", "unknown", "unknown", "unknown", '"unknown"'];
+  assert.deepEqual(stage.rows().map((row) => names.map((name) => row[name])), [wanted, wanted]);
+  assert.equal(stage.lines().length, 6);
+  for (const name of names) assert.match(stage.warnings.join("\n"), new RegExp(`${name} has no JSON form`));
+});
+
+Deno.test("names of agents, jobs and events are the text of what is given", async () => {
+  await using stage = new Stage();
+  await stage.client.startRun(new TypeError("agent") as never, { kind: "job" } as never);
+  await stage.client.logEvent("run", new Map([["kind", "event"]]) as never);
+  const [run, event] = stage.lines();
+  assert.deepEqual([run!["agent_name"], run!["job_type"], event!["event_type"]], [
+    "TypeError: agent",
+    '{"kind":"job"}',
+    '{"kind":"event"}',
+  ]);
+});
+
+Deno.test("a thrown value that is not an error is in the summary", async () => {
+  await using stage = new Stage();
+  for (const thrown of [{ code: "E_DISK", free: 0 }, ["a"], "text", undefined]) {
+    await assert.rejects(stage.client.trackRun("tester", "job", () => Promise.reject(thrown)), (e) => e === thrown);
+  }
+  assert.deepEqual(stage.rows().map((row) => row["error_summary"]), [
+    'object: {"code":"E_DISK","free":0}',
+    'object: ["a"]',
+    "string: text",
+    "undefined: undefined",
+  ]);
+});
+
+Deno.test("metrics_json is JSON that PostgreSQL accepts, whatever text is given", async () => {
+  await using stage = new Stage();
+  const cases = [
+    [
+      '{"a": "\\u0000\\uD800\\ud83d\\ude00\\\\u0000", "n": 1e400}',
+      '{"a": "␀\ufffd\\ud83d\\ude00\\\\u0000", "n": 1e400}',
+    ],
+    ["NaN", '"NaN"'],
+    ["", '""'],
+    ["{half", '"{half"'],
+    ["[1]", "[1]"],
+  ];
+  for (const [metrics_json] of cases) {
+    await stage.client.endRun(await stage.client.startRun("a", "b", { metrics_json: metrics_json! }));
+  }
+  assert.deepEqual(stage.rows().map((row) => row["metrics_json"]), cases.map(([, wanted]) => wanted));
+  assert.deepEqual(stage.warnings, [
+    "metrics_json contains NUL: it is recorded as ␀",
+    "metrics_json is not JSON: it is recorded as text",
+  ]);
 });
 
 Deno.test("errors, maps, sets and big integers are recorded, in payloads, metrics and text columns", async () => {
@@ -462,6 +526,12 @@ Deno.test("every kind of value is recorded, or its loss is told", async () => {
     [new AggregateError([new Error("one"), 2], "all"), {
       ...{ name: "AggregateError", message: "all", errors: [{ name: "Error", message: "one" }, 2] },
     }],
+    [new SuppressedError(new Error("one"), new Error("two"), "both"), {
+      name: "SuppressedError",
+      message: "both",
+      error: { name: "Error", message: "one" },
+      suppressed: { name: "Error", message: "two" },
+    }],
     [self, { name: "Error", message: "outer", cause: "Error: outer" }, /contains itself at cause/],
     [new DOMException("gone", "AbortError"), { name: "AbortError", message: "gone" }],
     [new Map<unknown, unknown>([["a", new Map([["b", 1n]])]]), { a: { b: 1 } }],
@@ -481,7 +551,7 @@ Deno.test("every kind of value is recorded, or its loss is told", async () => {
     [new DataView(bytes, 1), [2, 3]],
     [new Float32Array([1.5, NaN]), [1.5, "NaN"]],
     [new BigInt64Array([5n]), [5]],
-    [new Blob(["x"]), "[object Blob]", /has no JSON form/],
+    [new Blob(["x"]), "[object Blob]", /^payload has no JSON form: it is recorded as text$/],
     [Promise.resolve(), "[object Promise]", /has no JSON form/],
     [new Hidden(), "hidden 5", /has no JSON form/],
     [new Proxy({ a: 1 }, {}), { a: 1 }],
@@ -554,13 +624,13 @@ Deno.test("a field that cannot be read costs only that field, and fields may be 
     },
   };
   const id = await stage.client.startRun("tester", "job", fields);
-  await stage.client.endRun(id, new Map<string, unknown>([["items_failed", 3], ["pages", 4]]) as object);
+  await stage.client.endRun(id, new Map<unknown, unknown>([["items_failed", 3], [Symbol("pages"), 4]]) as object);
   const [row] = stage.rows();
   assert.deepEqual([row!["product"], row!["platform"], row!["items_failed"], row!["metrics_json"]], [
     "p",
     null,
     3,
-    '{"pages":4}',
+    '{"Symbol(pages)":4}',
   ]);
   assert.match(stage.warnings.join(), /platform cannot be read/);
 });
@@ -1258,12 +1328,13 @@ Deno.test("getters that throw do not throw into the agent", async () => {
 
 Deno.test("metrics that are not an object are kept when fields are added", async () => {
   await using stage = new Stage();
-  for (const metrics of ["[1,2]", "plain text", null, '{"a":1}']) {
+  for (const metrics of ["[12345678901234567890]", "12345678901234567890", "plain text", null, '{"a":1}']) {
     const id = await stage.client.startRun("tester", "job", { metrics_json: metrics });
     await stage.client.endRun(id, { more: 2 } as object);
   }
   assert.deepEqual(stage.rows().map((row) => row["metrics_json"]), [
-    '{"metrics_json":[1,2],"more":2}',
+    '{"metrics_json":[12345678901234567890],"more":2}',
+    '{"metrics_json":12345678901234567890,"more":2}',
     '{"metrics_json":"plain text","more":2}',
     '{"more":2}',
     '{"a":1,"more":2}',
