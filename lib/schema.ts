@@ -116,7 +116,12 @@ export function recoverySchemaSql(): string {
 
 /** Whether a table or an index belongs to the contract. */
 export function isOfContract(name: string): boolean {
-  return Object.hasOwn(TABLES, name) || Object.hasOwn(INDEXES, name);
+  return isContractTable(name) || Object.hasOwn(INDEXES, name);
+}
+
+/** Whether a table of this name belongs to the contract. */
+export function isContractTable(name: string): name is TableName {
+  return Object.hasOwn(TABLES, name);
 }
 
 /** Whether a column is declared as INTEGER. */

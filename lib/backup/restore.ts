@@ -2,13 +2,13 @@
  * Replaces the database by a backup.
  * @module
  */
-import { errorMessage, hasCode, TelemetryError } from "../errors.ts";
+import { errorMessage, hasCode, TelemetryError, withHint } from "../errors.ts";
 import { PartialFile } from "../fs/atomic_file.ts";
 import { isSameFile, sizeOf, statIfExists } from "../fs/locate.ts";
 import { type Layout, partialOf } from "../layout.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
-import { Connection, type OnProgress } from "../sqlite/connection.ts";
+import { Connection, isRefused, type OnProgress } from "../sqlite/connection.ts";
 import { applySchema, inspect } from "../sqlite/migrate.ts";
 import { assertIntact, OpenableBackup } from "../sqlite/snapshot.ts";
 import { compareRuns } from "../store/compare.ts";
@@ -80,7 +80,11 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   const current = inspectCurrent(database);
   using live = current.state === "intact" && options.replay ? LiveDatabase.watch(database) : undefined;
   // 4. Upgrade the copy, and add runs.
-  const prepared = await prepare(layout, path, partial.path, current, options);
+  const prepared = await prepare(layout, path, partial.path, current, options).catch((error) => {
+    const hint =
+      `run recover_database --force --with-backup ${path}, which leaves out what only another program can use`;
+    throw isRefused(error) ? withHint(error, hint) : error;
+  });
   // 5. Preserve the current database.
   const kept = await preserveCurrent(layout, current, "before_restore");
   // 6. Install the new content.
@@ -135,7 +139,7 @@ async function prepare(
   current: Current,
   { replay = false }: RestoreOptions,
 ): Promise<Prepared> {
-  using db = Connection.open(copy);
+  using db = Connection.open(copy, { shownAs: path });
   const content = contentOf(db);
   const from_version = content.schema_version;
   assertReplaceable(db, path, from_version, current);

@@ -3,7 +3,7 @@
  * @module
  */
 import { RUN_COLUMNS } from "../records.ts";
-import { isOfContract, type TableName, TABLES } from "../schema.ts";
+import { isContractTable, type TableName, TABLES } from "../schema.ts";
 import type { SqlValue } from "../sqlite/connection.ts";
 import { TextBytes } from "../sqlite/rows.ts";
 import { type Column, declarationOf } from "./source_schema.ts";
@@ -45,7 +45,7 @@ export class RowShapes {
   identify(table: string | undefined, rowid: number | bigint, cells: SqlValue[]): Row | undefined {
     const known = table === undefined ? undefined : this.#known.get(table);
     if (known !== undefined && fits(known, cells)) return rowOf(known, rowid, cells);
-    if (table !== undefined && !isOfContract(table)) return undefined;
+    if (table !== undefined && !isContractTable(table)) return undefined;
     const candidates = this.#contract.filter((shape) =>
       // Rows of commits and events are mostly text, like many others: they must have all cells and their time.
       fits(shape, cells) &&

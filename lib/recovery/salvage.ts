@@ -7,7 +7,7 @@ import { errorMessage, hasCode } from "../errors.ts";
 import { isOverwrittenId, SCHEMA_VERSION } from "../records.ts";
 import { isInIndex, MARK_POSTED_SQL } from "../store/merge.ts";
 import { parametersFor, quotedName, readRows, rowidOf, TextBytes } from "../sqlite/rows.ts";
-import { isOfContract } from "../schema.ts";
+import { isContractTable, isOfContract } from "../schema.ts";
 import { assertAcceptsRuns, newerSchema } from "../sqlite/migrate.ts";
 import { Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
 import { PageFile } from "./page_reader.ts";
@@ -88,7 +88,7 @@ export class Salvage {
     const source = this.takeSchemaFrom(path, isIntact);
     // SQLite cannot read a table with a collation that it does not have; pages can be read all the same.
     const isReadable = source.objects.every(({ type, name }) =>
-      type !== "table" || !isOfContract(name) || source.tables.has(name)
+      type !== "table" || !isContractTable(name) || source.tables.has(name)
     );
     if (source.isIntact && isReadable) {
       using db = Connection.openToRead(path);
@@ -280,7 +280,7 @@ export class Salvage {
     const key = `${table} ${columns} ${parameters}`;
     let insert = this.#inserts.get(key);
     if (insert === undefined) {
-      const number = isOfContract(table) || rowid === undefined ? undefined : rowidOf(this.#db, table);
+      const number = isContractTable(table) || rowid === undefined ? undefined : rowidOf(this.#db, table);
       const names = [...columns.map(quotedName), ...number === undefined ? [] : [number]];
       if (number !== undefined) parameters.push("?");
       const into = `INTO ${quotedName(table)} (${names}) VALUES (${parameters})`;

@@ -4,7 +4,7 @@
  */
 import { hasCode } from "../errors.ts";
 import { sizeOf } from "../fs/locate.ts";
-import { isOfContract, type TableName, TABLES } from "../schema.ts";
+import { isContractTable, isOfContract, TABLES } from "../schema.ts";
 import { Connection, retryWhileLocked, type SqlValue } from "../sqlite/connection.ts";
 import { quotedName } from "../sqlite/rows.ts";
 import type { PageFile } from "./page_reader.ts";
@@ -104,15 +104,17 @@ export function declareTables(
     try {
       memory.run(sql!);
     } catch (error) {
-      leaveOut(`${isOfContract(name) ? "user-defined columns of " : ""}table ${name}`, error);
+      leaveOut(`${isContractTable(name) ? "user-defined columns of " : ""}table ${name}`, error);
       continue;
     }
     const { type, wr, computed } = describe.get(name)!;
     const kind = type === "virtual" ? "a virtual table" : wr === 1 ? "WITHOUT ROWID" : "a table with computed columns";
     const isPlain = type === "table" && wr === 0 && computed === null;
-    if (isPlain || isOfContract(name)) declared.set(name, readColumns(memory, name));
+    if (isPlain || isContractTable(name)) declared.set(name, readColumns(memory, name));
     else leaveOut(`table ${name}`, `it is ${kind}: create it again from the kept database`);
-    if (isOfContract(name) && computed !== null) leaveOut(`column ${name}.${computed}`, "it is computed: add it again");
+    if (isContractTable(name) && computed !== null) {
+      leaveOut(`column ${name}.${computed}`, "it is computed: add it again");
+    }
   }
   return declared;
 }
@@ -153,7 +155,7 @@ export function assertWritable(db: Connection, table: string): void {
 
 /** How the contract declares a column; undefined for other columns. */
 export function declarationOf(table: string, column: string): string | undefined {
-  if (!isOfContract(table)) return undefined;
-  const columns = TABLES[table as TableName];
+  if (!isContractTable(table)) return undefined;
+  const columns = TABLES[table];
   return column === "custom_metadata" ? "TEXT" : Object.hasOwn(columns, column) ? columns[column] : undefined;
 }

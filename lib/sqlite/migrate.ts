@@ -25,11 +25,10 @@ export interface Inspection {
  * @throws {TelemetryError} `empty_database` without tables, `not_a_database` without `agent_runs`, `in_the_way`
  */
 export function inspect(db: Connection): Inspection {
-  const objects = db.all(
-    "SELECT type, lower(name) AS name FROM sqlite_schema WHERE type IN ('table', 'index', 'view')",
-  );
-  const names = new Set(objects.filter(({ type }) => type !== "view").map(({ name }) => name as string));
-  if (names.size === 0) throw emptyDatabase(db.path);
+  const objects = db.all("SELECT type, lower(name) AS name FROM sqlite_schema");
+  const names = new Set(objects.map(({ name }) => name as string));
+  const tables = new Set(objects.filter(({ type }) => type === "table").map(({ name }) => name as string));
+  if (tables.size === 0) throw emptyDatabase(db.path);
   const view = objects.find(({ type, name }) => type === "view" && (TABLE_NAMES as unknown[]).includes(name));
   if (view) {
     // A recovery would put an empty table in its place.
@@ -41,18 +40,18 @@ export function inspect(db: Connection): Inspection {
       },
     );
   }
-  if (!names.has("agent_runs")) {
+  if (!tables.has("agent_runs")) {
     throw new TelemetryError("not_a_database", `${db.path} is not a telemetry database: it has no table agent_runs`, {
       hint: "if it belongs to another application, move it away, then run this again",
     });
   }
-  const recorded = names.has("schema_migrations")
+  const recorded = tables.has("schema_migrations")
     ? db.get("SELECT max(version) AS version FROM schema_migrations")?.["version"] as number | null
     : null;
   const version = versionOf(columnNames(db, "agent_runs"), recorded);
   const missing = version > SCHEMA_VERSION ? [] : [
     ...TABLE_NAMES.flatMap((table) =>
-      names.has(table) ? missingColumns(db, table).map((column) => `${table}.${column}`) : [table]
+      tables.has(table) ? missingColumns(db, table).map((column) => `${table}.${column}`) : [table]
     ),
     ...Object.keys(INDEXES).filter((index) => !names.has(index)),
   ];
@@ -121,7 +120,11 @@ export function assertAcceptsRuns(db: Connection): void {
   db.exec("SAVEPOINT proof");
   try {
     db.run(`INSERT INTO agent_runs (${RUN_COLUMNS}) VALUES (${RUN_COLUMNS.map(() => "?")})`, ...values);
-    db.run(`UPDATE agent_runs SET ${RUN_COLUMNS.map((column) => `${column}=${column}`)} WHERE run_id=?`, run.run_id!);
+    const changes = RUN_COLUMNS.map((column) => `${column}=${column === "status" ? "'success'" : column}`);
+    db.run(`UPDATE agent_runs SET ${changes} WHERE run_id=?`, run.run_id!);
+    // A trigger can ignore a write without an error (`RAISE(IGNORE)`).
+    const written = db.get("SELECT status FROM agent_runs WHERE run_id=?", run.run_id!)?.["status"] ?? undefined;
+    if (written === undefined) throw new TelemetryError("invalid_record", "a trigger ignores writes to agent_runs");
   } catch (error) {
     if (!hasCode(error, "invalid_record")) throw error;
     throw new TelemetryError("invalid_record", `after the upgrade the database would refuse runs: ${error.message}`, {

@@ -4,7 +4,7 @@
  */
 import { fileError, TelemetryError } from "../errors.ts";
 import { copyContent, ensureFolder, PartialFile, removeIfExists, removeStalePartials } from "../fs/atomic_file.ts";
-import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
+import { isGranted, realPath, sizeOf, statIfExists } from "../fs/locate.ts";
 import {
   type FileKind,
   fileName,
@@ -140,11 +140,13 @@ function timeOf(name: string, named: Date, mtime: Date): Date {
  * sidecars beside it.
  */
 export class OpenableBackup implements Disposable {
+  /** The file to open, links resolved: SQLite keeps sidecars beside the real file. */
   readonly path: string;
   readonly #copy: PartialFile | undefined;
   readonly #hasSidecars: boolean;
 
-  constructor({ db }: Layout, path: string) {
+  constructor({ db }: Layout, named: string) {
+    const path = realPath(named);
     this.#hasSidecars = Object.values(sidecarsOf(path)).some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
     // With sidecars it must be opened where it is.
     if (!this.#hasSidecars && !isGranted({ name: "write", path }) && statIfExists(path)?.isFile) {

@@ -318,14 +318,15 @@ export function mergeRuns(db: Connection, replaced: Connection): number {
   const mark = db.prepare(MARK_POSTED_SQL);
   let count = 0;
   for (const rows of readRows(replaced, "agent_runs", columns)) {
-    const refused = new Set<SqlValue>();
+    const refused = new Set<SqlValue[]>();
     const writes = rows.map(({ cells }) => () => {
       const [id] = cells;
       // SQLite accepts NULL and BLOBs as a key; no run has such an id.
-      if (typeof id !== "string" || isOverwrittenId(id) && !isInIndex(replaced, id)) return;
+      if (typeof id !== "string") return void refused.add(cells);
+      if (isOverwrittenId(id) && !isInIndex(replaced, id)) return;
       const parameters = parametersFor(cells);
       const insert = parameters.some((parameter) => parameter !== "?") ? db.prepare(insertSql(parameters)) : insertText;
-      if (!isStored(() => insert.run(...cells))) refused.add(id);
+      if (!isStored(() => insert.run(...cells))) refused.add(cells);
       if (cells[posted] === 1) isStored(() => mark.run(cells[posted + 1]!, id));
     });
     writeAll(db, writes);

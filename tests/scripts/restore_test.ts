@@ -437,6 +437,38 @@ Deno.test("the kept copy includes what is only in the WAL", async () => {
   await assertRestored(killed);
 });
 
+Deno.test("a backup that is named by a link comes with its WAL, and nothing is left beside it", async () => {
+  using temp = new TempFolder();
+  const store = newStore(temp);
+  const [real, link] = [`${temp.path}/real/copy.sqlite`, `${temp.path}/link.sqlite`];
+  Deno.mkdirSync(`${temp.path}/real`);
+  Deno.symlinkSync(real, link);
+  const live = new DatabaseSync(store.backup);
+  live.exec("PRAGMA wal_autocheckpoint=0; UPDATE agent_runs SET host='only in the WAL'");
+  for (const end of ["", "-wal"]) Deno.copyFileSync(store.backup + end, real + end);
+  live.close();
+  for (const writable of [store.base, temp.path]) {
+    const access = [`--allow-read=${temp.path}`, `--allow-write=${writable}`];
+    const script = `${ROOT}scripts/backup_telemetry_db.ts`;
+    const args = ["run", "-q", "--no-prompt", ...access, script, "--base", store.base, "--restore", link, "--yes"];
+    const { code, stderr } = await run(Deno.execPath(), args);
+    assert.deepEqual([code, stderr], [0, ""]);
+    assert.equal(valueIn(store.file, "SELECT count(*) FROM agent_runs WHERE host='only in the WAL'"), 30);
+  }
+});
+
+Deno.test("the hint for a backup that only another program can write to works", async () => {
+  using temp = new TempFolder();
+  const { base, file, backup } = newStore(temp);
+  sqlite(backup, "CREATE TRIGGER own AFTER INSERT ON agent_runs BEGIN SELECT foreign_one(new.run_id); END");
+  const { what, todo } = await assertRefused(base, backup, ["--replay"]);
+  assert.match(what, /no such function: foreign_one/);
+  assert.ok(what.includes(backup), what);
+  const [, flags] = /run recover_database (.*), which/.exec(todo)!;
+  assert.equal((await runScript("recover_database", base, flags!.split(" "))).code, 0);
+  assert.equal(valueIn(file, "SELECT count(*) FROM agent_runs"), 90);
+});
+
 /** A folder that goes with another one. */
 class TempFolderIn extends TempFolder {
   constructor(parent: TempFolder) {

@@ -512,6 +512,14 @@ const LEFT_OUT: Record<string, [sql: string, what: RegExp]> = {
     "CREATE TRIGGER no BEFORE UPDATE ON agent_runs BEGIN SELECT RAISE(ABORT, 'no changes'); END",
     /^trigger no: .*no changes/,
   ],
+  "a trigger that ignores every run": [
+    "CREATE TRIGGER no BEFORE INSERT ON agent_runs BEGIN SELECT RAISE(IGNORE); END",
+    /^trigger no: .*ignores/,
+  ],
+  "an UPDATE trigger that ignores every change": [
+    "CREATE TRIGGER no BEFORE UPDATE ON agent_runs BEGIN SELECT RAISE(IGNORE); END",
+    /^trigger no: .*ignores/,
+  ],
   "a view of a table that was not copied": [
     "CREATE VIRTUAL TABLE words USING fts5(a); CREATE VIEW all_words AS SELECT a FROM words",
     /^view all_words: .*no such table/,
@@ -539,6 +547,11 @@ for (const [name, [sql, what]] of Object.entries(LEFT_OUT)) {
     }
   });
 }
+
+Deno.test("a table with the name of one of the contract's indexes is refused by name", async () => {
+  using store = new Store(schemaSql() + "DROP INDEX idx_runs_agent; CREATE TABLE idx_runs_agent (a)");
+  await assert.rejects(store.recover(), /already a table named idx_runs_agent/);
+});
 
 Deno.test("a unique index that runs of the log break is named and not copied", async () => {
   using store = new Store(schemaSql() + insertOf("x", { host: "h" }) + "CREATE UNIQUE INDEX one ON agent_runs(host)");

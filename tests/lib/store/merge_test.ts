@@ -491,6 +491,12 @@ Deno.test("mergeRuns counts runs that violate a constraint", () => {
   assert.equal(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"], 8);
 });
 
+Deno.test("mergeRuns counts runs whose id is not text", () => {
+  using db = memory();
+  using there = memory(insert("a", {}) + insert("b", {}) + "UPDATE agent_runs SET run_id=x'ff' WHERE run_id='b'");
+  assert.equal(mergeRuns(db, there), 1);
+});
+
 Deno.test("mergeRuns merges all runs but those that a trigger rolls back", () => {
   using db = memory(ROLLBACK_TRIGGERS);
   using there = memory(insert("a", {}) + insert("b", { job_type: "bad" }) + insert("c", { api_posted: 1 }));
