@@ -9,10 +9,10 @@ const LIMITS = {
 /** How many digits of a number they keep. */
 const MAX_DIGITS = 15;
 /**
- * Text that runs as a formula. Control and format characters and blanks before it are skipped, full-width and small signs
- * accepted.
+ * Text that runs as a formula. Control characters, blanks and characters without a shape before it are skipped,
+ * full-width and small signs accepted.
  */
-const FORMULA = /^(?:[\p{C}\p{Z}]*[=+\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b]|[\t\r\n])/u;
+const FORMULA = /^(?:[\p{C}\p{Z}\p{DI}]*[=+\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b]|[\t\r\n])/u;
 /** A number, or text that becomes one, and its digits. */
 const NUMBER = /^\s*-?(\d*\.?\d+)(?:e[+-]?\d+)?\s*$/i;
 

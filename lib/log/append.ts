@@ -27,6 +27,8 @@ const IS_WINDOWS = Deno.build.os === "windows";
 const BATCH_CHARACTERS = 4 * 1024 * 1024;
 /** How long a batch waits for a lock that the one before it did not get, in milliseconds. */
 const HELD_LOCK_WAIT_MS = 250;
+/** The logs whose lock the last batch of this process did not get: the next ones, of any client, must not each wait as long. */
+const HELD = new Set<string>();
 /** An `fsync` that takes longer is slow, in milliseconds. */
 const SLOW_SYNC_MS = 2;
 /** How many fast `fsync` calls in a row make a disk a fast one. */
@@ -87,8 +89,6 @@ export class EventLog {
   #syncing: LockedFile | undefined;
   /** How many characters wait, those of `#current` included. */
   #queued = 0;
-  /** Whether the last batch did not get the lock: the next ones must not each wait as long. */
-  #hasTimedOut = false;
   #drained: Promise<void> | undefined;
   #abandoned = false;
   #fastSyncs = 0;
@@ -258,13 +258,13 @@ export class EventLog {
   /** Opens and locks the file of the current UTC day. */
   async #openLocked(): Promise<LockedFile> {
     const deadline = performance.now() +
-      (this.#hasTimedOut ? Math.min(HELD_LOCK_WAIT_MS, this.#lockTimeoutMs) : this.#lockTimeoutMs);
+      (HELD.has(this.#raw) ? Math.min(HELD_LOCK_WAIT_MS, this.#lockTimeoutMs) : this.#lockTimeoutMs);
     for (;;) {
       using unlocked = new DisposableStack();
       const path = this.#pathNow();
       const file = unlocked.use(this.#open(path));
       await this.#lock(file, deadline);
-      this.#hasTimedOut = false;
+      HELD.delete(this.#raw);
       const locked = this.#ifStillAt(path, file);
       if (locked) {
         unlocked.move();
@@ -294,7 +294,7 @@ export class EventLog {
     const locked = file.tryLockSync(true) ? this.#ifStillAt(path, file) : undefined;
     if (locked) {
       unlocked.move();
-      this.#hasTimedOut = false;
+      HELD.delete(this.#raw);
     }
     return locked;
   }
@@ -335,7 +335,7 @@ export class EventLog {
     for (let pauseMs = 1; !isLocked; pauseMs = Math.min(pauseMs * 1.1, 20)) {
       if (this.#abandoned) throw closed();
       if (performance.now() > deadline) {
-        this.#hasTimedOut = true;
+        HELD.add(this.#raw);
         throw lockedTooLong(this.#raw);
       }
       await Promise.race([pause(pauseMs), ...queued ? [queued] : []]);

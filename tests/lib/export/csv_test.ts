@@ -138,7 +138,22 @@ Deno.test("--for: formulas are escaped after every character that a spreadsheet 
     const counts = noCounts();
     const csv = new CsvText(["a"], counts, spreadsheetRows(program, ["a"], counts));
     const escaped = (text: string) => /^"?'/.test(new TextDecoder().decode(csv.lines([[text]])));
-    for (const skipped of ["", "\0", " ", "\t", "\r\n", "\ufeff", "\u00a0", "\u200b", "\u3000", "\0 \x1b\x7f"]) {
+    for (
+      const skipped of [
+        "",
+        "\0",
+        " ",
+        "\t",
+        "\r\n",
+        "\ufeff",
+        "\u00a0",
+        "\u200b",
+        "\u3000",
+        "\ufe0f",
+        "\u3164",
+        "\0 \x1b\x7f",
+      ]
+    ) {
       for (const sign of ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"]) {
         assert.ok(escaped(`${skipped}${sign}1+1`), JSON.stringify([skipped, sign]));
       }

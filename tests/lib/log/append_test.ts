@@ -550,6 +550,8 @@ Deno.test("after one full wait for a held lock, the next appends wait only a mom
     await rejectsWith("locked", test.append(event(1)));
     const start = performance.now();
     for (let n = 2; n < 4; n++) await rejectsWith("locked", test.append(event(n)));
+    // The log of another client.
+    await rejectsWith("locked", new EventLog(test.layout, { lockTimeoutMs: 1500 }).append(event(4)));
     const waited = performance.now() - start;
     assert.ok(waited < 1500, `${waited} ms`);
   }
