@@ -138,20 +138,33 @@ export function discardCopy(
   // On a full disk, the two can be compared only with the space of the new content.
   partial[Symbol.dispose]();
   try {
-    if (current.state === "intact" ? hasAsManyRuns(database, copy) : hasSameFiles(database, copy)) {
+    if (current.state === "intact" && !hasCode(error, "locked")) overwriteFailedCommit(database);
+    if (current.state === "intact" ? hasSamePages(database, copy) : hasSameFiles(database, copy)) {
       removeDatabase(copy);
       return error;
     }
   } catch { /* what cannot be compared stays */ }
-  return withMessage(error, (message) => `${message}; the only complete copy is ${copy}`);
+  return withMessage(error, (message) => `${message}; what was there is preserved in ${copy}`);
 }
 
-function hasAsManyRuns(database: string, copy: string): boolean {
-  const [runs, copied] = [database, copy].map((path) => {
+/** A commit that failed may be complete in the WAL, where the next program would find it. Another commit overwrites it. */
+function overwriteFailedCommit(database: string): void {
+  if ((sizeOf(sidecarsOf(database).wal) ?? 0) === 0) return;
+  using db = Connection.open(database);
+  db.transaction(() => db.exec(`PRAGMA user_version=${db.get("PRAGMA user_version")!["user_version"]}`));
+}
+
+/** Where the header of a database has its journal mode and counters of changes, which differ in a copy. */
+const COUNTERS = [[18, 20], [24, 28], [40, 44], [92, 100]] as const;
+
+function hasSamePages(database: string, copy: string): boolean {
+  const [pages, copied] = [database, copy].map((path) => {
     using db = Connection.openToRead(path);
-    return Number(db.get("SELECT count(*) AS runs FROM agent_runs")!["runs"]);
+    const bytes = db.serialize();
+    for (const [start, end] of COUNTERS) bytes.fill(0, start, end);
+    return bytes;
   });
-  return runs! >= copied!;
+  return Buffer.compare(pages!, copied!) === 0;
 }
 
 /** Whether a copy has every byte of a database and of its WAL. No process may have either open in SQLite. */

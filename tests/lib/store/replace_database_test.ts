@@ -1,11 +1,12 @@
 /** Replacing a database: what it costs, and what it leaves alone. */
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
+import { listOtherCopies } from "../../../lib/backup/backup.ts";
 import { restoreBackup } from "../../../lib/backup/restore.ts";
 import { layoutOf } from "../../../lib/layout.ts";
 import { recoverDatabase } from "../../../lib/recovery/recover.ts";
 import { schemaSql } from "../../../lib/schema.ts";
-import { holdOpen, SmallDisk, TempFolder, testWith, treeOf } from "../../fixtures/mod.ts";
+import { holdOpen, run, scriptArgs, SmallDisk, TempFolder, testWith, treeOf } from "../../fixtures/mod.ts";
 
 function makeDatabase(path: string, rows: number): void {
   using db = new DatabaseSync(path);
@@ -102,6 +103,29 @@ Deno.test("a replacement that is refused leaves the database and nothing else, a
   if (Deno.build.os !== "windows") return;
   using _held = holdOpen(layout.database);
   await assertRefused(["locked", "permission"]);
+});
+
+testWith(["strace"], "a restore whose last sync fails loses nothing that was there", async () => {
+  using temp = new TempFolder();
+  const layout = makeStore(temp);
+  const backup = `${layout.backups}/telemetry_backup_20251201_030000.sqlite`;
+  Deno.copyFileSync(layout.database, backup);
+  using agent = new DatabaseSync(layout.database);
+  agent.exec("UPDATE agent_runs SET host='newer'");
+  // The commit is in the WAL when its sync fails.
+  const { code, stderr } = await run("strace", [
+    ..."-f -qq -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:error=EIO:when=1 -P".split(" "),
+    `${layout.database}-wal`,
+    Deno.execPath(),
+    ...scriptArgs("backup_telemetry_db", layout.base, ["--restore", backup, "--yes"]),
+  ]);
+  assert.equal(code, 1, stderr);
+  const [copy] = listOtherCopies(layout).map(({ path }) => path);
+  assert.equal(stderr.includes(copy ?? layout.database), true, stderr);
+  // What the next program finds if the agent is killed now.
+  for (const end of ["", "-wal"]) Deno.copyFileSync(layout.database + end, `${temp.path}/killed.sqlite${end}`);
+  using db = new DatabaseSync(copy ?? `${temp.path}/killed.sqlite`);
+  assert.equal(db.prepare("SELECT count(*) AS runs FROM agent_runs WHERE host='newer'").get()!["runs"], 300);
 });
 
 testWith(["mount"], "a restore on a full disk leaves no partial and no copy", async () => {
