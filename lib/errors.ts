@@ -96,6 +96,16 @@ export function errorMessage(thrown: unknown): string {
   return text.replace(/\s*\n\s*/g, " ");
 }
 
+/** Refuses options that are not numbers, or negative. Throws `usage`. */
+export function assertNonNegative(options: Record<string, number>): void {
+  for (const [name, value] of Object.entries(options)) {
+    if (typeof value === "number" && value >= 0) continue;
+    throw new TelemetryError("usage", `${name} takes a number that is not negative, not ${String(value)}`, {
+      hint: "correct the option, or leave it out",
+    });
+  }
+}
+
 /** Converts what a `Deno.*` file function threw. `doing` starts the message: `cannot write /x/y`. */
 export function fileError(thrown: unknown, doing: string): TelemetryError {
   if (thrown instanceof TelemetryError) return thrown;

@@ -9,7 +9,7 @@ import { checkHealth, type Health } from "../lib/recovery/health.ts";
 import { fileNameOf, type Layout, parseFileName } from "../lib/layout.ts";
 import { logFiles } from "../lib/log/read.ts";
 import { type RunRecord, SCHEMA_VERSION } from "../lib/records.ts";
-import { oneLine } from "../lib/report/format.ts";
+import { oneLine } from "../lib/format.ts";
 import { recoverDatabase, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
 import { endStaleRuns } from "../lib/store/stale_runs.ts";
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";

@@ -11,7 +11,7 @@ import { assertWindow } from "../lib/export/request.ts";
 import { ensureFolder, writeFileAtomic } from "../lib/fs/atomic_file.ts";
 import { type Layout, newPaths } from "../lib/layout.ts";
 import { followLogs } from "../lib/log/tail.ts";
-import { oneLine } from "../lib/report/format.ts";
+import { oneLine } from "../lib/format.ts";
 import { summaryPage } from "../lib/report/html.ts";
 import { exceeded, type Limits, parseMaxFailed } from "../lib/report/limits.ts";
 import { findRun, type RunOrigin } from "../lib/report/source.ts";

@@ -12,7 +12,7 @@ import { logFiles, readLogs } from "../log/read.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
 import { type Cell, type CellCounts, CsvText, noCounts, type RowFitter } from "./csv.ts";
 import { postgresRows } from "./postgres.ts";
-import { type ExportRequest, type ExportTable, rowFilter, TABLES } from "./request.ts";
+import { checkRequest, type ExportRequest, type ExportTable, rowFilter, TABLES } from "./request.ts";
 import { spreadsheetRows } from "./spreadsheet.ts";
 import { type JsonRows, parseRows, tableRows } from "./table_rows.ts";
 
@@ -46,7 +46,7 @@ export interface ByteSink {
  * @param to the destination
  * @param name the name of the destination in errors
  * @param onProgress called with the bytes that are written, and an estimate of all bytes
- * @throws {TelemetryError} `no_storage`, `damaged`, `disk_full` …
+ * @throws {TelemetryError} `usage`, `no_storage`, `damaged`, `disk_full` …
  *
  * @example
  * ```ts no-eval
@@ -63,7 +63,7 @@ export async function exportTo(
   name: string,
   onProgress?: OnProgress,
 ): Promise<Exported> {
-  const { table, columns, program } = request;
+  const { table, columns, program } = checkRequest(request);
   const none = { bytes: 0, untimed_rows: 0, rejected_lines: 0, unreadable_logs: [] };
   const exported: Exported = { table, columns, ...noCounts(), ...none };
   const csv = new CsvText(columns, exported, fitterFor(request, exported));
@@ -187,7 +187,7 @@ export async function exportToFile(
   options: FileOptions = {},
 ): Promise<Exported & { path: string }> {
   const { path, overwrite = false, onProgress } = options;
-  const { kind } = TABLES[request.table];
+  const { kind } = TABLES[checkRequest(request).table];
   if (path === undefined) {
     ensureFolder(layout.base, layout.exports);
     removeStalePartials(layout.exports, (name) => parseFileName(name)?.kind === kind);

@@ -14,6 +14,7 @@ export type ExportTable = "runs" | "events" | "commits";
 
 /** The programs for which the format is adapted. */
 export type Program = "sheets" | "excel" | "postgres";
+const PROGRAMS: Program[] = ["sheets", "excel", "postgres"];
 
 /** How a table is exported. */
 export interface Definition {
@@ -69,9 +70,9 @@ export interface ExportRequest {
 export function readRequest(flags: Readonly<Record<string, string | boolean | undefined>>, now: Date): ExportRequest {
   const given = <T>(flag: string, parse: (text: string) => T) =>
     flags[flag] === undefined ? undefined : parse(String(flags[flag]));
-  const oneOf = (flag: string, allowed: readonly string[]) => given(flag, (text) => choice(flag, text, allowed));
+  const oneOf = (flag: string, allowed: readonly string[]) => given(flag, (text) => choice(`--${flag}`, text, allowed));
   const manyOf = (flag: string, allowed: readonly string[]) =>
-    given(flag, (list) => list.split(",").map((text) => choice(flag, text.trim(), allowed)));
+    given(flag, (list) => list.split(",").map((text) => choice(`--${flag}`, text.trim(), allowed)));
   const time = (flag: string, dayIs?: "start" | "end") => given(flag, (text) => parseTimeFlag(flag, text, now, dayIs));
 
   const table = (oneOf("table", Object.keys(TABLES)) ?? "runs") as ExportTable;
@@ -96,17 +97,47 @@ export function readRequest(flags: Readonly<Record<string, string | boolean | un
     // A name may have a comma.
     agents: given("agent", (list) => new Set([list, ...list.split(",")])),
     statuses: statuses && new Set(statuses),
-    program: oneOf("for", ["sheets", "excel", "postgres"] satisfies Program[]) as Program | undefined,
+    program: oneOf("for", PROGRAMS) as Program | undefined,
   };
+}
+
+/**
+ * Checks a request of a program as the flags of `export_csv` are checked. Returns it.
+ *
+ * @throws {TelemetryError} `usage`
+ */
+export function checkRequest(request: ExportRequest): ExportRequest {
+  const { table, columns, since, until, updatedSince, agents, statuses, program } = request;
+  choice("table", table, Object.keys(TABLES));
+  const { table: name, filters } = TABLES[table];
+  if (!Array.isArray(columns) || columns.length === 0) {
+    throw usage("columns is not a list of names", "name one or more");
+  }
+  for (const column of columns) choice("columns", column, Object.keys(SCHEMA[name]));
+  if (new Set(columns).size < columns.length) throw usage("columns has a name twice", "name each column once");
+  const given = { since, until, "updated-since": updatedSince, agent: agents, status: statuses };
+  for (const [filter, value] of Object.entries(given)) {
+    if (value === undefined) continue;
+    choice(`the filter for ${table}`, filter, filters);
+    const isValid = typeof value === "number" ? !Number.isNaN(value) : value instanceof Set;
+    if (!isValid) {
+      throw usage(`the filter ${filter} is not valid`, "a time is a number of microseconds, a list is a Set");
+    }
+  }
+  for (const status of statuses ?? []) choice("statuses", status, RUN_STATUSES);
+  if (program !== undefined) choice("program", program, PROGRAMS);
+  assertWindow(since, until);
+  return request;
 }
 
 function usage(message: string, hint: string): TelemetryError {
   return new TelemetryError("usage", message, { hint });
 }
 
-function choice(flag: string, text: string, allowed: readonly string[]): string {
-  if (allowed.includes(text)) return text;
-  throw usage(`--${flag} does not accept "${text}"`, `it accepts ${allowed.join(", ")}`);
+function choice(name: string, given: unknown, allowed: readonly string[]): string {
+  const text = allowed.find((text) => text === given);
+  if (text !== undefined) return text;
+  throw usage(`${name} does not accept "${given}"`, `it accepts ${allowed.join(", ")}`);
 }
 
 /** Checks that something can be between `--since` and `--until`. */

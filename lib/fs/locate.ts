@@ -12,6 +12,7 @@ import { absolutePath, type Layout, layoutOf, parseFileName, resolveBase, type S
  *
  * @param base the base folder; wins over every variable. By default environment and disk decide (contract, "Where `{base}` is")
  * @param look how variables and folders are read
+ * @throws {TelemetryError} `usage` when `base` is empty or starts with "~"
  *
  * @example
  * ```ts
@@ -25,7 +26,13 @@ export function locate(
   look: Pick<Surroundings, "env" | "exists"> = { env: readEnv, exists: isFolder },
 ): Layout {
   const [platform, cwd] = [Deno.build.os, Deno.cwd()];
-  if (base) return resolveLink(layoutOf(normalize(absolutePath(base, cwd, platform))));
+  // A shell would have expanded "~", and a variable that is unset gives "".
+  if (base !== undefined && (typeof base !== "string" || /^(?:~|$)/.test(base))) {
+    throw new TelemetryError("usage", `base is not a folder: "${String(base)}"`, {
+      hint: 'name the whole path: "~" is not expanded; or leave base out to use the store of the environment',
+    });
+  }
+  if (base !== undefined) return resolveLink(layoutOf(normalize(absolutePath(base, cwd, platform))));
   return resolveLink(layoutOf(resolveBase({ ...look, platform, cwd })));
 }
 

@@ -4,7 +4,7 @@
  */
 import { setTimeout as pause } from "node:timers/promises";
 import { chownToOwnerOf, ensureFolder, sleepSync, statIfSameFile, syncFolder, writeAll } from "../fs/atomic_file.ts";
-import { fileError, TelemetryError } from "../errors.ts";
+import { assertNonNegative, fileError, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
 import type { LogRecord } from "../records.ts";
 import { lineOf } from "./lines.ts";
@@ -99,12 +99,15 @@ export class EventLog {
    * Touches no file: the log is opened for each batch.
    *
    * @param layout where the log is
+   * @throws {TelemetryError} `usage` when an option is not a number, or negative
    */
   constructor(layout: Layout, options: EventLogOptions = {}) {
+    const { lockTimeoutMs = 10_000, maxQueued = 64 * 1024 * 1024 } = options;
+    assertNonNegative({ lockTimeoutMs, maxQueued });
     this.#base = layout.base;
     this.#raw = layout.raw;
-    this.#lockTimeoutMs = options.lockTimeoutMs ?? 10_000;
-    this.#maxQueued = options.maxQueued ?? 64 * 1024 * 1024;
+    this.#lockTimeoutMs = lockTimeoutMs;
+    this.#maxQueued = maxQueued;
     this.#onFolderCreated = options.onFolderCreated ?? (() => {});
   }
 

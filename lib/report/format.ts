@@ -1,5 +1,5 @@
-/** Values as people read them, and text of unknown origin made safe to print. @module */
-import { formatCount } from "../format.ts";
+/** Values as people read them. @module */
+import { formatCount, oneLine } from "../format.ts";
 
 /** `850 ms`, `12.3 s`, `4 m 05 s`, `1 h 12 m`, `3 d 4 h`. */
 export function formatDuration(milliseconds: number): string {
@@ -40,18 +40,6 @@ export function localDate(at: Date): string {
 export function formatTime(iso: string): string {
   const at = new Date(iso);
   return isNaN(at.getTime()) ? oneLine(iso) : localTime(at);
-}
-
-/** What a terminal may act on: control characters, and those that change the direction of text. */
-// deno-lint-ignore no-control-regex
-const UNSAFE = /[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]/g;
-
-/** Text on one line, with a visible character for each that a terminal may act on. */
-export function oneLine(text: string): string {
-  return text.replace(/\s*[\r\n]+\s*/g, " ⏎ ").replaceAll("\t", " ").replace(UNSAFE, (character) => {
-    const code = character.charCodeAt(0);
-    return code < 0x20 ? String.fromCharCode(0x2400 + code) : code === 0x7f ? "␡" : "�";
-  });
 }
 
 /** Created at its first use, because that takes 15 ms. */

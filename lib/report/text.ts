@@ -1,7 +1,8 @@
 /** Reports as lines for a terminal, and as Markdown. @module */
 import { formatCount } from "../format.ts";
 import type { ScannedRecord } from "../log/read.ts";
-import { displayWidth, fit, formatDuration, formatTime, oneLine, pad } from "./format.ts";
+import { oneLine } from "../format.ts";
+import { displayWidth, fit, formatDuration, formatTime, pad } from "./format.ts";
 import type { RunDetails } from "./source.ts";
 import { type FailedRun, type RunSummary, type Status, statusOf } from "./summary.ts";
 import {

@@ -4,7 +4,7 @@
  * @module
  */
 import { setTimeout as delay } from "node:timers/promises";
-import { errorMessage, TelemetryError } from "../errors.ts";
+import { assertNonNegative, errorMessage, TelemetryError } from "../errors.ts";
 import { readEnv } from "../fs/locate.ts";
 import { type RunRecord, toJson } from "../records.ts";
 
@@ -86,10 +86,12 @@ export class ApiClient {
   /**
    * Creates a client. It sends nothing yet.
    *
-   * @throws {TelemetryError} `usage` when the URL is neither https nor http to this machine, or when a header cannot
-   * contain the token
+   * @throws {TelemetryError} `usage` when the URL is neither https nor http to this machine, when a header cannot
+   * contain the token, or when a time is not valid
    */
   constructor({ url, token, delaysMs = [1000, 2000], timeoutMs = 10_000 }: ApiClientOptions) {
+    assertNonNegative({ timeoutMs });
+    for (const delayMs of delaysMs) assertNonNegative({ delayMs });
     this.#url = parseApiUrl(url);
     this.#token = parseToken(token);
     this.#delaysMs = delaysMs;
@@ -206,7 +208,7 @@ function parseApiUrl(text: string): URL {
 
 /** A token that was read from a file may end in a newline. */
 function parseToken(text: string): string {
-  const token = text.trim();
+  const token = typeof text === "string" ? text.trim() : "";
   if (/^[ -~\xA0-\xFF]+$/.test(token)) return token;
   throw new TelemetryError("usage", "the API token is empty or has characters that a header cannot contain", {
     hint: "METRICS_API_TOKEN must be one line of plain text",

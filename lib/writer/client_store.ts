@@ -10,7 +10,7 @@ import type { LogRecord, RunRecord } from "../records.ts";
 import { createStorage } from "../store/folders.ts";
 import { endStaleRuns, type StaleOptions } from "../store/stale_runs.ts";
 import { DatabaseWriter } from "./database_writer.ts";
-import { toText, type Warnings } from "./warnings.ts";
+import type { Warnings } from "./warnings.ts";
 import { WriteQueue } from "./write_queue.ts";
 
 /** How long to wait before a store that could not be opened is tried again, in milliseconds. */
@@ -183,13 +183,7 @@ interface OpenStore {
 
 /** Finds the store. While permissions hide which one is meant, an existing store is used, but none is created. */
 function findStore(base: string | undefined, warnings: Warnings): Layout {
-  if (base !== undefined) {
-    // A shell would have expanded "~", and a variable that is unset gives "".
-    if (typeof base === "string" && /^[^~]/.test(base)) return locate(base);
-    throw new TelemetryError("usage", `the option base is not a folder ("${toText(base)}"): nothing is recorded`, {
-      hint: 'name the whole path: "~" is not expanded; or leave the option out to use the store of the environment',
-    });
-  }
+  if (base !== undefined) return locate(base);
   const hidden: string[] = [];
   const exists = (folder: string) => {
     if (!isGranted({ name: "read", path: folder })) hidden.push(folder);

@@ -2,7 +2,7 @@
  * Reads and writes the runs of the SQLite database (contract, "Writer").
  * @module
  */
-import { TelemetryError } from "../errors.ts";
+import { assertNonNegative, TelemetryError } from "../errors.ts";
 import { ensureFolder } from "../fs/atomic_file.ts";
 import { isSameFile, statIfExists } from "../fs/locate.ts";
 import type { Layout } from "../layout.ts";
@@ -11,6 +11,7 @@ import { Connection, retryWhileLocked, type Row, type SqlValue, type Statement }
 import { inspect, newerSchema } from "../sqlite/migrate.ts";
 import { jsonObjectOf, rowidOf } from "../sqlite/rows.ts";
 import { createDatabase } from "../store/database.ts";
+import { parseTimestamp } from "../time.ts";
 
 /** The result of {@linkcode DatabaseWriter.getRunStats}. */
 export interface RunStats {
@@ -132,8 +133,13 @@ export class DatabaseWriter implements Disposable {
    *
    * @param limit the maximum number of runs; the default is 100
    * @param since only runs that started at or after this time, ISO 8601; the default is all runs
+   * @throws {TelemetryError} `usage` when the limit is not a number, or the time is not one
    */
   getPendingApiPosts(limit = 100, since?: string): RunRecord[] {
+    assertNonNegative({ limit });
+    if (since !== undefined && parseTimestamp(since) === undefined) {
+      throw new TelemetryError("usage", `since is not a time: ${String(since)}`, { hint: "use ISO 8601" });
+    }
     return finish(this.pendingInSteps(limit, since)).flatMap((runId) => this.getRun(runId) ?? []);
   }
 

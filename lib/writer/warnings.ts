@@ -1,5 +1,6 @@
 /** The warnings of a client. @module */
 import { TelemetryError } from "../errors.ts";
+import { oneLine } from "../format.ts";
 
 /** Warns of each cause once, and counts it every time. Never throws. */
 export class Warnings {
@@ -29,7 +30,7 @@ export class Warnings {
 }
 
 function printWarning(message: string): void {
-  Deno.stderr.writeSync(new TextEncoder().encode(`telemetry: ${message}\n`));
+  Deno.stderr.writeSync(new TextEncoder().encode(`telemetry: ${oneLine(message)}\n`));
 }
 
 /** Converts any value to well-formed text. Never throws. */

@@ -191,6 +191,13 @@ Deno.test("locate: --base wins over every variable, TELEMETRY_NDJSON_DIR include
     join(temp.path, "db", "telemetry.sqlite"),
   ]);
   assert.equal(locate("some/where", look).base, join(Deno.cwd(), "some", "where"));
+  for (const base of ["", "~/store", 5, null]) {
+    assert.throws(
+      () => locate(base as string, look),
+      /base is not a folder/,
+      "the store of the environment is not meant",
+    );
+  }
   if (Deno.build.os !== "windows") {
     assert.equal(locate(undefined, look).base, "/one");
     assert.equal(locate(undefined, look).raw, "/var/log/agents");

@@ -3,7 +3,7 @@ import { DatabaseSync } from "node:sqlite";
 import fc from "npm:fast-check@4.10.2";
 import { parse } from "npm:csv-parse@5.6.0/sync";
 import { exportTo, exportToFile } from "../../../lib/export/export.ts";
-import { readRequest } from "../../../lib/export/request.ts";
+import { type ExportRequest, readRequest } from "../../../lib/export/request.ts";
 import { type Cell, CsvText, noCounts } from "../../../lib/export/csv.ts";
 import { spreadsheetRows } from "../../../lib/export/spreadsheet.ts";
 import { hasCode } from "../../../lib/errors.ts";
@@ -71,6 +71,34 @@ async function exported(base: string, flags: Flags = {}) {
   assert.equal(summary.rows, rows.length);
   return { ...summary, text, header, rows };
 }
+
+Deno.test("a program's request is checked as the flags are, before anything is written", async () => {
+  using temp = new TempFolder();
+  const write = () => assert.fail("written");
+  const wrong = [
+    { table: "tables" },
+    { columns: [] },
+    { columns: "run_id" },
+    { columns: ["run_ids"] },
+    { columns: ["run_id", "run_id"] },
+    { since: NaN },
+    { since: "2025-12-10" },
+    { since: 2, until: 1 },
+    { statuses: new Set(["done"]) },
+    { statuses: "success" },
+    { agents: ["a"] },
+    { program: "word" },
+    { table: "events", columns: ["id"], agents: new Set(["a"]) },
+    { table: "commits", columns: ["repo"], updatedSince: 1 },
+  ];
+  for (const part of wrong) {
+    const request = { table: "runs", columns: ["run_id"], ...part } as ExportRequest;
+    const isUsage = (error: unknown) => hasCode(error, "usage");
+    await assert.rejects(exportTo(layoutOf(temp.path), request, { write }, "memory"), isUsage, JSON.stringify(part));
+    await assert.rejects(exportToFile(layoutOf(temp.path), request), isUsage, JSON.stringify(part));
+  }
+  assert.deepEqual([...Deno.readDirSync(temp.path)], []);
+});
 
 /** CSV as `csv-parse` reads it: what is empty and not in quotes is null. */
 function read(text: string): (string | null)[][] {

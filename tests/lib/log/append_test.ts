@@ -543,6 +543,13 @@ Deno.test("flushSync takes over the batch that waits for the lock, and throws wh
   assert.equal(test.text, lines(event(1), event(2)));
 });
 
+Deno.test("options of wrong kinds are refused: a wait without an end is not possible", () => {
+  const wrong = [{ lockTimeoutMs: NaN }, { lockTimeoutMs: "5" }, { maxQueued: -1 }, { maxQueued: NaN }];
+  for (const options of wrong) {
+    assert.throws(() => new EventLog(layoutOf("/nowhere"), options as EventLogOptions), { code: "usage" });
+  }
+});
+
 Deno.test("after one full wait for a held lock, the next appends wait only a moment", async () => {
   using test = new TestLog({ lockTimeoutMs: 1500 });
   {

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { layoutOf } from "../../../lib/layout.ts";
-import { displayWidth, fit, formatAge, formatDuration, oneLine, pad } from "../../../lib/report/format.ts";
+import { oneLine } from "../../../lib/format.ts";
+import { displayWidth, fit, formatAge, formatDuration, pad } from "../../../lib/report/format.ts";
 import { listRuns, summarizeRuns } from "../../../lib/report/summary.ts";
 import { runLines, summaryLines, summaryMarkdown } from "../../../lib/report/text.ts";
 import { TempFolder } from "../../fixtures/mod.ts";

@@ -514,6 +514,13 @@ function assertNoSecret(text: string): void {
   assert.ok(!text.includes("S3cret"), text);
 }
 
+Deno.test("options of wrong kinds are refused", () => {
+  const url = "https://api.example";
+  for (const timeoutMs of [NaN, -1, "5", null]) refusal({ url, token: TOKEN, timeoutMs: timeoutMs as number });
+  for (const delayMs of [NaN, -1, "5"]) refusal({ url, token: TOKEN, delaysMs: [1000, delayMs as number] });
+  for (const token of [5, undefined, ""]) refusal({ url, token: token as string });
+});
+
 Deno.test("a URL that is neither https nor loopback is refused, and only its host is shown", () => {
   const tail = "/path-S3cret?k=query-S3cret#hash-S3cret";
   const login = "user-S3cret:pass-S3cret@";

@@ -148,7 +148,7 @@ Deno.test("an empty base and a base with ~ are refused with a warning", async ()
     assert.equal(await client.trackRun("tester", "job", () => 5), 5);
     assert.match(
       warnings.join("\n"),
-      /the option base is not a folder \(".*"\): nothing is recorded .*"~" is not expanded/,
+      /base is not a folder: ".*" .*"~" is not expanded/,
     );
     assert.equal(warnings.length, 1);
   }
@@ -693,7 +693,7 @@ Deno.test("options of wrong kinds warn, and the client records with the others",
     const warnings: string[] = [];
     await using client = new TelemetryClient({ base, onWarning: (text: string) => void warnings.push(text) } as never);
     assert.equal(await client.trackRun("tester", "job", () => 5), 5);
-    assert.match(warnings.join(), /the option base is not a folder/);
+    assert.match(warnings.join(), /base is not a folder/);
   }
 });
 
@@ -822,6 +822,14 @@ Deno.test("after close() nothing is recorded, with one warning", async () => {
   assert.equal((await stage.client.getStats()).total_runs, 1);
   assert.equal(stage.lines().length, 1);
   assert.equal(stage.warnings.length, 1);
+});
+
+Deno.test("a warning that is printed has no character that a terminal acts on", async () => {
+  using folder = new TempFolder();
+  const code = `const telemetry = new TelemetryClient();
+    await telemetry.endRun(await telemetry.startRun("a", "b"), { status: "\\x1b[31m\\u009b\\u202e\\r\\nred" as never });`;
+  const { stderr } = await agent(folder, code, ["-A"], { TELEMETRY_BASE_DIR: `${folder.path}/base` });
+  assert.match(stderr, /cannot end as ␛\[31m�� ⏎ red/);
 });
 
 Deno.test("an onWarning that throws or rejects does not stop the recording", async () => {

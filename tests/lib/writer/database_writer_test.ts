@@ -102,6 +102,9 @@ Deno.test("getPendingApiPosts returns ended runs that are not posted, newest fir
   ]);
   assert.deepEqual(ids(1), ["2025-12-10T12:00:00Z"]);
   assert.deepEqual(ids(100, "2025-12-10 11:00:00"), ["2025-12-10T12:00:00Z", "2025-12-10T11:00:00+00:00"]);
+  for (const args of [[NaN], [-1], ["5"], [5, "soon"]] as [number, string][]) {
+    assert.throws(() => ids(...args), /limit|since/);
+  }
   assert.deepEqual(writer.getRunStats(), {
     total_runs: 5,
     status_counts: { success: 3, failed: 1, running: 1 },
