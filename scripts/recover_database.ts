@@ -82,6 +82,7 @@ if (import.meta.main) {
 function keep(terminal: Terminal, layout: Layout, health: Health): Result {
   const isComplete = !health.runs?.only_in_log && !health.runs?.older_in_database;
   terminal.say(`nothing ${isComplete ? "to do" : "is damaged"}; --force rebuilds the database all the same`);
+  if (terminal.flags["with-backup"] !== undefined) terminal.warn("--with-backup was not used: add --force to use it");
   removeStaleRecovery(layout);
   return { recovered: false, ...health };
 }

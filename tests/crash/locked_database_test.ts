@@ -1,5 +1,6 @@
 /** Setups of a database that another process has locked. In its own file, because it waits for timeouts of about 16 s. */
 import assert from "node:assert/strict";
+import { DatabaseSync } from "node:sqlite";
 import {
   holdDatabase,
   Holder,
@@ -7,6 +8,7 @@ import {
   makeOldDatabase,
   readDatabase,
   runScript,
+  sqlite,
   TempFolder,
   testWith,
   treeOf,
@@ -38,6 +40,34 @@ Deno.test("setup refuses a database that is locked for longer than the timeouts,
     await holder.kill();
     assert.equal((await runScript("setup_database", base)).code, 0, what);
   }));
+});
+
+Deno.test("a database that was emptied beside an agent is replaced without waiting for that agent", async () => {
+  using temp = new TempFolder();
+  const base = `${temp.path}/store`;
+  const file = `${base}/db/telemetry.sqlite`;
+  assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);
+  sqlite(file, "INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES ('x', 'a', '2025-12-10')");
+  const { code, stdout } = await runScript("backup_telemetry_db", base, ["--json"]);
+  assert.equal(code, 0);
+  const backup = JSON.parse(stdout).path;
+  for (
+    const [script, flags] of [
+      ["recover_database", ["--with-backup", backup]],
+      ["backup_telemetry_db", ["--restore", backup, "--yes"]],
+    ] as const
+  ) {
+    await using _holder = await holdDatabase(file, "SELECT count(*) FROM agent_runs");
+    Deno.truncateSync(file, 0);
+    const start = performance.now();
+    const { code, stderr } = await runScript(script, base, [...flags]);
+    assert.equal(code, 0, stderr);
+    // Three waits for the lock would take 15 s.
+    assert.ok(performance.now() - start < 10_000, script);
+    assert.match(stderr, /restart them/);
+    using db = new DatabaseSync(file);
+    assert.deepEqual(db.prepare("SELECT run_id FROM agent_runs").all().map((row) => row["run_id"]), ["x"]);
+  }
 });
 
 /** The tree without the content of the shared memory, which readers change. */

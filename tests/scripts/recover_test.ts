@@ -864,6 +864,13 @@ Deno.test("--with-backup needs only read permission, and prints the whole comman
 
 const access = (read: string, write: string) => [`--allow-read=${read}`, `--allow-write=${write}`];
 
+Deno.test("an intact database is left alone, and says that --with-backup was not used", async () => {
+  using store = new Store();
+  store.v3();
+  const { code, stderr } = await recover(store.base, ["--with-backup", "latest"]);
+  assert.deepEqual([code, stderr], [0, "warning: --with-backup was not used: add --force to use it\n"]);
+});
+
 Deno.test("--with-backup refuses a damaged or missing backup before anything changes", async () => {
   using store = new Store();
   const backups = `${store.base}/backups`;
