@@ -157,7 +157,11 @@ function overwriteFailedCommit(database: string): void {
 /** Where the header of a database has its journal mode and counters of changes, which differ in a copy. */
 const COUNTERS = [[18, 20], [24, 28], [40, 44], [92, 100]] as const;
 
+/** Larger databases are not compared, since both are held in memory: then the copy stays. */
+const MAX_COMPARED_BYTES = 512 * 1024 * 1024;
+
 function hasSamePages(database: string, copy: string): boolean {
+  if ((sizeOf(copy) ?? 0) > MAX_COMPARED_BYTES) return false;
   const [pages, copied] = [database, copy].map((path) => {
     using db = Connection.openToRead(path);
     const bytes = db.serialize();
