@@ -4,6 +4,7 @@
  * @module
  */
 import { inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
+import { pathExists } from "../lib/fs/locate.ts";
 import { findUnusedCopies, type UnusedCopy } from "../lib/recovery/copies.ts";
 import { checkHealth, type Health } from "../lib/recovery/health.ts";
 import { fileNameOf, type Layout, parseFileName } from "../lib/layout.ts";
@@ -152,7 +153,8 @@ async function recover(terminal: Terminal, layout: Layout, since: Date | undefin
   const backup = named === undefined ? undefined : resolveBackup(layout, String(named));
   if (backup?.warning) terminal.warn(backup.warning);
   // A copy of a damaged database may be damaged, too.
-  if (backup && parseFileName(fileNameOf(backup.path))?.kind !== "corrupted") inspectBackup(layout, backup.path);
+  const isCopy = backup && parseFileName(fileNameOf(backup.path))?.kind === "corrupted" && pathExists(backup.path);
+  if (backup && !isCopy) inspectBackup(layout, backup.path);
   const recovery = await recoverDatabase(layout, {
     onlyIfDamaged: !flags["force"],
     salvage: !flags["no-salvage"],

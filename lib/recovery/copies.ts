@@ -5,10 +5,13 @@
 import { TelemetryError } from "../errors.ts";
 import { pathExists } from "../fs/locate.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
-import { isOverwrittenId } from "../records.ts";
+import { isOverwrittenId, SCHEMA_VERSION } from "../records.ts";
+import { recoverySchemaSql } from "../schema.ts";
 import { Connection } from "../sqlite/connection.ts";
+import { applySchema, inspect } from "../sqlite/migrate.ts";
 import { type ReadRow, readRows } from "../sqlite/rows.ts";
 import { listCopies } from "../sqlite/snapshot.ts";
+import { Salvage } from "./salvage.ts";
 
 /** What a copy has and the database lacks. */
 export interface UnusedCopy {
@@ -27,28 +30,51 @@ export interface UnusedCopy {
  */
 export function findUnusedCopies({ db: folder, database }: Layout): UnusedCopy[] {
   using current = Connection.openToRead(database);
+  return listCopies(folder, ["corrupted"]).flatMap(({ path }) => {
+    if (Object.values(sidecarsOf(path)).some(pathExists)) return [];
+    try {
+      let unused: UnusedCopy;
+      try {
+        using copy = Connection.openToRead(path);
+        if (inspect(copy).version > SCHEMA_VERSION) return [];
+        unused = findUnused(copy, path, current);
+      } catch (error) {
+        if (!(error instanceof TelemetryError)) throw error;
+        using readable = readableRows(path, database);
+        unused = findUnused(readable, path, current);
+      }
+      return unused.runs + unused.markers + unused.commits > 0 ? [unused] : [];
+    } catch (error) {
+      // It is a later product's, or nothing of it can be read.
+      if (!(error instanceof TelemetryError)) throw error;
+      return [];
+    }
+  });
+}
+
+/** The rows of a damaged database, in memory. */
+function readableRows(path: string, database: string): Connection {
+  const db = Connection.open(":memory:");
+  db.exec(recoverySchemaSql());
+  applySchema(db);
+  new Salvage(db, database, () => {}).takeFrom(path, false);
+  return db;
+}
+
+function findUnused(copy: Connection, path: string, current: Connection): UnusedCopy {
+  const unused: UnusedCopy = { path, runs: 0, markers: 0, commits: 0 };
   const findRun = current.prepare("SELECT api_posted=1 AS posted FROM agent_runs WHERE run_id=?");
   const findCommit = current.prepare("SELECT 1 FROM commits WHERE commit_hash=?");
   const rowsOf = (rows: ReadRow[]) => rows;
   const isId = (id: unknown) => typeof id === "string" && !isOverwrittenId(id);
-  return listCopies(folder, ["corrupted"]).flatMap(({ path }) => {
-    const unused: UnusedCopy = { path, runs: 0, markers: 0, commits: 0 };
-    if (Object.values(sidecarsOf(path)).some(pathExists)) return [];
-    try {
-      using copy = Connection.openToRead(path);
-      for (const { cells: [id, posted] } of readRows(copy, "agent_runs", ["run_id", "api_posted"]).flatMap(rowsOf)) {
-        if (!isId(id)) continue;
-        const run = findRun.get(id!);
-        if (run === undefined) unused.runs++;
-        else if (posted === 1 && !run["posted"]) unused.markers++;
-      }
-      for (const { cells: [hash] } of readRows(copy, "commits", ["commit_hash"]).flatMap(rowsOf)) {
-        if (isId(hash) && findCommit.get(hash!) === undefined) unused.commits++;
-      }
-    } catch (error) {
-      // The rest of the copy cannot be read, or it has no such table.
-      if (!(error instanceof TelemetryError)) throw error;
-    }
-    return unused.runs + unused.markers + unused.commits > 0 ? [unused] : [];
-  });
+  for (const { cells: [id, posted] } of readRows(copy, "agent_runs", ["run_id", "api_posted"]).flatMap(rowsOf)) {
+    if (!isId(id)) continue;
+    const run = findRun.get(id!);
+    if (run === undefined) unused.runs++;
+    else if (posted === 1 && !run["posted"]) unused.markers++;
+  }
+  for (const { cells: [hash] } of readRows(copy, "commits", ["commit_hash"]).flatMap(rowsOf)) {
+    if (isId(hash) && findCommit.get(hash!) === undefined) unused.commits++;
+  }
+  return unused;
 }

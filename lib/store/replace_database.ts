@@ -217,19 +217,18 @@ export async function installDatabase(
     await copyOver(prepared.path, database, options);
     return undefined;
   }
-  let isLocked = false;
-  if (sizeOf(database) !== undefined) {
+  const isHeld = sizeOf(database) === 0 && isLockedNow(database);
+  if (sizeOf(database) !== undefined && !isHeld) {
     try {
       await copyOver(prepared.path, database, { onProgress: options.onProgress });
       if (isIntact(database)) return undefined;
     } catch (error) {
       // SQLite also reports "permission" for damaged files with another page size, and for read-only files.
-      isLocked = hasCode(error, "locked") && sizeOf(database) === 0;
-      if (!isLocked && !hasCode(error, "damaged", "not_a_database", "permission")) throw error;
+      if (!hasCode(error, "damaged", "not_a_database", "permission")) throw error;
     }
   }
   replaceFiles(prepared, base, database);
-  return isLocked ? `agents that had ${database} open still write to the old file: restart them` : undefined;
+  return isHeld ? `agents that had ${database} open still write to the old file: restart them` : undefined;
 }
 
 async function copyOver(from: string, database: string, { onLocked, onProgress }: InstallOptions): Promise<void> {
@@ -250,6 +249,20 @@ function installNew(prepared: PartialFile, base: string, database: string): unde
       "run this again, which preserves that database first",
     ];
   throw new TelemetryError("in_the_way", what, { hint });
+}
+
+/**
+ * Whether an agent has the file open, which was emptied. Its lock then stays as long as the agent lives, and what its WAL
+ * still has could be written over new content.
+ */
+function isLockedNow(database: string): boolean {
+  try {
+    using db = Connection.open(database, { busyTimeoutMs: 0 });
+    db.run("BEGIN EXCLUSIVE");
+    return false;
+  } catch (error) {
+    return hasCode(error, "locked");
+  }
 }
 
 function isIntact(database: string): boolean {

@@ -7,6 +7,7 @@ import { schemaSql } from "../../lib/schema.ts";
 import { recoverDatabase, TelemetryClient } from "../../mod.ts";
 import {
   type DatabaseContent,
+  holdDatabase,
   makeOldDatabase,
   NOBODY,
   type OldKind,
@@ -780,6 +781,51 @@ Deno.test("a copy of a damaged database with data that nothing else has is named
   assert.deepEqual(valuesIn(store.file, "SELECT commit_hash FROM commits"), ["c0ffee"]);
   const after = JSON.parse((await recover(store.base, ["--check-only", "--json"])).stdout);
   assert.deepEqual(after.unused_copies, []);
+});
+
+Deno.test("a copy that SQLite cannot read is named, too, but none of a later product", async () => {
+  using store = new Store();
+  store.v3(["here"]);
+  const copy = `${store.db}/telemetry.corrupted.20251209_101500.sqlite`;
+  sqlite(copy, schemaSql() + insertOf("here") + insertOf("only there"));
+  overwrite(copy, 0, 0, 100);
+  const { code, stderr } = await recover(store.base, ["--check-only"]);
+  assert.deepEqual([code, /has 1 run that the database lacks/.test(stderr)], [0, true], stderr);
+  // The command that is named would refuse it.
+  Deno.copyFileSync(`${SAMPLE}/databases/v7.sqlite`, copy);
+  assert.doesNotMatch((await recover(store.base, ["--check-only"])).stderr, /lacks/);
+});
+
+Deno.test("--with-backup refuses a copy of a damaged database that does not exist", async () => {
+  using store = new Store();
+  store.v3(["here"]);
+  const before = treeOf(store.base);
+  const { code, stderr } = await recover(store.base, [
+    "--force",
+    "--with-backup",
+    "telemetry.corrupted.20251209_101500.sqlite",
+  ]);
+  assert.deepEqual([code, /does not exist/.test(stderr)], [1, true], stderr);
+  assert.deepEqual(treeOf(store.base), before);
+});
+
+testWith(["linux"], "a recovery replaces at once a database that was emptied while an agent has it open", async () => {
+  for (const areSidecarsGone of [false, true]) {
+    using store = new Store();
+    store.v3(["a"]);
+    store.log("events_20251210.ndjson", line("a"), line("b"));
+    await using _agent = await holdDatabase(store.file, "PRAGMA journal_mode=WAL", "UPDATE agent_runs SET product='x'");
+    Deno.truncateSync(store.file, 0);
+    if (areSidecarsGone) { for (const sidecar of ["-wal", "-shm"]) Deno.removeSync(store.file + sidecar); }
+    const start = performance.now();
+    const { code, stderr } = await recover(store.base);
+    assert.equal(code, 0, stderr);
+    assert.match(stderr, /still write to the old file: restart them/);
+    // SQLite waits for a lock for 5 s.
+    assert.ok(performance.now() - start < 4500);
+    assert.deepEqual(idsIn(store.file), ["a", "b"]);
+    assert.deepEqual(valuesIn(store.file, "PRAGMA integrity_check"), ["ok"]);
+  }
 });
 
 Deno.test("statuses of later clients are read as failed, keep their word, and are counted", async () => {
