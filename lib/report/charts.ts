@@ -112,7 +112,6 @@ export function durationChart({ groups, points }: RunSummary): string {
     return [{ name: nameOf(group), p50_ms, p95_ms, runs: points.filter(([of]) => of === i).map(([, ms]) => ms) }];
   });
   const shown = known.slice(0, MAX_DURATION_ROWS);
-  if (shown.length === 0) return '<p class="note">no durations</p>';
   const logs = shown.flatMap(({ p50_ms, p95_ms, runs }) => [p50_ms, p95_ms, ...runs])
     .map((duration) => Math.log(Math.max(1, duration)));
   // Not the same, even when all durations are.
@@ -128,7 +127,7 @@ export function durationChart({ groups, points }: RunSummary): string {
     ];
     return row(name, values, drawing("spread", [1000, 20], `${name}: p50 ${values[0]}, p95 ${values[1]}`, shapes));
   });
-  const scale = axis([low, (low + high) / 2, high].map((log) => formatDuration(Math.exp(log))));
+  const scale = axis([...new Set([low, (low + high) / 2, high].map((log) => formatDuration(Math.exp(log))))]);
   const all = [row("", ["p50", "p95"], ""), ...rows, row("", ["", ""], scale)];
   return listed("spreads", all, known.length - shown.length);
 }
@@ -145,7 +144,7 @@ export function calendar({ groups }: RunSummary, bars: string[][]): string {
     return row(nameOf(group), [ran], drawing("strip", [bars.length, 10], `${nameOf(group)}: ran in ${ran}`, shapes));
   });
   const dates = axis([bars[0]![0]!, bars.at(-1)![0]!]);
-  return listed("strips", [...rows, row("", [""], dates)], groups.length - rows.length);
+  return listed("strips", [row("", ["days"], ""), ...rows, row("", [""], dates)], groups.length - rows.length);
 }
 
 function row(name: string, values: string[], content: string): string {

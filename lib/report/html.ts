@@ -11,22 +11,23 @@ const MAX_NAME = 60, MAX_CELL = 200, MAX_FIELD = 1000;
 
 /** The whole page. Nothing in it comes from elsewhere, and its policy lets a browser load nothing. */
 export async function summaryPage(summary: RunSummary): Promise<string> {
-  const { points, failures, problem } = summary;
+  const { counts, failure_rate, points, failures, problem } = summary;
   const bars = barsOf(summary);
   const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(SCRIPT))).toBase64();
   const policy = `default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-${hash}'`;
-  const perBar = bars[0]!.length === 1 ? "a day" : `every ${bars[0]!.length} days`;
   const base = escapeHtml(fit(summary.base, MAX_CELL));
   const ticks = `A tick for each of ${plural(points.length, "run")}, a bar from p50 to p95; the axis is logarithmic.`;
-  const worst = "The colour is the worst status of the day. A gap is a day without a run.";
+  const perBar = bars[0]!.length === 1 ? "a day" : `every ${bars[0]!.length} days`;
+  const span = bars[0]!.length === 1 ? "a day" : `${bars[0]!.length} days`;
+  const worst = `The colour is the worst status of ${span}. A gap is ${span} without a run.`;
   const tables = tablesOf(summary);
   const store = tables.pop()!;
   const sections = [
-    section(`Runs ${perBar}`, runsChart(summary, bars)),
-    section(`Failure rate ${perBar}`, rateChart(summary, bars)),
+    section(`Runs ${perBar}`, counts.runs === 0 ? note("no runs") : runsChart(summary, bars)),
+    section(`Failure rate ${perBar}`, failure_rate === null ? note("no ended runs") : rateChart(summary, bars)),
     ...tables.map(table),
-    section("Duration", note(ticks) + durationChart(summary)),
-    section("Days with runs", note(worst) + calendar(summary, bars)),
+    section("Duration", points.length === 0 ? note("no durations") : note(ticks) + durationChart(summary)),
+    section("Days with runs", counts.runs === 0 ? note("no runs") : note(worst) + calendar(summary, bars)),
     table(store),
     ...failures.length === 0 ? [] : [section("Details of failures", failures.map(details).join("\n"))],
   ];
@@ -80,7 +81,9 @@ function table({ title, columns, rows, isPlain, all }: Table): string {
   const head = isPlain ? "" : `<thead><tr>${names.join("")}</tr></thead>`;
   const shown = rows.slice(0, MAX_ROWS);
   const body = shown.map((cells) => `<tr>${cells.map((cell, i) => tableCell(cell, columns[i]!)).join("")}</tr>`);
-  const rest = all && all.rows > shown.length ? note(`${formatCount(shown.length)} of ${formatCount(all.rows)}.`) : "";
+  const rest = all && all.rows > shown.length
+    ? note(`${formatCount(shown.length)} of ${formatCount(all.rows)} rows`)
+    : "";
   // In a narrow window, the last column of such a table gets its own line.
   const kind = columns.at(-1)!.cut ? ' class="stack"' : "";
   const content = `<table${kind}>${head}<tbody>${body.join("\n")}</tbody></table>`;
@@ -130,7 +133,7 @@ open();
 
 const STYLE = `
 :root { color-scheme: light; --page: #f6f7f9; --card: #fff; --text: #1c2128; --soft: #5c6570; --line: #dde1e6; --empty: #eceff2;
-  --success: #2f8a61; --partial: #b97a00; --running: #2f74c6; --unknown: #757d87; --failed: #c8323f; }
+  --success: #27794f; --partial: #946000; --running: #2a6ab6; --unknown: #69717b; --failed: #c8323f; }
 @media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; --page: #14171b; --card: #1d2126; --text: #e4e7eb;
   --soft: #9aa3ad; --line: #343a42; --empty: #282d33; --success: #4fb286; --partial: #e0ad45; --running: #5b9ee8; --unknown: #8b929b; --failed: #ee6470; } }
 * { box-sizing: border-box; }
@@ -161,7 +164,7 @@ td.cut { white-space: normal; overflow-wrap: anywhere; min-width: 110px; } td.cu
 a { color: inherit; text-decoration-color: var(--soft); } a:hover { text-decoration-color: currentColor; }
 details { border-bottom: 1px solid var(--line); padding: 6px 0; } details:last-child { border: 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 14px; margin: 8px 0; } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 600px) { body { padding: 10px; } section { padding: 12px; } .bars { height: 140px; } th, td { padding: 5px 6px; } .drop { display: none; } td.cut { min-width: 95px; }
+@media (max-width: 600px) { body { padding: 10px; } section { padding: 12px; } .bars { height: 140px; } table { font-size: 13px; } th, td { padding: 5px 4px; } .drop { display: none; } td.cut { min-width: 100px; }
   .row { grid-template-columns: 32% 1fr 58px 58px; gap: 6px; font-size: 12px; } .strips .row { grid-template-columns: 32% 1fr 42px; } .spreads .axis span:nth-child(2) { display: none; }
   .stack thead { display: none; } .stack tr { display: grid; grid-template-columns: max-content 1fr 1fr; border-bottom: 1px solid var(--line); }
   .stack td { border: 0; } .stack td:last-child { grid-column: 1 / -1; padding-top: 0; } }

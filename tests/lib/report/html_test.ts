@@ -34,6 +34,19 @@ Deno.test("everything from the data is escaped, and the page names no other sour
   assert.match(page, /&#60;\/script&#62;&#60;img src=http/);
 });
 
+Deno.test("the page on an empty store has no empty charts, and one duration is on its axis once", async () => {
+  using temp = new TempFolder();
+  const empty = await pageOf(temp.path, []);
+  assert.doesNotMatch(empty, /<svg|class="axis"/);
+  for (const note of ["Runs a day", "Days with runs"]) {
+    assert.ok(empty.includes(`<h2>${note}</h2><p class="note">no runs`));
+  }
+  assert.ok(empty.includes('<h2>Failure rate a day</h2><p class="note">no ended runs'));
+  assert.ok(empty.includes('<h2>Duration</h2><p class="note">no durations'));
+  const one = await pageOf(`${temp.path}/one`, [{ start: "2025-12-14T01:00:00Z", duration: 1200 }]);
+  assert.match(one, /<div class="axis"><span>1\.2 s<\/span><\/div>/);
+});
+
 const program = browserProgram();
 Deno.test({
   name: `in a browser, the page is whole, quiet and in proportion${program ? "" : " [SKIPPED: no Chromium]"}`,
