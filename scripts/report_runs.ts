@@ -88,9 +88,9 @@ if (import.meta.main) {
     if (run !== undefined) return await showRun(terminal, layout, String(run));
     if (failed || running) return await list(terminal, layout, { ...options, status: failed ? "failed" : "running" });
     const summary = await summarizeRuns(layout, options);
-    warnOf(terminal, summary);
+    const warning = warnOf(terminal, summary);
     const path = format && write(terminal, layout, await FORMATS[format](summary));
-    if (path === undefined) show(terminal, summaryLines(summary, screenOf()));
+    if (path === undefined) show(terminal, summaryLines(summary, screenOf(warning)));
     const limitsExceeded = exceeded(summary, limits);
     for (const limit of limitsExceeded) terminal.warn(oneLine(limit));
     if (limitsExceeded.length > 0) terminal.exitCode = 1;
@@ -139,20 +139,22 @@ function readFormat({ output, html }: Terminal["flags"]): Format | undefined {
   throw usage(`--output ${output}: the name must end in ${html ? ".html" : ".html, .json or .md"}`);
 }
 
-function screenOf(): Screen {
+/** The terminal, or what a pipe is written for. The lines of a warning are already on it. */
+function screenOf(warning = ""): Screen {
   if (!Deno.stdout.isTerminal()) return { width: Infinity, height: 50, colour: false };
   const { columns, rows } = Deno.consoleSize();
-  return { width: columns, height: rows, colour: !Deno.noColor };
+  return { width: columns, height: rows - Math.ceil(warning.length / columns), colour: !Deno.noColor };
 }
 
 function show(terminal: Terminal, lines: string[]): void {
   for (const line of lines) terminal.say(line);
 }
 
-function warnOf(terminal: Terminal, { source, problem }: RunOrigin): void {
-  if (source === "log" && problem !== null) {
-    terminal.warn(`the runs were read from the log: ${problem}`);
-  }
+/** Warns when the database could not be read. Returns what is printed. */
+function warnOf(terminal: Terminal, { problem }: RunOrigin): string {
+  if (problem === null) return "";
+  terminal.warn(`the runs were read from the log: ${problem}`);
+  return `warning: the runs were read from the log: ${problem}`;
 }
 
 /** Writes a report to a file, and returns its path. */

@@ -10,7 +10,7 @@ export interface Column {
   align: "left" | "right";
   /** Where its cells may be cut when there is no room. */
   cut?: "middle" | "end";
-  /** Where there is no room, columns with the highest number are left out first. 0 is never left out. */
+  /** Where there is no room, columns with a lower number come first. 0 is never left out. */
   drop: number;
 }
 
@@ -69,12 +69,12 @@ export function tablesOf(summary: RunSummary): [groups: Table, ...others: Table[
       [right("runs"), ({ runs }) => number(runs, formatCount)],
       [right("failed"), ({ failed }) => number(failed, formatCount, failed > 0 && "failed")],
       [right("rate"), ({ failure_rate, failed }) => number(failure_rate, formatRate, failed > 0 && "failed")],
-      [right("before", 3), ({ failure_rate_before }) => number(failure_rate_before, formatRate)],
-      [right("p50", 4), ({ p50_ms }) => number(p50_ms, formatDuration)],
-      [right("p95", 2), ({ p95_ms }) => number(p95_ms, formatDuration)],
-      [right("items", 5), ({ items }) => number(items, formatCount)],
+      [right("before", 4), ({ failure_rate_before }) => number(failure_rate_before, formatRate)],
+      [right("p50", 5), ({ p50_ms }) => number(p50_ms, formatDuration)],
+      [right("p95", 3), ({ p95_ms }) => number(p95_ms, formatDuration)],
+      [right("items", 6), ({ items }) => number(items, formatCount)],
       [right("last run", 1), ({ last_start }) => ago(last_start)],
-      [left("ended", 1), ({ last_status }) => ({ text: last_status, status: last_status })],
+      [left("status", 2), ({ last_status }) => ({ text: last_status, status: last_status })],
     ], { all: { rows: groups.length, flag: "--html or --json" } }),
     tableOf("Newest failures", failures, [
       [right("started"), ({ start_time }) => ago(start_time)],
@@ -141,12 +141,13 @@ function storeFacts({ store, schema_version, source, rejected_parts, untimed }: 
   const version = schema_version === null ? "" : `, schema v${schema_version}`;
   const others = backups > 1 ? `, newest of ${backups}` : "";
   const newest = `the newest ${plural(checked, "run")} of the log`;
-  const compared = missing + older === 0
+  const differences = [missing > 0 && `lacks ${missing}`, older > 0 && `lacks the end of ${older}`].filter(Boolean);
+  const compared = differences.length === 0
     ? `${newest} ${checked === 1 ? "agrees" : "agree"} with the database`
-    : `of ${newest}, the database lacks ${missing}, and has ${older} without their end`;
+    : `the database ${differences.join(" and ")} of ${newest}`;
   const facts: [name: string, value: string | false][] = [
-    ["backup", backup === null ? "none" : `${backup.path}, ${formatAge(backup.age_ms)} old${others}`],
-    ["database", bytes === null ? "none" : `${database}${version}, ${formatBytes(bytes)}`],
+    ["backup", backup === null ? "none" : `${formatAge(backup.age_ms)} old${others}: ${backup.path}`],
+    ["database", bytes === null ? "none" : `${formatBytes(bytes)}${version}: ${database}`],
     ["log", `${plural(store.log_files, "file")}, ${formatBytes(store.log_bytes)}`],
     ["not read", store.unreadable_logs.length > 0 && store.unreadable_logs.join(", ")],
     ["compared", checked > 0 && compared],

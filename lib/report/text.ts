@@ -33,6 +33,8 @@ const BOLD = 1, DIM = 2;
 const GAP = 2;
 /** The narrowest that a column is cut to. */
 const MIN_CUT = 8;
+/** A table with fewer rows gets them instead of blank lines. */
+const FEW_ROWS = 2;
 /** How many rows of a table Markdown has at most. */
 const MAX_ROWS = 1000;
 
@@ -42,28 +44,70 @@ function paint(text: string, code: number | undefined, { colour }: Screen): stri
 
 const colourOf = ({ status }: Cell) => status && COLOURS[status];
 
-/** The whole report, about as long as the screen. */
+/** The whole report. Each table has as many rows as the screen has room for, one at least. */
 export function summaryLines(summary: RunSummary, screen: Screen): string[] {
   const line = (text: string, code?: number) => paint(fit(text, screen.width), code, screen);
-  const section = (table: Table, limit: number) => {
-    const shown = table.all ? table.rows.slice(0, limit) : table.rows;
-    const hidden = (table.all?.rows ?? 0) - shown.length;
-    const note = hidden > 0 ? [line(`and ${formatCount(hidden)} more: ${table.all?.flag}`, DIM)] : [];
-    return ["", line(table.title, BOLD), ...tableLines({ ...table, rows: shown }, screen), ...note];
-  };
-  const [groups, ...others] = tablesOf(summary);
   const heading = [
     line(oneLine(summary.base), BOLD),
     line(windowText(summary)),
     "",
-    countCells(summary).map((cell) => paint(cell.text, colourOf(cell), screen)).join("  "),
+    ...countLines(summary, screen),
     line(rateText(summary)),
   ];
-  const limit = Math.max(2, Math.floor((screen.height - 20) / 4));
-  const end = others.filter(({ rows }) => rows.length > 0).flatMap((table) => section(table, limit));
-  // Blank, title and header of the table, the line about hidden rows, and the next prompt.
-  const left = screen.height - heading.length - end.length - 5;
-  return [...heading, ...section(groups, Math.max(3, left)), ...end];
+  const section = (table: Table, limit: number) => {
+    const { shown, hidden } = rowsWithin(table, limit);
+    const note = hidden > 0 ? [line(`and ${formatCount(hidden)} more: ${table.all?.flag}`, DIM)] : [];
+    return ["", line(table.title, BOLD), ...tableLines({ ...table, rows: shown }, screen), ...note];
+  };
+  const tables = tablesOf(summary).filter(({ rows }, i) => i === 0 || rows.length > 0);
+  const render = (limits: number[]) => [...heading, ...tables.flatMap((table, i) => section(table, limits[i]!))];
+  // 1. What is left beside the first rows and the next prompt is for more rows.
+  const ones = tables.map(() => 1);
+  const shortest = render(ones);
+  const limits = shareOut(tables, ones, screen.height - 1 - shortest.length);
+  if (limits.every((limit, i) => limit >= FEW_ROWS || limit >= tables[i]!.rows.length)) return render(limits);
+  // 2. On a low screen, rows replace blank lines.
+  const isBlank = (line: string) => line === "";
+  const room = screen.height - 1 - shortest.filter((line) => !isBlank(line)).length;
+  return render(shareOut(tables, ones, room)).filter((line) => !isBlank(line));
+}
+
+/** The rows that a table shows. The line about hidden rows would have room for one, so it is there for two or more. */
+function rowsWithin({ rows, all }: Table, limit: number): { shown: Cell[][]; hidden: number } {
+  const shown = all && all.rows > limit + 1 ? rows.slice(0, limit) : rows;
+  return { shown, hidden: (all?.rows ?? 0) > shown.length ? all!.rows - shown.length : 0 };
+}
+
+/** Adds rows to each table in turn, while there are lines to show them. */
+function shareOut(tables: Table[], limits: number[], room: number): number[] {
+  const lines = (i: number, limit: number) => {
+    const { shown, hidden } = rowsWithin(tables[i]!, limit);
+    return shown.length + Math.min(1, hidden);
+  };
+  const shared = [...limits];
+  for (let i = 0, refused = 0; refused < tables.length; i = (i + 1) % tables.length) {
+    const more = lines(i, shared[i]! + 1) - lines(i, shared[i]!);
+    if (shared[i]! >= tables[i]!.rows.length || more > room) {
+      refused++;
+      continue;
+    }
+    shared[i]!++;
+    room -= more;
+    refused = 0;
+  }
+  return shared;
+}
+
+/** The counts by status, on as few lines as the screen allows. */
+function countLines(summary: RunSummary, screen: Screen): string[] {
+  const lines: Cell[][] = [];
+  for (const cell of countCells(summary)) {
+    const longer = [...lines.at(-1) ?? [], cell];
+    const width = longer.reduce((sum, { text }) => sum + text.length + GAP, -GAP);
+    if (lines.length > 0 && width <= screen.width) lines[lines.length - 1] = longer;
+    else lines.push([cell]);
+  }
+  return lines.map((cells) => cells.map((cell) => paint(cell.text, colourOf(cell), screen)).join(" ".repeat(GAP)));
 }
 
 /** One line for each run, with its whole id. */
@@ -71,8 +115,9 @@ export function runLines(runs: FailedRun[], screen: Screen): string[] {
   return tableLines(runsTable(runs), screen);
 }
 
-/** All fields of a run, its metrics and its events. */
-export function detailLines({ run, events }: RunDetails, screen: Screen): string[] {
+/** All fields of a run, its metrics and its events, whole: the terminal wraps them. */
+export function detailLines({ run, events }: RunDetails, { colour }: Pick<Screen, "colour">): string[] {
+  const screen = { width: Infinity, height: Infinity, colour };
   const { run_id, metrics_json, ...fields } = run;
   const others = [
     fieldsTable("Metrics", metricsOf(metrics_json)),
@@ -120,7 +165,7 @@ function tableLines({ columns, rows, isPlain }: Table, screen: Screen): string[]
   return all.map((row) =>
     shown.map((i) => {
       const { align, cut } = columns[i]!;
-      const text = pad(fit(row[i]!.text, widths[i]!, cut), widths[i]!, align);
+      const text = pad(fit(row[i]!.text, widths[i]!, cut ?? "middle"), widths[i]!, align);
       return paint(i === shown.at(-1) ? text.trimEnd() : text, row === names ? DIM : colourOf(row[i]!), screen);
     }).join(" ".repeat(GAP)).trimEnd()
   );
@@ -130,17 +175,22 @@ function tableLines({ columns, rows, isPlain }: Table, screen: Screen): string[]
 function layOut(columns: Column[], natural: number[], width: number): { shown: number[]; widths: number[] } {
   const total = (shown: number[], widths: number[]) => shown.reduce((sum, i) => sum + widths[i]! + GAP, -GAP);
   const cutTo = (limit: number) => natural.map((wide, i) => columns[i]!.cut ? Math.min(wide, limit) : wide);
-  // 1. Leave out columns until the others fit when they are cut.
-  let shown = columns.map((_, i) => i);
-  for (const narrow = cutTo(MIN_CUT + 4); total(shown, narrow) > width;) {
-    const last = Math.max(...shown.map((i) => columns[i]!.drop));
-    if (last === 0) break;
-    shown = shown.filter((i) => columns[i]!.drop !== last);
+  // 1. Choose the columns that fit when the others are cut, the most important first.
+  const narrow = cutTo(MIN_CUT + 4);
+  const shown: number[] = [];
+  for (const i of columns.keys().toArray().sort((a, b) => columns[a]!.drop - columns[b]!.drop)) {
+    if (columns[i]!.drop === 0 || total([...shown, i], narrow) <= width) shown.push(i);
   }
+  shown.sort((a, b) => a - b);
   // 2. Cut the widest columns to the same width.
   let limit = Math.min(width, Math.max(...natural));
   while (total(shown, cutTo(limit)) > width && limit > MIN_CUT) limit--;
-  return { shown, widths: cutTo(limit) };
+  const widths = cutTo(limit);
+  // 3. Cut an id only when no other column is left to cut. Its end is enough to find its run.
+  const excess = total(shown, widths) - width;
+  const [widest] = shown.filter((i) => columns[i]!.align === "left").sort((a, b) => widths[b]! - widths[a]!);
+  if (excess > 0 && widest !== undefined) widths[widest] = Math.max(MIN_CUT, widths[widest]! - excess);
+  return { shown, widths };
 }
 
 /** The report as Markdown. */

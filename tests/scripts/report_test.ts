@@ -64,7 +64,7 @@ Deno.test("the report shows window, counts, jobs, failures, stale runs and the s
   const places = order.map((text) => stdout.indexOf(text));
   assert.deepEqual(places, places.toSorted((a, b) => a - b), stdout);
   assert.ok(!places.includes(-1), stdout);
-  assert.match(stdout, /backup +\S+telemetry_backup_\d+_000000\.sqlite, \d d old\n/);
+  assert.match(stdout, /backup +\d d old: \S+telemetry_backup_\d+_000000\.sqlite\n/);
 });
 
 Deno.test("--json prints the whole summary as one object", async () => {

@@ -40,11 +40,10 @@ for (const [name, runs] of Object.entries(STORES)) {
     const layout = layoutOf(storeWith(temp.path, runs));
     const summary = await summarizeRuns(layout, { now: NOW });
     for (const width of [60, 80, 200]) {
-      for (const height of [24, 40, 60]) {
+      for (const height of [24, 30, 60]) {
         const lines = summaryLines(summary, { width, height, colour: false });
         for (const line of lines) assert.ok(displayWidth(line) <= width, `${displayWidth(line)} columns: ${line}`);
-        // All of it is on the screen, but for a terminal in which no list would have room.
-        assert.ok(lines.length < Math.max(height, 40), `${lines.length} lines of ${height}`);
+        assert.ok(lines.length < height, `${lines.length} lines of ${height}`);
       }
     }
     const status = runs[0]?.status === "running" ? "running" as const : "failed" as const;
@@ -55,6 +54,39 @@ for (const [name, runs] of Object.entries(STORES)) {
     }
   });
 }
+
+Deno.test("the report uses the whole screen, and hides no row for the line that names it", async () => {
+  using temp = new TempFolder();
+  const runs = ["success", "failed", "partial", "running", "lost"].flatMap((status, i) =>
+    Array.from(
+      { length: 2000 },
+      (_, n): TestRun => ({ start: ago(n / 24), status, agent: `agent-${(i * 2000 + n) % 3}` }),
+    )
+  );
+  const summary = await summarizeRuns(layoutOf(storeWith(temp.path, runs)), { now: NOW });
+  const linesOf = (width: number, height: number) => summaryLines(summary, { width, height, colour: false });
+  assert.ok(linesOf(80, 40).length >= 36, `${linesOf(80, 40).length} lines`);
+  // 24 lines have room for all three agents when blank lines are left out.
+  assert.match(linesOf(80, 24).join("\n"), /(\nagent-\d .*){3}\nNewest failures/);
+  // The counts are on two lines of a narrow terminal, and the time of the last run has the room of wider columns.
+  const narrow = linesOf(60, 30);
+  assert.ok(narrow.every((line) => displayWidth(line) <= 60));
+  assert.ok(
+    narrow.includes("2,000 running  2,000 unknown") && narrow.some((line) => /RATE.*LAST RUN/.test(line)),
+    narrow.join("\n"),
+  );
+});
+
+Deno.test("on a terminal, an id that is wider than it is cut in its middle", async () => {
+  using temp = new TempFolder();
+  const id = `20251210T000000Z-${"a".repeat(100)}-0123abcd`;
+  const layout = layoutOf(storeWith(temp.path, [{ id, start: ago(1), status: "failed", error: "no" }]));
+  const { runs } = await listRuns(layout, { now: NOW, status: "failed" });
+  const [line] = runLines(runs, { width: 80, height: 24, colour: false });
+  assert.match(line!, /^2025-12-14 \S+ {2}20251210T000000Z-a+…a+-0123abcd$/);
+  assert.equal(displayWidth(line!), 80);
+  assert.ok(runLines(runs, { width: Infinity, height: 50, colour: false })[0]!.includes(id));
+});
 
 Deno.test("colours change no text, and are there only when asked for", async () => {
   using temp = new TempFolder();
