@@ -29,7 +29,7 @@ export type Instant = number;
 const SECOND = 1_000_000;
 const UNITS: Record<string, number> = { m: 60 * SECOND, h: 3600 * SECOND, d: 86_400 * SECOND };
 const ISO =
-  /^(\d{4}-\d\d-\d\d)(?:[T ]([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:[.,](\d+))?)?(?:Z| ?([+-])(\d\d):?([0-5]\d)?)?)?$/i;
+  /^(\d{4}-\d\d-\d\d)(?:[T ]([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:[.,](\d+))?)?(?: ?(?:Z|UTC|GMT)| ?([+-])(\d\d):?([0-5]\d)?)?)?$/i;
 
 /**
  * Parses an ISO 8601 date or time. Without a zone it is UTC; without a time it is the start of the day.
@@ -48,8 +48,8 @@ export function parseTimestamp(text: string): Instant | undefined {
 }
 
 const GIT_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-const GIT_DEFAULT = /^[A-Z][a-z]{2} ([A-Z][a-z]{2}) (\d{1,2}) (\d\d:\d\d:\d\d) (\d{4})( [+-]\d{4})?$/;
-const GIT_RFC = /^(?:[A-Z][a-z]{2}, )?(\d{1,2}) ([A-Z][a-z]{2}) (\d{4}) (\d\d:\d\d:\d\d)( [+-]\d{4})?$/;
+const GIT_DEFAULT = /^[A-Z][a-z]{2} ([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d:\d\d:\d\d) (\d{4})( [+-]\d{4})?$/;
+const GIT_RFC = /^(?:[A-Z][a-z]{2}, )?(\d{1,2}) ([A-Z][a-z]{2}) (\d{4}) (\d\d:\d\d:\d\d)( GMT| [+-]\d{4})?$/;
 const GIT_SECONDS = /^@?(\d{9,11})(?: [+-]\d{4})?$/;
 
 /** Parses the date of a commit: ISO 8601, or as `git log --date` writes it (default, rfc, unix or raw). */
@@ -107,7 +107,7 @@ export function parseTimeFlag(flag: string, text: string, now: Date, dayIs: "sta
 /** As {@linkcode parseTimeFlag}, where a date is a local day, and a time without a zone is local. */
 export function parseLocalTimeFlag(flag: string, text: string, now: Date, dayIs: "start" | "end" = "start"): Instant {
   const instant = parseTimestamp(text);
-  if (instant === undefined || /[Z+-]/i.test(text.slice(10))) return parseTimeFlag(flag, text, now, dayIs);
+  if (instant === undefined || /Z|UTC|GMT|[+-]/i.test(text.slice(10))) return parseTimeFlag(flag, text, now, dayIs);
   const [year, month, day, ...time] = new Date(instant / 1000).toISOString().split(/\D/).slice(0, 7).map(Number);
   const days = dayIs === "end" && text.length === 10 ? 1 : 0;
   return new Date(year!, month! - 1, day! + days, ...time as [number, number, number, number]).getTime() * 1000;

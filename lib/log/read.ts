@@ -34,9 +34,10 @@ export interface ReadOptions extends LineOptions {
 
 /**
  * `NAME.ndjson`, and what logrotate, archivers and people make of it: `.ndjson.2.gz`, `.ndjson-20251211`, `.1.ndjson`,
- * `.ndjson.zst`, `.ndjson.bak`, `NAME (1).ndjson`. Whoever renames a log must not lose its runs.
+ * `.ndjson.zst`, `.ndjson.bak`, `NAME (1).ndjson`, `events_20251210.gz`. Whoever renames a log must not lose its runs.
  */
-const LOG_NAME = /^(.*?)(?:\.(\d{1,5})|-(\d[\d-]{7,20}))?\.ndjson(?![a-z\d])(?:\.(\d{1,5})|-(\d[\d-]{7,20}))?/is;
+const LOG_NAME =
+  /^(.*?)(?:\.(\d{1,5})|-(\d[\d-]{7,20}))?\.ndjson(?![a-z\d])(?:\.(\d{1,5})|-(\d[\d-]{7,20}))?|^events_\d{8}(?!\d)/is;
 /** The part of a name that is the same in all files of one log. */
 const DAY = /events_\d{8}/;
 
@@ -68,8 +69,8 @@ export function logFiles(raw: string): string[] {
       const found = LOG_NAME.exec(name);
       const path = pathIn(raw, name);
       if (found === null || name.endsWith(".partial") || !mayBeFile(path)) continue;
-      const [, , count = found[4] ?? 0, date = found[5] ?? "~"] = found;
-      // Copies and gzipped files have longer names.
+      const [, log, count = found[4] ?? 0, date = found[5] ?? (log === undefined ? "" : "~")] = found;
+      // Copies and gzipped files have longer names; without ".ndjson", they come first.
       logs.push({ path, order: [logOf(path), date, -Number(count), -name.length, name] });
     }
   } catch (error) {

@@ -9,13 +9,19 @@ Deno.test("a commit date may have any form that git writes", () => {
     "Wed Dec 10 12:05:30 2025 +0100",
     "Wed, 10 Dec 2025 12:05:30 +0100",
     "10 Dec 2025 12:05:30 +0100",
+    "Wed, 10 Dec 2025 11:05:30 GMT",
+    "2025-12-10 11:05:30 UTC",
+    "2025-12-10T11:05:30 gmt",
     "Wed Dec 10 11:05:30 2025",
     "1765364730",
     "1765364730 +0100",
     "@1765364730 +0100",
   ];
   for (const form of forms) assert.equal(parseCommitDate(form), expected, form);
-  assert.equal(parseCommitDate("Mon Dec 1 12:05:30 2025 +0100"), parseTimestamp("2025-12-01T11:05:30Z"));
+  // One digit as git writes it, and as ctime() and `date` do.
+  for (const day of ["1", " 1"]) {
+    assert.equal(parseCommitDate(`Mon Dec ${day} 12:05:30 2025 +0100`), parseTimestamp("2025-12-01T11:05:30Z"));
+  }
 });
 
 Deno.test("a commit date that is none is undefined", () => {

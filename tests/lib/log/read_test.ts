@@ -968,6 +968,11 @@ Deno.test("logs that were rotated, renamed or copied are found, oldest first, th
   using temp = new TempFolder();
   const day = "events_20251210.ndjson";
   const names = [
+    "events_20251210.ndjsonl",
+    "events_20251210.jsonl",
+    "events_20251210.log",
+    "events_20251210.gz",
+    "events_20251210",
     `${day}-2025-12-11`,
     `${day}-20251211.gz`,
     `${day}-20251211-1765411200.gz`,
@@ -986,7 +991,10 @@ Deno.test("logs that were rotated, renamed or copied are found, oldest first, th
     day,
     "events_20251211.NDJSON",
   ];
-  for (const name of [...names, `${day}.partial`, `${day}.gz.partial`, "a.ndjsonl", "a.json"].toSorted()) {
+  for (
+    const name of [...names, `${day}.partial`, `${day}.gz.partial`, "a.ndjsonl", "a.json", "events_202512101"]
+      .toSorted()
+  ) {
     Deno.writeTextFileSync(`${temp.path}/${name}`, "");
   }
   assert.deepEqual(logFiles(temp.path).map(slashes), names.map((name) => `${temp.path}/${name}`));
