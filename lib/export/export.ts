@@ -5,10 +5,10 @@
 import { isUtf8 } from "node:buffer";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { ensureFolder, PartialFile, removeStalePartials } from "../fs/atomic_file.ts";
-import { isFolder, isGranted, pathExists, sizeOf, statIfExists } from "../fs/locate.ts";
+import { isFolder, isGranted, pathExists, statIfExists } from "../fs/locate.ts";
 import { folderOf, type Layout, newPaths, parseFileName, partialOf } from "../layout.ts";
 import { sourceOf } from "../log/json_source.ts";
-import { logFiles, readLogs } from "../log/read.ts";
+import { logFiles, readLogs, sizeOfLog } from "../log/read.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
 import { type Cell, type CellCounts, CsvText, noCounts, type RowFitter } from "./csv.ts";
 import { postgresRows } from "./postgres.ts";
@@ -132,7 +132,7 @@ async function* eventRows(raw: string, columns: string[], exported: Exported): A
     });
   }
   const files = logFiles(raw);
-  const total = files.reduce((sum, path) => sum + (sizeOf(path) ?? 0), 0);
+  const total = files.reduce((sum, path) => sum + sizeOfLog(path), 0);
   const progress = { files: 0, lines: 0, bytes: 0 };
   for await (const batch of readLogs(files, { only: "event", progress })) {
     const rows: Cell[][] = [];

@@ -69,7 +69,7 @@ export function logFiles(raw: string): string[] {
       const found = LOG_NAME.exec(name);
       const path = pathIn(raw, name);
       if (found === null || name.endsWith(".partial") || !mayBeFile(path)) continue;
-      const [, log, count = found[4] ?? 0, date = found[5] ?? (log === undefined ? "" : "~")] = found;
+      const [, , count = found[4] ?? 0, date = found[5] ?? (found[1] === undefined ? "" : "~")] = found;
       // Copies and gzipped files have longer names; without ".ndjson", they come first.
       logs.push({ path, order: [logOf(path), date, -Number(count), -name.length, name] });
     }
@@ -96,6 +96,15 @@ function mayBeFile(path: string): boolean {
     return Deno.statSync(path).isFile;
   } catch {
     return true;
+  }
+}
+
+/** The size of a log in bytes; 0 when it cannot be examined, which the scan reports. */
+export function sizeOfLog(path: string): number {
+  try {
+    return Deno.statSync(path).size;
+  } catch {
+    return 0;
   }
 }
 

@@ -2,9 +2,8 @@
 import { setTimeout as pause } from "node:timers/promises";
 import { fileError } from "../errors.ts";
 import { readFull } from "../fs/atomic_file.ts";
-import { statIfExists } from "../fs/locate.ts";
 import { Lines, type Scanned } from "./lines.ts";
-import { isLive, logFiles } from "./read.ts";
+import { isLive, logFiles, sizeOfLog, unreadableLogs } from "./read.ts";
 
 /** How far back from the end of a log its last complete line is searched. */
 const SEARCH_BYTES = 1024 * 1024;
@@ -12,7 +11,7 @@ const NEWLINE = 0x0a;
 
 /** The records in the last `bytes` of a log that agents write, without the line in which these start. */
 export function readTail(path: string, bytes: number): Scanned[] {
-  const { size } = statIfExists(path) ?? { size: 0 };
+  const size = sizeOfLog(path);
   const start = Math.max(0, size - bytes);
   const content = readRange(path, start, size);
   const lines = new Lines(path);
@@ -22,21 +21,23 @@ export function readTail(path: string, bytes: number): Scanned[] {
 
 /**
  * Yields what is appended to the logs of a folder from now on, until `signal` is aborted. Looks every `intervalMs`: the
- * notifications of file systems miss what other machines write.
+ * notifications of file systems miss what other machines write. Logs that cannot be read now are left out.
  */
 export async function* followLogs(raw: string, signal: AbortSignal, intervalMs = 250): AsyncGenerator<Scanned[], void> {
   const logs = new Map<string, { lines: Lines; position: number }>();
-  for (const path of logFiles(raw).filter(isLive)) {
-    const { size } = statIfExists(path) ?? { size: 0 };
+  const unreadable = new Set(unreadableLogs(logFiles(raw)));
+  const files = () => logFiles(raw).filter((path) => isLive(path) && !unreadable.has(path));
+  for (const path of files()) {
+    const size = sizeOfLog(path);
     const start = Math.max(0, size - SEARCH_BYTES);
     const position = start + readRange(path, start, size).lastIndexOf(NEWLINE) + 1;
     logs.set(path, { lines: new Lines(path), position });
   }
   while (!signal.aborted) {
-    for (const path of logFiles(raw).filter(isLive)) {
+    for (const path of files()) {
       const log = logs.get(path) ?? { lines: new Lines(path), position: 0 };
       logs.set(path, log);
-      const { size } = statIfExists(path) ?? { size: 0 };
+      const size = sizeOfLog(path);
       // A failed append is cut back: what it left of a line is read again.
       if (size < log.position) logs.set(path, { lines: new Lines(path), position: size });
       if (size <= log.position) continue;

@@ -2,9 +2,8 @@
  * Loads the runs of the log into the database that a recovery builds.
  * @module
  */
-import { sizeOf } from "../fs/locate.ts";
 import type { Layout } from "../layout.ts";
-import { logFiles, type Rejection } from "../log/read.ts";
+import { logFiles, type Rejection, sizeOfLog } from "../log/read.ts";
 import type { Connection, OnProgress, SqlValue } from "../sqlite/connection.ts";
 import { rowidOf } from "../sqlite/rows.ts";
 import { WriterThread } from "../sqlite/writer_thread.ts";
@@ -61,7 +60,7 @@ export async function loadLog(
   { since, onProgress, isVersionUnknown }: LoadOptions,
 ): Promise<LoadedLog> {
   const read = nothingRead();
-  const sizes = new Map(logFiles(raw).map((file) => [file, sizeOf(file) ?? 0]));
+  const sizes = new Map(logFiles(raw).map((file) => [file, sizeOfLog(file)]));
   const total = sizes.values().reduce((sum, size) => sum + size, 0);
   const hadRuns = db.get("SELECT 1 FROM agent_runs") !== undefined;
   await using writer = await WriterThread.open(db.path);

@@ -3,9 +3,9 @@
  * @module
  */
 import { ensureFolder, PartialFile } from "../fs/atomic_file.ts";
-import { pathExists, sizeOf, statIfExists } from "../fs/locate.ts";
+import { pathExists, statIfExists } from "../fs/locate.ts";
 import type { Layout } from "../layout.ts";
-import { logFiles, type Rejection } from "../log/read.ts";
+import { logFiles, type Rejection, sizeOfLog } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { recoverySchemaSql } from "../schema.ts";
 import { Connection, folderAtDatabasePath, type OnProgress } from "../sqlite/connection.ts";
@@ -148,7 +148,7 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
   Connection.open(database).close();
   // 6. Add what agents have written to the log in the meantime, and write the report.
   const { sizes, ...summary } = built;
-  const grown = () => logFiles(layout.raw).filter((file) => sizeOf(file) !== sizes.get(file));
+  const grown = () => logFiles(layout.raw).filter((file) => sizeOfLog(file) !== sizes.get(file));
   warnings.push(...await catchUp(database, grown, options.since));
   const duration_ms = Math.round(performance.now() - start);
   return report.finish({ database, kept, ...summary, warnings, duration_ms });

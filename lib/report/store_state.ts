@@ -1,7 +1,7 @@
 /** What a report says of the store beside its runs: sizes, backups, and whether log and database agree. */
 import { sizeOf } from "../fs/locate.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
-import { isLive, logFiles, unreadableLogs } from "../log/read.ts";
+import { isLive, logFiles, sizeOfLog, unreadableLogs } from "../log/read.ts";
 import { readTail } from "../log/tail.ts";
 import { listCopies } from "../sqlite/snapshot.ts";
 import { parseTimestamp, timestamp } from "../time.ts";
@@ -46,6 +46,8 @@ export function stateOf(
   const backups = listCopies(folder, ["daily_backup", "full_backup"]);
   const newest = backups.find(({ time }) => time <= now) ?? backups[0];
   const logs = logFiles(raw);
+  const unreadable = unreadableLogs(logs);
+  const live = logs.filter((path) => isLive(path) && !unreadable.includes(path));
   const bytes = sizeOf(database);
   // Each count is all of an index, or one range of it.
   const ended = runs.count("true") - runs.count("status='running'") - runs.count("status IS NULL");
@@ -54,14 +56,14 @@ export function stateOf(
     database,
     database_bytes: bytes === undefined ? null : bytes + (sizeOf(sidecarsOf(database).wal) ?? 0),
     log_files: logs.length,
-    log_bytes: logs.reduce((sum, path) => sum + (sizeOf(path) ?? 0), 0),
-    unreadable_logs: unreadableLogs(logs),
+    log_bytes: logs.reduce((sum, path) => sum + sizeOfLog(path), 0),
+    unreadable_logs: unreadable,
     newest_backup: newest
       ? { path: newest.path, time: timestamp(newest.time), age_ms: now.getTime() - newest.time.getTime() }
       : null,
     backups: backups.length,
     pending_posts: ended - posted,
-    log_check: source === "log" ? null : checkTail(runs, logs.filter(isLive).slice(-2), now),
+    log_check: source === "log" ? null : checkTail(runs, live.slice(-2), now),
   };
 }
 

@@ -263,9 +263,10 @@ Deno.test("control characters of the data never reach the terminal, Markdown or 
   assert.match(texts[0]!, /␛\[2J/);
 });
 
-testWith(["signals"], "--follow prints new runs and events as they are written, until Ctrl-C", async () => {
+testWith(["signals", "links"], "--follow prints new runs and events as they are written, until Ctrl-C", async () => {
   using temp = new TempFolder();
   const base = storeWith(temp.path, []);
+  Deno.symlinkSync("itself.ndjson", `${base}/raw/itself.ndjson`);
   const day = new Date().toISOString().slice(0, 10).replaceAll("-", "");
   const path = `${base}/raw/events_${day}.ndjson`;
   const append = (text: string) => Deno.writeTextFileSync(path, text, { append: true });
