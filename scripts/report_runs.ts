@@ -181,7 +181,9 @@ async function list(terminal: Terminal, layout: Layout, options: Parameters<type
 async function showRun(terminal: Terminal, layout: Layout, id: string): Promise<Result> {
   const found = await findRun(layout, id);
   if ("ids" in found) {
-    if (found.ids.length > 0) throw usage(`several ids end in ${id}: ${found.ids.join(", ")}`, "give more of the id");
+    if (found.ids.length > 0) {
+      throw usage(`several ids end in ${id}, such as ${found.ids.join(", ")}`, "give more of the id");
+    }
     throw usage(`no run has the id ${id}, or one that ends in it`, "report_runs --failed and --running list ids");
   }
   const { run, events, origin } = found;

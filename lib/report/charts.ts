@@ -134,17 +134,19 @@ export function durationChart({ groups, points }: RunSummary): string {
 
 /** The days on which each agent and job ran. Gaps are days without a run. */
 export function calendar({ groups }: RunSummary, bars: string[][]): string {
+  const unit = bars[0]!.length === 1 ? "days" : "bars";
   const rows = groups.slice(0, MAX_STRIPS).map((group) => {
     const worst = countsIn(group.days, bars).map((counts) => WORST_FIRST.find((status) => counts[status] > 0));
-    const ran = `${worst.filter((status) => status !== undefined).length}/${bars.length}`;
+    const ran = worst.filter((status) => status !== undefined).length;
     const shapes = WORST_FIRST.map((status) => {
       const path = worst.map((other, i) => other === status ? `M${i + 0.08} 0h.84v10h-.84z` : "").join("");
       return path && `<path class="${status}" d="${path}"/>`;
     });
-    return row(nameOf(group), [ran], drawing("strip", [bars.length, 10], `${nameOf(group)}: ran in ${ran}`, shapes));
+    const label = `${nameOf(group)}: ran in ${ran} of ${bars.length} ${unit}`;
+    return row(nameOf(group), [`${ran}/${bars.length}`], drawing("strip", [bars.length, 10], label, shapes));
   });
   const dates = axis([bars[0]![0]!, bars.at(-1)![0]!]);
-  return listed("strips", [row("", ["days"], ""), ...rows, row("", [""], dates)], groups.length - rows.length);
+  return listed("strips", [row("", [unit], ""), ...rows, row("", [""], dates)], groups.length - rows.length);
 }
 
 function row(name: string, values: string[], content: string): string {

@@ -144,11 +144,11 @@ export class Runs {
     return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== null)) as RecordedRun;
   }
 
-  /** The ids that are `end`, or end in it. An id that is exactly this one is the only one. */
+  /** Up to three ids that end in `end`. An id that is exactly this one is the only one. */
   idsEndingIn(end: string): string[] {
     if (this.db.get("SELECT 1 FROM agent_runs WHERE run_id=?", end)) return [end];
     const rows = this.db.all(
-      "SELECT json_quote(run_id) AS id FROM agent_runs WHERE substr(run_id, -length(?1))=?1 AND ?1<>'' LIMIT 5",
+      "SELECT json_quote(run_id) AS id FROM agent_runs WHERE substr(run_id, -length(?1))=?1 AND ?1<>'' LIMIT 3",
       end,
     );
     return rows.map(({ id }) => JSON.parse(id as string));
