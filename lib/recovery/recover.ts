@@ -23,6 +23,7 @@ import {
   LiveDatabase,
   preserveCurrent,
   readSettings,
+  removeMovedSidecars,
   removeStaleCopies,
 } from "../store/replace_database.ts";
 import { loadLog, SCRAP_PRAGMAS } from "./load_log.ts";
@@ -158,10 +159,11 @@ export async function recoverDatabase(layout: Layout, options: RecoveryOptions =
  * Removes what killed recoveries have left, when there is nothing to recover. Otherwise the next recovery would read the
  * copy that such a recovery has preserved, however old it is.
  */
-export function removeStaleRecovery({ recovering, db, reports }: Layout): void {
+export function removeStaleRecovery({ database, recovering, db, reports }: Layout): void {
   try {
     PartialFile.claim(recovering, { wait: false, forSqlite: true })[Symbol.dispose]();
     removeStaleCopies(db, "corrupted");
+    removeMovedSidecars(database);
     removeStaleReports(reports);
   } catch { /* another recovery is running, or this process has no write access: nothing has to be done now */ }
 }

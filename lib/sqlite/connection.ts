@@ -180,9 +180,8 @@ export class Connection implements Disposable {
    */
   async copyOver(path: string, onLocked: () => void, onProgress?: OnProgress): Promise<void> {
     {
-      // A lock that another program holds would make `backup` wait without end. An empty file is replaced if it is locked.
-      const options = sizeOf(path) === 0 ? { busyTimeoutMs: 0 } : {};
-      using live = retryWhileLocked(() => Connection.open(path, options));
+      // A lock that another program holds would make `backup` wait without end.
+      using live = retryWhileLocked(() => Connection.open(path));
       // Without WAL, a reader is enough to keep a writer from committing.
       retryWhileLocked(() => live.run("BEGIN EXCLUSIVE"));
       live.rollback();

@@ -241,7 +241,10 @@ function installNew(prepared: PartialFile, base: string, database: string): unde
   prepared.sync();
   // SQLite would read another database's sidecars.
   for (const sidecar of Object.values(sidecarsOf(database))) if (!pathExists(database)) removeIfExists(sidecar);
-  if (prepared.publish(base, [database]) !== undefined) return;
+  if (prepared.publish(base, [database]) !== undefined) {
+    removeMovedSidecars(database);
+    return;
+  }
   const [what, hint] = statIfExists(database) === undefined
     ? [`${database} is a link whose target does not exist`, "fix or remove that link, then run this again"]
     : [
@@ -274,6 +277,11 @@ function isIntact(database: string): boolean {
   }
 }
 
+/** Removes the sidecars that this process or a killed one has moved aside. They have been preserved before. */
+export function removeMovedSidecars(database: string): void {
+  Object.values(sidecarsOf(database)).map(partialOf).forEach(removeIfExists);
+}
+
 /**
  * Replaces a file that SQLite cannot write. Its sidecars must be gone when the new file appears, since SQLite would apply
  * them to it. They are moved aside first, and moved back when the rename fails.
@@ -288,13 +296,14 @@ function replaceFiles(prepared: PartialFile, base: string, database: string): vo
       moved.push(pair);
     }
     prepared.replace(base, database);
+    removeMovedSidecars(database);
   } catch (error) {
+    // Where only the sync after the rename failed, the new file is there, and the old sidecars must not come back.
+    if (!pathExists(prepared.path)) throw (removeMovedSidecars(database), error);
     for (const [path, other] of moved) if (!pathExists(path)) Deno.renameSync(other, path);
     const hint = "stop the agents, check whether the file is protected or mounted, then run this again";
     throw withHint(fileError(error, `cannot replace ${database}`), hint);
   }
-  // Those that a killed process has moved aside, too: they have been preserved.
-  for (const path of Object.values(sidecarsOf(database))) removeIfExists(partialOf(path));
 }
 
 /**
