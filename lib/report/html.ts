@@ -102,9 +102,9 @@ function classOf({ align, cut, drop }: Column, status = ""): string {
 
 function details({ run_id, start_time, agent_name, fields }: FailedRun, i: number): string {
   const title = `${formatTime(start_time)} ${escapeHtml(fit(agent_name, MAX_NAME))}`;
-  const list = Object.entries(fields).map(([name, value]) =>
-    `<dt>${escapeHtml(name)}</dt><dd>${escapeHtml(fit(String(value), MAX_FIELD))}</dd>`
-  );
+  // The last line of a stack trace names the error.
+  const linesOf = (value: unknown) => fit(String(value), MAX_FIELD, "middle").split(/\r?\n/).map(escapeHtml).join("\n");
+  const list = Object.entries(fields).map(([name, value]) => `<dt>${escapeHtml(name)}</dt><dd>${linesOf(value)}</dd>`);
   return `<details id="failure-${i + 1}"><summary>${title} <code>${escapeHtml(fit(run_id, MAX_CELL))}</code></summary>
 <dl>${list.join("")}</dl></details>`;
 }
@@ -163,7 +163,7 @@ th[aria-sort="descending"] button::after { content: " ↓"; } th[aria-sort="asce
 td.cut { white-space: normal; overflow-wrap: anywhere; min-width: 110px; } td.cut:last-child { min-width: 210px; }
 a { color: inherit; text-decoration-color: var(--soft); } a:hover { text-decoration-color: currentColor; }
 details { border-bottom: 1px solid var(--line); padding: 6px 0; } details:last-child { border: 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 14px; margin: 8px 0; } dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 14px; margin: 8px 0; } dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
 @media (max-width: 600px) { body { padding: 10px; } section { padding: 12px; } .bars { height: 140px; } table { font-size: 13px; } th, td { padding: 5px 4px; } .drop { display: none; } td.cut { min-width: 100px; }
   .row { grid-template-columns: 32% 1fr 58px 58px; gap: 6px; font-size: 12px; } .strips .row { grid-template-columns: 32% 1fr 42px; } .spreads .axis span:nth-child(2) { display: none; }
   .stack thead { display: none; } .stack tr { display: grid; grid-template-columns: max-content 1fr 1fr; border-bottom: 1px solid var(--line); }

@@ -61,41 +61,39 @@ export function summaryLines(summary: RunSummary, screen: Screen): string[] {
   };
   const tables = tablesOf(summary).filter(({ rows }, i) => i === 0 || rows.length > 0);
   const render = (limits: number[]) => [...heading, ...tables.flatMap((table, i) => section(table, limits[i]!))];
-  // 1. What is left beside the first rows and the next prompt is for more rows.
-  const ones = tables.map(() => 1);
-  const shortest = render(ones);
-  const limits = shareOut(tables, ones, screen.height - 1 - shortest.length);
-  if (limits.every((limit, i) => limit >= FEW_ROWS || limit >= tables[i]!.rows.length)) return render(limits);
-  // 2. On a low screen, rows replace blank lines.
   const isBlank = (line: string) => line === "";
-  const room = screen.height - 1 - shortest.filter((line) => !isBlank(line)).length;
-  return render(shareOut(tables, ones, room)).filter((line) => !isBlank(line));
+  const shortest = render(tables.map(() => 1));
+  // 1. Of the lines of the screen, one is for the next prompt.
+  const room = screen.height - 1 - shortest.length;
+  const limits = shareOut(tables, room);
+  if (limits.every((limit, i) => limit >= Math.min(FEW_ROWS, tables[i]!.rows.length))) return render(limits);
+  // 2. On a low screen, rows replace blank lines.
+  return render(shareOut(tables, room + shortest.filter(isBlank).length)).filter((line) => !isBlank(line));
 }
 
-/** The rows that a table shows. The line about hidden rows would have room for one, so it is there for two or more. */
+/** The rows that a table shows. The line that names one hidden row has room for that row. */
 function rowsWithin({ rows, all }: Table, limit: number): { shown: Cell[][]; hidden: number } {
   const shown = all && all.rows > limit + 1 ? rows.slice(0, limit) : rows;
-  return { shown, hidden: (all?.rows ?? 0) > shown.length ? all!.rows - shown.length : 0 };
+  return { shown, hidden: (all?.rows ?? rows.length) - shown.length };
 }
 
-/** Adds rows to each table in turn, while there are lines to show them. */
-function shareOut(tables: Table[], limits: number[], room: number): number[] {
-  const lines = (i: number, limit: number) => {
-    const { shown, hidden } = rowsWithin(tables[i]!, limit);
+/** How many rows each table shows: one, and more in turn while there is room for their lines. */
+function shareOut(tables: Table[], room: number): number[] {
+  const linesOf = (table: Table, limit: number) => {
+    const { shown, hidden } = rowsWithin(table, limit);
     return shown.length + Math.min(1, hidden);
   };
-  const shared = [...limits];
+  const limits = tables.map(() => 1);
   for (let i = 0, refused = 0; refused < tables.length; i = (i + 1) % tables.length) {
-    const more = lines(i, shared[i]! + 1) - lines(i, shared[i]!);
-    if (shared[i]! >= tables[i]!.rows.length || more > room) {
-      refused++;
-      continue;
-    }
-    shared[i]!++;
-    room -= more;
+    const [table, limit] = [tables[i]!, limits[i]!];
+    const lines = linesOf(table, limit + 1) - linesOf(table, limit);
+    refused++;
+    if (limit >= table.rows.length || lines > room) continue;
+    limits[i]!++;
+    room -= lines;
     refused = 0;
   }
-  return shared;
+  return limits;
 }
 
 /** The counts by status, on as few lines as the screen allows. */

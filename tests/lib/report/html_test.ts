@@ -47,6 +47,18 @@ Deno.test("the page on an empty store has no empty charts, and one duration is o
   assert.match(one, /<div class="axis"><span>1\.2 s<\/span><\/div>/);
 });
 
+Deno.test("the details of a failure show the lines of a stack trace, and its end when it is long", async () => {
+  using temp = new TempFolder();
+  const error = `Traceback (most recent call last):\r\n  File "a.py", line 1\n${
+    "  x\n".repeat(2000)
+  }ValueError: <last>`;
+  const page = await pageOf(temp.path, [{ start: "2025-12-14T01:00:00Z", status: "failed", error }]);
+  assert.match(
+    page,
+    /<dd>Traceback \(most recent call last\):\n {2}File &#34;a\.py&#34;, line 1\n[^]*…[^]*\nValueError: &#60;last&#62;<\/dd>/,
+  );
+});
+
 const program = browserProgram();
 Deno.test({
   name: `in a browser, the page is whole, quiet and in proportion${program ? "" : " [SKIPPED: no Chromium]"}`,
