@@ -10,7 +10,6 @@ import { checkHealth, type Health } from "../lib/recovery/health.ts";
 import { fileNameOf, type Layout, parseFileName } from "../lib/layout.ts";
 import { logFiles } from "../lib/log/read.ts";
 import { type RunRecord, SCHEMA_VERSION } from "../lib/records.ts";
-import { oneLine } from "../lib/format.ts";
 import { recoverDatabase, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
 import { endStaleRuns } from "../lib/store/stale_runs.ts";
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
@@ -106,7 +105,7 @@ async function endStaleOrList(terminal: Terminal, layout: Layout, olderThanMs: n
   }
   const outcome = isCheck ? "can be ended (--end-stale)" : isDryRun ? "would end as failed" : "ended as failed";
   if (runs.length > 0 || !isCheck) terminal.say(`${plural(runs.length, "stale run")} ${outcome}: no record for ${age}`);
-  const lines = runs.map(({ run_id, end_time }) => `${oneLine(run_id)}, last record ${end_time}`);
+  const lines = runs.map(({ run_id, end_time }) => `${run_id}, last record ${end_time}`);
   for (const line of isCheck ? firstOf(lines) : lines) terminal.say(`  ${line}`);
   return runs.map(({ run_id, agent_name, job_type, end_time }) => ({ run_id, agent_name, job_type, end_time }));
 }

@@ -11,7 +11,6 @@ import { assertWindow } from "../lib/export/request.ts";
 import { ensureFolder, writeFileAtomic } from "../lib/fs/atomic_file.ts";
 import { type Layout, newPaths } from "../lib/layout.ts";
 import { followLogs } from "../lib/log/tail.ts";
-import { oneLine } from "../lib/format.ts";
 import { summaryPage } from "../lib/report/html.ts";
 import { exceeded, type Limits, parseMaxFailed } from "../lib/report/limits.ts";
 import { findRun, type RunOrigin } from "../lib/report/source.ts";
@@ -92,7 +91,7 @@ if (import.meta.main) {
     const path = format && write(terminal, layout, await FORMATS[format](summary));
     if (path === undefined) show(terminal, summaryLines(summary, screenOf(warning)));
     const limitsExceeded = exceeded(summary, limits);
-    for (const limit of limitsExceeded) terminal.warn(oneLine(limit));
+    for (const limit of limitsExceeded) terminal.warn(limit);
     if (limitsExceeded.length > 0) terminal.exitCode = 1;
     return { ...summary, exceeded: limitsExceeded, ...path === undefined ? {} : { path } };
   });
@@ -147,7 +146,7 @@ function screenOf(warning = ""): Screen {
 }
 
 function show(terminal: Terminal, lines: string[]): void {
-  for (const line of lines) terminal.say(line);
+  for (const line of lines) terminal.show(line);
 }
 
 /** Warns when the database could not be read. Returns what is printed. */

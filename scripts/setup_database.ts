@@ -44,6 +44,6 @@ function printSchema(terminal: Terminal, name: string): Result {
     const hint = `choose ${[...SCHEMAS.keys()].join(", ")}`;
     throw new TelemetryError("usage", `there is no schema "${name}"`, { hint });
   }
-  terminal.say(sql.trimEnd());
+  terminal.show(sql.trimEnd());
   return { sql };
 }

@@ -6,6 +6,7 @@ import { parseArgs } from "node:util";
 import { fileURLToPath } from "node:url";
 import { errorMessage, fileError, TelemetryError } from "../errors.ts";
 import { unfinishedFiles } from "../fs/atomic_file.ts";
+import { oneLine } from "../format.ts";
 import { isFolder, locate, otherStoresWithData, pathExists, readEnv } from "../fs/locate.ts";
 import { type Access, assertAccess, HOME_STORES, quoteForShell, shellFlags } from "../fs/permissions.ts";
 import { BASE_VARIABLES, candidateFolders, type Layout, layoutOf } from "../layout.ts";
@@ -88,14 +89,19 @@ export class Terminal {
     return layout;
   }
 
-  /** Prints a line of the report on stdout, except with `--quiet` or `--json`. */
+  /** Prints a line on stdout, except with `--quiet` or `--json`. Names in it may have characters that a terminal acts on. */
   say(line: string): void {
-    if (!this.#isSilent) print(Deno.stdout, line);
+    this.show(oneLine(line));
+  }
+
+  /** Prints text that is made for a terminal, as {@linkcode say} does. */
+  show(text: string): void {
+    if (!this.#isSilent) print(Deno.stdout, text);
   }
 
   /** Prints a warning on stderr. */
   warn(line: string): void {
-    print(Deno.stderr, `${paint("warning:", 33)} ${line}`);
+    print(Deno.stderr, `${paint("warning:", 33)} ${oneLine(line)}`);
   }
 
   /** Shows what is being done, and a progress bar for its steps. Undefined when stderr is not a terminal. */
@@ -107,7 +113,7 @@ export class Terminal {
   confirm(question: string): boolean | undefined {
     clearBar();
     if (!Deno.stdin.isTerminal()) return undefined;
-    const answer = prompt(`${question} [y/N]`);
+    const answer = prompt(`${oneLine(question)} [y/N]`);
     // Ctrl-C, which no listener gets while this thread waits for the answer.
     if (answer === null) this.onInterrupt();
     return /^\s*y(es)?\s*$/i.test(answer ?? "");
@@ -199,8 +205,8 @@ export function wholeNumber(flag: string, value: string | boolean | undefined, b
 
 /** Prints what is wrong, and lines that say what to do about it. */
 function printError({ name }: Command, message: string, hints: string[]): void {
-  print(Deno.stderr, `${paint(`${name}:`, 31)} ${message}`);
-  for (const hint of hints) print(Deno.stderr, `  -> ${hint}`);
+  print(Deno.stderr, `${paint(`${name}:`, 31)} ${oneLine(message)}`);
+  for (const hint of hints) print(Deno.stderr, `  -> ${oneLine(hint)}`);
 }
 
 /** Reports an error. Returns the exit code. */

@@ -5,8 +5,9 @@
  */
 import { fileError } from "../errors.ts";
 import { readFull } from "../fs/atomic_file.ts";
+import { realPath } from "../fs/locate.ts";
 import { gunzip, readWithRetry } from "./gzip.ts";
-import { fileNameOf, pathIn } from "../layout.ts";
+import { fileNameOf, folderOf, pathIn } from "../layout.ts";
 import { type LineOptions, Lines, type Scanned } from "./lines.ts";
 
 /** How much of a file is read at a time. Each read waits for another thread. */
@@ -65,10 +66,11 @@ function logOf(path: string): string {
 export function logFiles(raw: string): string[] {
   const logs: { path: string; order: (string | number)[] }[] = [];
   try {
-    for (const { name } of Deno.readDirSync(raw)) {
+    for (const { name, isSymlink } of Deno.readDirSync(raw)) {
       const found = LOG_NAME.exec(name);
       const path = pathIn(raw, name);
       if (found === null || name.endsWith(".partial") || !mayBeFile(path)) continue;
+      if (isSymlink && isLinkToLog(path, raw)) continue;
       const [, , count = found[4] ?? 0, date = found[5] ?? (found[1] === undefined ? "" : "~")] = found;
       // Copies and gzipped files have longer names; without ".ndjson", they come first.
       logs.push({ path, order: [logOf(path), date, -Number(count), -name.length, name] });
@@ -106,6 +108,14 @@ export function sizeOfLog(path: string): number {
   } catch {
     return 0;
   }
+}
+
+/** Whether a link leads to another log of the folder, as `latest.ndjson` may: that one is listed itself. */
+function isLinkToLog(path: string, raw: string): boolean {
+  const target = realPath(path);
+  const [name, log] = [fileNameOf(path), fileNameOf(target)];
+  // A broken link is its own target.
+  return folderOf(target) === realPath(raw) && log !== name && LOG_NAME.test(log);
 }
 
 /**

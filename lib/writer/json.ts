@@ -64,6 +64,8 @@ export function jsonOf(value: unknown, name: string, warnings: Warnings): string
       const form: unknown = part.toJSON(String(key));
       if (form !== part) return convert({ [key]: form }, key);
     }
+    // Before it is copied: a list that is too long would block the agent for its whole length.
+    if (parts + lengthOf(part) > MAX_PARTS) throw new RangeError("too long");
     const shown = membersOf(part);
     if (shown === undefined) return textOf(part, `has no JSON form${at(key)}`);
     if (Array.isArray(shown)) return Array.from(shown, (_, i) => convert(shown, i));
@@ -120,6 +122,12 @@ function membersOf(value: object): object | undefined {
     return members.size < entries.length ? entries : Object.fromEntries(members);
   }
   return keysOf(value).length > 0 ? value : undefined;
+}
+
+function lengthOf(value: object): number {
+  if (Array.isArray(value)) return value.length;
+  const isBinary = ArrayBuffer.isView(value) || value instanceof ArrayBuffer || value instanceof SharedArrayBuffer;
+  return isBinary ? value.byteLength : 0;
 }
 
 function keysOf(value: object): (string | symbol)[] {

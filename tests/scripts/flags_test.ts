@@ -366,6 +366,26 @@ testWith(
   },
 );
 
+testWith(["linux"], "names of files and flags are printed without characters that a terminal acts on", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  const evil = "\x1b[31m\u202e";
+  Deno.mkdirSync(`${base}/raw`);
+  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson.${evil}`, LINE);
+  const cases = [
+    ["recover_database", "--base", base, "--force"],
+    ["export_csv", "--base", base, "--output", `${base}/${evil}.csv`],
+    ["export_csv", "--base", base, "--columns", evil],
+    ["report_runs", "--base", `/nowhere/${evil}`],
+    ["report_runs", "--base", base, `--${evil}`],
+  ];
+  for (const [name, ...args] of cases) {
+    const { stdout, stderr } = await runWith(["-A"], name!, args);
+    assert.match(stdout + stderr, /␛\[31m�/, name);
+    for (const character of evil.slice(0, 1) + evil.slice(-1)) assert.ok(!(stdout + stderr).includes(character), name);
+  }
+});
+
 testWith(["shell"], "a closed pipe on stdout is not an error", async () => {
   using temp = new TempFolder();
   const base = newStore(temp);

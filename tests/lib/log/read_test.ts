@@ -108,16 +108,22 @@ Deno.test("logFiles returns nothing for a missing folder, and throws for a file 
 
 testWith(
   ["links"],
-  "logFiles lists links to files, and broken links, which the scan reports",
+  "logFiles lists links to other files, and broken links, which the scan reports",
   () =>
     inFolder(async (folder) => {
       await Deno.writeTextFile(join(folder, "elsewhere"), RUN);
       await Deno.symlink("elsewhere", join(folder, "a.ndjson"));
       await Deno.symlink("nowhere", join(folder, "b.ndjson"));
+      await Deno.writeTextFile(join(folder, "events_20251210.ndjson"), EVENT);
+      await Deno.symlink(join(folder, "events_20251210.ndjson"), join(folder, "latest.ndjson"));
       const files = logFiles(folder);
-      assert.deepEqual(files, [join(folder, "a.ndjson"), join(folder, "b.ndjson")]);
+      assert.deepEqual(files, ["a.ndjson", "b.ndjson", "events_20251210.ndjson"].map((name) => join(folder, name)));
       const all = await scanned(files);
-      assert.deepEqual(all.map((item) => "record" in item ? "record" : item.rejected), ["record", "cannot be read"]);
+      assert.deepEqual(all.map((item) => "record" in item ? "record" : item.rejected), [
+        "record",
+        "cannot be read",
+        "record",
+      ]);
     }),
 );
 

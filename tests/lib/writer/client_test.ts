@@ -495,6 +495,20 @@ Deno.test("objects that share each other are recorded as text, also beside value
   assert.match(stage.warnings.join(), /payload cannot be written as JSON \(too long\): it is recorded as text/);
 });
 
+Deno.test("a list that is too long is recorded as text, without blocking the agent", async () => {
+  await using stage = new Stage();
+  const start = performance.now();
+  const lists = { sparse: new Array(2 ** 32 - 1), bytes: new Uint8Array(2 ** 25), buffer: new ArrayBuffer(2 ** 25) };
+  const appended = stage.client.logEvent("run", "event", { ...lists, pages: 3 });
+  const blocked = performance.now() - start;
+  await appended;
+  assert.ok(blocked < 1000, `${blocked} ms`);
+  assert.deepEqual(JSON.parse(String(stage.lines()[0]!["payload_json"])), {
+    ...{ sparse: "[object Array]", bytes: "[object Array]", buffer: "[object ArrayBuffer]", pages: 3 },
+  });
+  assert.match(stage.warnings.join(), /payload has no JSON form at sparse \(too long\): it is recorded as text/);
+});
+
 Deno.test("every kind of value is recorded, or its loss is told", async () => {
   await using stage = new Stage();
   class Secret {
