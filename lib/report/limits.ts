@@ -1,7 +1,7 @@
 /** Limits that a summary is checked against, for cron and CI. @module */
 import { plural } from "../format.ts";
 import { TelemetryError } from "../errors.ts";
-import { formatAge, formatRate } from "./format.ts";
+import { formatAge, formatDuration, formatRate } from "./format.ts";
 import type { RunSummary } from "./summary.ts";
 
 /** Limits. One that is not set holds. */
@@ -26,7 +26,7 @@ export function parseMaxFailed(flag: string, text: string): NonNullable<Limits["
   });
 }
 
-/** The limits that a summary exceeds, each with its figure. */
+/** The limits that a summary exceeds, each with its figure: ages in two units, so that a little over 2 d is not 2 d. */
 export function exceeded(summary: RunSummary, limits: Limits): string[] {
   const { counts, failure_rate, stale, groups, store, until } = summary;
   const { maxFailed, maxStale = Infinity, maxSilentMs = Infinity, maxBackupAgeMs } = limits;
@@ -38,17 +38,19 @@ export function exceeded(summary: RunSummary, limits: Limits): string[] {
   }
   if (stale.length > maxStale) {
     const { run_id, age_ms } = stale[0]!;
-    const oldest = `oldest ${run_id}, running for ${formatAge(age_ms)}`;
+    const oldest = `oldest ${run_id}, running for ${formatDuration(age_ms)}`;
     found.push(`stale: ${plural(stale.length, "run")}, limit ${maxStale}; ${oldest}`);
   }
   for (const { agent_name, job_type, last_start } of groups) {
     const age = Date.parse(until ?? summary.now) - Date.parse(last_start);
     if (age <= maxSilentMs) continue;
     const name = `${agent_name} / ${job_type ?? "-"}`;
-    found.push(`silent: ${name} last ran ${formatAge(age)} ago, limit ${formatAge(maxSilentMs)}`);
+    found.push(`silent: ${name} last ran ${formatDuration(age)} ago, limit ${formatAge(maxSilentMs)}`);
   }
   if (maxBackupAgeMs !== undefined && (store.newest_backup?.age_ms ?? Infinity) > maxBackupAgeMs) {
-    const newest = store.newest_backup ? `the newest is ${formatAge(store.newest_backup.age_ms)} old` : "there is none";
+    const newest = store.newest_backup
+      ? `the newest is ${formatDuration(store.newest_backup.age_ms)} old`
+      : "there is none";
     found.push(`backup: ${newest}, limit ${formatAge(maxBackupAgeMs)}`);
   }
   return found;

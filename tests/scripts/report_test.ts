@@ -148,14 +148,14 @@ const LIMITS: [args: string[], exceeded: RegExp | null][] = [
   [["--max-failed", "1"], null],
   [["--max-failed", "0"], /failed: 1 of 4 ended runs \(25\.0%\), limit 0/],
   [["--max-stale", "1"], null],
-  [["--max-stale", "0"], /stale: 1 run, limit 0; oldest r-index-2, running for 30 h/],
+  [["--max-stale", "0"], /stale: 1 run, limit 0; oldest r-index-2, running for 30 h 00 m/],
   [["--max-stale", "0", "--stale-after", "2d"], null],
   [["--max-stale", "0", "--since", "6h"], /stale: 1 run, limit 0; oldest r-index-2/],
   [["--max-silent", "51h"], null],
-  [["--max-silent", "2d"], /silent: nightly \/ sync last ran 2 d ago, limit 2 d/],
+  [["--max-silent", "2d"], /silent: nightly \/ sync last ran 2 d 2 h ago, limit 2 d/],
   [["--max-silent", "47h", "--since", "40h"], /silent: nightly/],
   [["--max-backup-age", "5d"], null],
-  [["--max-backup-age", "2d"], /backup: the newest is \d d old, limit 2 d/],
+  [["--max-backup-age", "2d"], /backup: the newest is \d d \d+ h old, limit 2 d/],
 ];
 
 Deno.test("each limit that is exceeded is named with its figure and exits with 1; otherwise --quiet prints nothing", async () => {
