@@ -149,12 +149,17 @@ export class OpenableBackup implements Disposable {
     const path = realPath(named);
     this.#hasSidecars = Object.values(sidecarsOf(path)).some((sidecar) => (sizeOf(sidecar) ?? 0) > 0);
     // With sidecars it must be opened where it is.
-    if (!this.#hasSidecars && !isGranted({ name: "write", path }) && statIfExists(path)?.isFile) {
+    if (!this.#hasSidecars && !isWritable(path) && statIfExists(path)?.isFile) {
       // Backups are in another folder: here, a partial of this kind was left by a killed process.
       removeStalePartials(db, (name) => parseFileName(name)?.kind === "full_backup");
       const copy = partialOf(pathIn(db, fileName("full_backup", new Date())));
       this.#copy = PartialFile.claim(copy, { forSqlite: true, like: path });
-      copyContent(path, this.#copy.file);
+      try {
+        copyContent(path, this.#copy.file);
+      } catch (error) {
+        this.#copy[Symbol.dispose]();
+        throw fileError(error, `cannot copy ${path}`);
+      }
     }
     this.path = this.#copy?.path ?? path;
   }
@@ -162,6 +167,16 @@ export class OpenableBackup implements Disposable {
   [Symbol.dispose](): void {
     this.#copy?.[Symbol.dispose]();
     if (!this.#copy && !this.#hasSidecars) removeEmptySidecars(this.path);
+  }
+}
+
+function isWritable(path: string): boolean {
+  if (!isGranted({ name: "write", path })) return false;
+  try {
+    Deno.openSync(path, { write: true }).close();
+    return true;
+  } catch {
+    return false;
   }
 }
 

@@ -15,6 +15,7 @@ import {
   python,
   readDatabase,
   readLog,
+  ReadOnlyMount,
   ROOT,
   ROOT_URL,
   run,
@@ -455,6 +456,19 @@ Deno.test("a backup that is named by a link comes with its WAL, and nothing is l
     assert.deepEqual([code, stderr], [0, ""]);
     assert.equal(valueIn(store.file, "SELECT count(*) FROM agent_runs WHERE host='only in the WAL'"), 30);
   }
+});
+
+testWith(["mount"], "a backup on a read-only disk is restored", async () => {
+  using temp = new TempFolder();
+  const store = newStore(temp);
+  using mount = new ReadOnlyMount(`${store.base}/backups`);
+  const backup = `${mount.path}/telemetry_backup_20251201_030000.sqlite`;
+  // With write access by Deno, but not by the file system.
+  const script = `${ROOT}scripts/backup_telemetry_db.ts`;
+  const flags = ["--base", store.base, "--restore", backup, "--yes"];
+  const { code, stderr } = await run(Deno.execPath(), ["run", "-q", "-A", script, ...flags]);
+  assert.deepEqual([code, stderr], [0, ""]);
+  await assertRestored(store);
 });
 
 Deno.test("the hint for a backup that only another program can write to works", async () => {
