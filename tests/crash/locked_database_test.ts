@@ -4,7 +4,6 @@ import { DatabaseSync } from "node:sqlite";
 import {
   holdDatabase,
   Holder,
-  interpreter,
   makeOldDatabase,
   readDatabase,
   runScript,
@@ -42,33 +41,37 @@ Deno.test("setup refuses a database that is locked for longer than the timeouts,
   }));
 });
 
-Deno.test("a database that was emptied beside an agent is replaced without waiting for that agent", async () => {
-  using temp = new TempFolder();
-  const base = `${temp.path}/store`;
-  const file = `${base}/db/telemetry.sqlite`;
-  assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);
-  sqlite(file, "INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES ('x', 'a', '2025-12-10')");
-  const { code, stdout } = await runScript("backup_telemetry_db", base, ["--json"]);
-  assert.equal(code, 0);
-  const backup = JSON.parse(stdout).path;
-  for (
-    const [script, flags] of [
-      ["recover_database", ["--with-backup", backup]],
-      ["backup_telemetry_db", ["--restore", backup, "--yes"]],
-    ] as const
-  ) {
-    await using _holder = await holdDatabase(file, "SELECT count(*) FROM agent_runs");
-    Deno.truncateSync(file, 0);
-    const start = performance.now();
-    const { code, stderr } = await runScript(script, base, [...flags]);
-    assert.equal(code, 0, stderr);
-    // Three waits for the lock would take 15 s.
-    assert.ok(performance.now() - start < 10_000, script);
-    assert.match(stderr, /restart them/);
-    using db = new DatabaseSync(file);
-    assert.deepEqual(db.prepare("SELECT run_id FROM agent_runs").all().map((row) => row["run_id"]), ["x"]);
-  }
-});
+testWith(
+  ["openRemoval"],
+  "a database that was emptied beside an agent is replaced without waiting for that agent",
+  async () => {
+    using temp = new TempFolder();
+    const base = `${temp.path}/store`;
+    const file = `${base}/db/telemetry.sqlite`;
+    assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);
+    sqlite(file, "INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES ('x', 'a', '2025-12-10')");
+    const { code, stdout } = await runScript("backup_telemetry_db", base, ["--json"]);
+    assert.equal(code, 0);
+    const backup = JSON.parse(stdout).path;
+    for (
+      const [script, flags] of [
+        ["recover_database", ["--with-backup", backup]],
+        ["backup_telemetry_db", ["--restore", backup, "--yes"]],
+      ] as const
+    ) {
+      await using _holder = await holdDatabase(file, "SELECT count(*) FROM agent_runs");
+      Deno.truncateSync(file, 0);
+      const start = performance.now();
+      const { code, stderr } = await runScript(script, base, [...flags]);
+      assert.equal(code, 0, stderr);
+      // Three waits for the lock would take 15 s.
+      assert.ok(performance.now() - start < 10_000, script);
+      assert.match(stderr, /restart them/);
+      using db = new DatabaseSync(file);
+      assert.deepEqual(db.prepare("SELECT run_id FROM agent_runs").all().map((row) => row["run_id"]), ["x"]);
+    }
+  },
+);
 
 /** The tree without the content of the shared memory, which readers change. */
 function tree(base: string): Record<string, string> {
@@ -79,20 +82,20 @@ function tree(base: string): Record<string, string> {
 
 /** Upgrades a v2 in one transaction like another setup, and commits after 1.5 s. */
 const SLOW_UPGRADE = `
-import sqlite3, sys, time
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute("BEGIN IMMEDIATE")
-for name in ("product_family", "subdomain"):
-    db.execute("ALTER TABLE agent_runs ADD COLUMN %s TEXT" % name)
-db.execute("INSERT INTO schema_migrations (version) VALUES (3)")
-print("locked", flush=True)
-time.sleep(1.5)
-db.execute("COMMIT")
+import { DatabaseSync } from "node:sqlite";
+const db = new DatabaseSync(Deno.args[0]);
+db.exec("BEGIN IMMEDIATE");
+for (const name of ["product_family", "subdomain"]) db.exec(\`ALTER TABLE agent_runs ADD COLUMN \${name} TEXT\`);
+db.exec("INSERT INTO schema_migrations (version) VALUES (3)");
+console.log("locked");
+setTimeout(() => {
+  db.exec("COMMIT");
+  db.close();
+}, 1500);
 `;
 
 for (const journal of ["wal", "delete"] as const) {
-  testWith(
-    ["python"],
+  Deno.test(
     `setup succeeds when another one upgrades the database while it waits (${journal} mode)`,
     async () => {
       using temp = new TempFolder();
@@ -100,7 +103,7 @@ for (const journal of ["wal", "delete"] as const) {
       Deno.mkdirSync(`${base}/db`, { recursive: true });
       const file = `${base}/db/telemetry.sqlite`;
       makeOldDatabase(file, "v2", 40, journal);
-      await using _other = await Holder.start(interpreter(), ["-c", SLOW_UPGRADE, file]);
+      await using _other = await Holder.start(Deno.execPath(), ["eval", SLOW_UPGRADE, file]);
       const { code, stderr } = await runScript("setup_database", base);
       assert.deepEqual([code, stderr], [0, ""]);
       const { journal: mode, check, tables } = await readDatabase(file);
