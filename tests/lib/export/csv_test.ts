@@ -7,7 +7,7 @@ import { type ExportRequest, readRequest } from "../../../lib/export/request.ts"
 import { type Cell, CsvText, noCounts } from "../../../lib/export/csv.ts";
 import { spreadsheetRows } from "../../../lib/export/spreadsheet.ts";
 import { hasCode } from "../../../lib/errors.ts";
-import { layoutOf } from "../../../lib/layout.ts";
+import { layoutOf, pathIn } from "../../../lib/layout.ts";
 import { RUN_COLUMNS } from "../../../lib/records.ts";
 import { applySchema } from "../../../lib/sqlite/migrate.ts";
 import { Connection } from "../../../lib/sqlite/connection.ts";
@@ -692,7 +692,7 @@ Deno.test("a program's export removes what a killed one has left in exports/", a
   Deno.mkdirSync(exports);
   Deno.writeTextFileSync(`${exports}/agent_runs_20251210_120000.csv.partial`, "half");
   const { path } = await exportToFile(layoutOf(store.base), readRequest({}, NOW));
-  assert.deepEqual([...Deno.readDirSync(exports)].map(({ name }) => `${exports}/${name}`), [path]);
+  assert.deepEqual([...Deno.readDirSync(exports)].map(({ name }) => pathIn(exports, name)), [path]);
 });
 
 Deno.test("a file that another program makes meanwhile is not replaced", async () => {
