@@ -105,40 +105,44 @@ Deno.test("a replacement that is refused leaves the database and nothing else, a
   await assertRefused(["locked", "permission"]);
 });
 
-Deno.test("when the sync after the rename fails, the old WAL is not moved back beside the new database", async () => {
-  using temp = new TempFolder();
-  const layout = makeStore(temp);
-  const { database } = layout;
-  {
-    using agent = new DatabaseSync(database);
-    agent.exec("PRAGMA wal_autocheckpoint=0; UPDATE agent_runs SET output_summary=hex(zeroblob(2000))");
-    Deno.copyFileSync(`${database}-wal`, `${temp.path}/wal`);
-  }
-  Deno.removeSync(database);
-  Deno.renameSync(`${temp.path}/wal`, `${database}-wal`);
-  const { renameSync } = Deno;
-  const { syncSync } = Deno.FsFile.prototype;
-  Deno.renameSync = (from, to) => {
-    renameSync(from, to);
-    if (to !== database) return;
-    Deno.FsFile.prototype.syncSync = () => {
-      throw Object.assign(new Error("input/output error"), { code: "EIO" });
+testWith(
+  ["folderSync"],
+  "when the sync after the rename fails, the old WAL is not moved back beside the new database",
+  async () => {
+    using temp = new TempFolder();
+    const layout = makeStore(temp);
+    const { database } = layout;
+    {
+      using agent = new DatabaseSync(database);
+      agent.exec("PRAGMA wal_autocheckpoint=0; UPDATE agent_runs SET output_summary=hex(zeroblob(2000))");
+      Deno.copyFileSync(`${database}-wal`, `${temp.path}/wal`);
+    }
+    Deno.removeSync(database);
+    Deno.renameSync(`${temp.path}/wal`, `${database}-wal`);
+    const { renameSync } = Deno;
+    const { syncSync } = Deno.FsFile.prototype;
+    Deno.renameSync = (from, to) => {
+      renameSync(from, to);
+      if (to !== database) return;
+      Deno.FsFile.prototype.syncSync = () => {
+        throw Object.assign(new Error("input/output error"), { code: "EIO" });
+      };
     };
-  };
-  try {
-    await assert.rejects(recoverDatabase(layout), /cannot sync .*preserved in/);
-  } finally {
-    Deno.renameSync = renameSync;
-    Deno.FsFile.prototype.syncSync = syncSync;
-  }
-  assert.deepEqual(Object.keys(treeOf(layout.db)).filter((name) => name.startsWith("telemetry.sqlite")), [
-    "telemetry.sqlite",
-  ]);
-  using db = new DatabaseSync(database);
-  assert.equal(db.prepare("SELECT count(*) AS runs FROM agent_runs").get()!["runs"], 300);
-  const [copy] = listOtherCopies(layout);
-  assert.ok(Deno.statSync(`${copy!.path}-wal`).size > 100_000, "the WAL is preserved");
-});
+    try {
+      await assert.rejects(recoverDatabase(layout), /cannot sync .*preserved in/);
+    } finally {
+      Deno.renameSync = renameSync;
+      Deno.FsFile.prototype.syncSync = syncSync;
+    }
+    assert.deepEqual(Object.keys(treeOf(layout.db)).filter((name) => name.startsWith("telemetry.sqlite")), [
+      "telemetry.sqlite",
+    ]);
+    using db = new DatabaseSync(database);
+    assert.equal(db.prepare("SELECT count(*) AS runs FROM agent_runs").get()!["runs"], 300);
+    const [copy] = listOtherCopies(layout);
+    assert.ok(Deno.statSync(`${copy!.path}-wal`).size > 100_000, "the WAL is preserved");
+  },
+);
 
 Deno.test("sidecars that a killed recovery has moved aside go with the next one, and when there is nothing to do", async () => {
   for (const isKilledBeforeRename of [true, false]) {
