@@ -7,7 +7,7 @@ import { chownToOwnerOf, ensureFolder, sleepSync, statIfSameFile, syncFolder, wr
 import { assertNonNegative, fileError, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
 import type { LogRecord } from "../records.ts";
-import { lineOf } from "./lines.ts";
+import { endsInHalfLine, lineOf } from "./lines.ts";
 
 /** Options of an {@linkcode EventLog}. */
 export interface EventLogOptions {
@@ -29,6 +29,10 @@ const BATCH_CHARACTERS = 4 * 1024 * 1024;
 const HELD_LOCK_WAIT_MS = 250;
 /** The logs whose lock the last batch of this process did not get: the next ones, of any client, must not each wait as long. */
 const HELD = new Set<string>();
+/** When a log of this process last got the lock, by the monotonic clock. */
+const LOCKED_AT = new Map<string, number>();
+/** Resolves when the last log of this process in the queue has the lock, or has given up. */
+const TURNS = new Map<string, Promise<void>>();
 /** An `fsync` that takes longer is slow, in milliseconds. */
 const SLOW_SYNC_MS = 2;
 /** How many fast `fsync` calls in a row make a disk a fast one. */
@@ -258,16 +262,23 @@ export class EventLog {
     this.#fastSyncs = performance.now() - start > SLOW_SYNC_MS ? 0 : this.#fastSyncs + 1;
   }
 
-  /** Opens and locks the file of the current UTC day. */
+  /**
+   * Opens and locks the file of the current UTC day, one log of this process after the other: each blocking request takes a
+   * thread of Deno's pool, and without a free one the sync of the log that has the lock cannot run.
+   */
   async #openLocked(): Promise<LockedFile> {
     const deadline = performance.now() +
       (HELD.has(this.#raw) ? Math.min(HELD_LOCK_WAIT_MS, this.#lockTimeoutMs) : this.#lockTimeoutMs);
+    const [before, turn] = [TURNS.get(this.#raw), Promise.withResolvers<void>()];
+    TURNS.set(this.#raw, turn.promise);
+    using _turn = { [Symbol.dispose]: turn.resolve };
+    await before;
     for (;;) {
       using unlocked = new DisposableStack();
       const path = this.#pathNow();
       const file = unlocked.use(this.#open(path));
       await this.#lock(file, deadline);
-      HELD.delete(this.#raw);
+      noteLocked(this.#raw);
       const locked = this.#ifStillAt(path, file);
       if (locked) {
         unlocked.move();
@@ -297,7 +308,7 @@ export class EventLog {
     const locked = file.tryLockSync(true) ? this.#ifStillAt(path, file) : undefined;
     if (locked) {
       unlocked.move();
-      HELD.delete(this.#raw);
+      noteLocked(this.#raw);
     }
     return locked;
   }
@@ -337,7 +348,8 @@ export class EventLog {
     let queued: Promise<void> | undefined;
     for (let pauseMs = 1; !isLocked; pauseMs = Math.min(pauseMs * 1.1, 20)) {
       if (this.#abandoned) throw closed();
-      if (performance.now() > deadline) {
+      // While other logs of this process get the lock, nobody holds it too long.
+      if (performance.now() > Math.max(deadline, (LOCKED_AT.get(this.#raw) ?? 0) + this.#lockTimeoutMs)) {
         HELD.add(this.#raw);
         throw lockedTooLong(this.#raw);
       }
@@ -351,6 +363,11 @@ export class EventLog {
       }
     }
   }
+}
+
+function noteLocked(raw: string): void {
+  HELD.delete(raw);
+  LOCKED_AT.set(raw, performance.now());
 }
 
 function settle({ written }: Batch, failure?: TelemetryError): void {
@@ -379,13 +396,4 @@ function queueFull(): TelemetryError {
 
 function closed(): TelemetryError {
   return new TelemetryError("closed", "the log is closed");
-}
-
-/** Whether the file ends without a newline, as a killed writer leaves it. The next record must not be glued to that. */
-function endsInHalfLine(file: Deno.FsFile, size: number): boolean {
-  if (size === 0) return false;
-  const last = new Uint8Array(1);
-  file.seekSync(size - 1, Deno.SeekMode.Start);
-  file.readSync(last);
-  return last[0] !== 0x0a;
 }

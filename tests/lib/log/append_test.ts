@@ -566,6 +566,16 @@ Deno.test("after one full wait for a held lock, the next appends wait only a mom
   assert.equal(test.text, lines(event(4)));
 });
 
+Deno.test("many logs of one process do not wait for each other until they give up", async () => {
+  using test = new TestLog();
+  const logs = Array.from({ length: 700 }, () => new EventLog(test.layout, { lockTimeoutMs: 1000 }));
+  const results = await Promise.allSettled(logs.flatMap((log, n) => [1, 2].map((i) => log.append(event(10 * n + i)))));
+  assert.deepEqual(results.filter(({ status }) => status === "rejected"), []);
+  const again = await Promise.allSettled(logs.map((log, n) => log.append(event(10 * n))));
+  assert.deepEqual(again.filter(({ status }) => status === "rejected"), []);
+  assert.equal(test.text.split("\n").length, 2101);
+});
+
 const ended = (n: number) =>
   ({
     ...newRun({ run_id: `r${n}`, agent_name: "a", start_time: NOON, status: "success" }),
