@@ -8,6 +8,8 @@ import { LOCKED_FOR_MS, LOCKED_PAUSE_MS, waitWhileLocked } from "../sqlite/conne
 const WRITES_PER_TURN = 50;
 /** How long a synchronous end writes, or waits for a locked database, in milliseconds. */
 const END_MS = 1000;
+/** When a queue of this process last gave up at its end: those that follow within ten times that do not wait. */
+let gaveUpAt = -Infinity;
 
 /**
  * What a {@linkcode WriteQueue} does. `waiting`: for a lock, with more attempts to come. `blocked`: the last attempt failed,
@@ -75,7 +77,9 @@ export class WriteQueue {
 
   /** Writes synchronously what waits, for the end of the process. Waits up to a second for a locked database. */
   flushSync(): void {
-    this.#writeAll({ lockedForMs: END_MS, timeoutMs: Infinity });
+    const hasWaited = performance.now() < gaveUpAt + 10 * END_MS;
+    this.#writeAll({ lockedForMs: hasWaited ? 0 : END_MS, timeoutMs: Infinity });
+    if (this.size > 0) gaveUpAt = performance.now();
   }
 
   /** Ends all waiting. Writes synchronously what can be written within a second; a later write is tried once. */

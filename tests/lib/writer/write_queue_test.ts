@@ -194,3 +194,19 @@ Deno.test("a read that waits for a lock ends when the queue is stopped", async (
   assert.equal(await reading, undefined);
   assert.deepEqual([attempts, stage.failures], [4, ["locked"]]);
 });
+
+Deno.test("at the end of a process, all queues wait once for a locked database", () => {
+  const stages = Array.from({ length: 4 }, () => new Stage());
+  for (const stage of stages) {
+    stage.fault = "locked";
+    stage.add("a");
+  }
+  const start = performance.now();
+  for (const stage of stages) stage.queue.flushSync();
+  const waited = performance.now() - start;
+  assert.ok(waited > 900 && waited < 2000, `${waited} ms`);
+  for (const stage of stages) {
+    assert.equal(stage.queue.size, 1);
+    stage.queue.stop();
+  }
+});
