@@ -438,7 +438,7 @@ Deno.test("the kept copy includes what is only in the WAL", async () => {
   await assertRestored(killed);
 });
 
-Deno.test("a backup that is named by a link comes with its WAL, and nothing is left beside it", async () => {
+testWith(["links"], "a backup that is named by a link comes with its WAL, and nothing is left beside it", async () => {
   using temp = new TempFolder();
   const store = newStore(temp);
   const [real, link] = [`${temp.path}/real/copy.sqlite`, `${temp.path}/link.sqlite`];
