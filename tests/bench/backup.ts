@@ -28,6 +28,6 @@ export const backup: Part = async function* (folder) {
     Deno.removeSync(`${base}/backups`, { recursive: true });
   }
   const what = `checked backup of ${MEGABYTES} MB`;
-  yield timeMeasure(`${what}, against the sqlite3 program`, ours, plain);
+  yield timeMeasure(`${what}, against the sqlite3 program`, ours, plain, 0.9);
   yield memoryMeasure(what, median(peaks), 150);
 };

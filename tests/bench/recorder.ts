@@ -17,8 +17,8 @@ export const recorder: Part = async function* (folder) {
 async function* appends(folder: string): ReturnType<Part> {
   const modes = [
     { concurrent: 1, count: 15_000, atLeast: 1 },
-    { concurrent: 128, count: 256_000, atLeast: 50 },
-    { concurrent: 1024, count: 1_024_000, atLeast: 100 },
+    { concurrent: 128, count: 256_000, atLeast: 60 },
+    { concurrent: 1024, count: 1_024_000, atLeast: 120 },
   ];
   const plain: number[] = [];
   const rates = modes.map(() => [] as number[]);
