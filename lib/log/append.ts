@@ -200,6 +200,7 @@ export class EventLog {
     if (batch.isTaken) return;
     try {
       this.#writeLines(locked, [batch]);
+      batch.isTaken = true;
       this.#syncing = locked;
       await this.#sync(file);
       if (this.#end?.ino !== ino || size === 0) syncFolder(this.#raw);
@@ -218,9 +219,9 @@ export class EventLog {
    * @throws {TelemetryError} as `append` rejects; with `locked` everything still waits
    */
   flushSync(lockTimeoutMs: number): void {
-    // While its sync runs, the current batch is written already. On Windows, only the handle with the lock can then write.
-    const batches = this.#current && !this.#syncing ? [this.#current, ...this.#waiting] : [...this.#waiting];
+    const batches = this.#current?.isTaken === false ? [this.#current, ...this.#waiting] : [...this.#waiting];
     if (batches.length === 0) return;
+    // On Windows, only the handle with the lock can write.
     const locked = this.#syncing ?? this.#openLockedSync(performance.now() + lockTimeoutMs);
     const { file, size } = locked;
     using _closed = this.#syncing ? undefined : file;
