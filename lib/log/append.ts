@@ -44,7 +44,7 @@ interface Batch {
   characters: number;
   /** What `append` returned for each type: events can be dropped. */
   written: { [type in LogRecord["record_type"]]?: PromiseWithResolvers<void> };
-  /** Whether `flushSync` has taken it over. */
+  /** Whether it is written, or `flushSync` has taken it over. */
   isTaken: boolean;
 }
 
