@@ -7,7 +7,8 @@ import { chownToOwnerOf, ensureFolder, sleepSync, statIfSameFile, syncFolder, wr
 import { assertNonNegative, fileError, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
 import type { LogRecord } from "../records.ts";
-import { endsInHalfLine, lineOf } from "./lines.ts";
+import { lineOf } from "./lines.ts";
+import { SharedLock } from "./shared_lock.ts";
 
 /** Options of an {@linkcode EventLog}. */
 export interface EventLogOptions {
@@ -25,14 +26,6 @@ export interface EventLogOptions {
 const IS_WINDOWS = Deno.build.os === "windows";
 /** How many characters a batch holds before a new one is started. Bounds how long the lock is held. */
 const BATCH_CHARACTERS = 4 * 1024 * 1024;
-/** How long a batch waits for a lock that the one before it did not get, in milliseconds. */
-const HELD_LOCK_WAIT_MS = 250;
-/** The logs whose lock the last batch of this process did not get: the next ones, of any client, must not each wait as long. */
-const HELD = new Set<string>();
-/** When a log of this process last got the lock, by the monotonic clock. */
-const LOCKED_AT = new Map<string, number>();
-/** Resolves when the last log of this process in the queue has the lock, or has given up. */
-const TURNS = new Map<string, Promise<void>>();
 /** An `fsync` that takes longer is slow, in milliseconds. */
 const SLOW_SYNC_MS = 2;
 /** How many fast `fsync` calls in a row make a disk a fast one. */
@@ -82,6 +75,7 @@ export class EventLog {
   dropped = 0;
   readonly #base: string;
   readonly #raw: string;
+  readonly #shared: SharedLock;
   readonly #lockTimeoutMs: number;
   readonly #maxQueued: number;
   readonly #onFolderCreated: (folder: string) => void;
@@ -110,6 +104,7 @@ export class EventLog {
     assertNonNegative({ lockTimeoutMs, maxQueued });
     this.#base = layout.base;
     this.#raw = layout.raw;
+    this.#shared = SharedLock.of(layout.raw);
     this.#lockTimeoutMs = lockTimeoutMs;
     this.#maxQueued = maxQueued;
     this.#onFolderCreated = options.onFolderCreated ?? (() => {});
@@ -268,18 +263,14 @@ export class EventLog {
    * thread of Deno's pool, and without a free one the sync of the log that has the lock cannot run.
    */
   async #openLocked(): Promise<LockedFile> {
-    const deadline = performance.now() +
-      (HELD.has(this.#raw) ? Math.min(HELD_LOCK_WAIT_MS, this.#lockTimeoutMs) : this.#lockTimeoutMs);
-    const [before, turn] = [TURNS.get(this.#raw), Promise.withResolvers<void>()];
-    TURNS.set(this.#raw, turn.promise);
-    using _turn = { [Symbol.dispose]: turn.resolve };
-    await before;
+    const deadline = performance.now() + this.#shared.waitMs(this.#lockTimeoutMs);
+    using _turn = await this.#shared.turn();
     for (;;) {
       using unlocked = new DisposableStack();
       const path = this.#pathNow();
       const file = unlocked.use(this.#open(path));
       await this.#lock(file, deadline);
-      noteLocked(this.#raw);
+      this.#shared.noteLocked();
       const locked = this.#ifStillAt(path, file);
       if (locked) {
         unlocked.move();
@@ -309,7 +300,7 @@ export class EventLog {
     const locked = file.tryLockSync(true) ? this.#ifStillAt(path, file) : undefined;
     if (locked) {
       unlocked.move();
-      noteLocked(this.#raw);
+      this.#shared.noteLocked();
     }
     return locked;
   }
@@ -349,9 +340,8 @@ export class EventLog {
     let queued: Promise<void> | undefined;
     for (let pauseMs = 1; !isLocked; pauseMs = Math.min(pauseMs * 1.1, 20)) {
       if (this.#abandoned) throw closed();
-      // While other logs of this process get the lock, nobody holds it too long.
-      if (performance.now() > Math.max(deadline, (LOCKED_AT.get(this.#raw) ?? 0) + this.#lockTimeoutMs)) {
-        HELD.add(this.#raw);
+      if (this.#shared.isHeldTooLong(deadline, this.#lockTimeoutMs)) {
+        this.#shared.noteHeld();
         throw lockedTooLong(this.#raw);
       }
       await Promise.race([pause(pauseMs), ...queued ? [queued] : []]);
@@ -364,11 +354,6 @@ export class EventLog {
       }
     }
   }
-}
-
-function noteLocked(raw: string): void {
-  HELD.delete(raw);
-  LOCKED_AT.set(raw, performance.now());
 }
 
 function settle({ written }: Batch, failure?: TelemetryError): void {
@@ -397,4 +382,13 @@ function queueFull(): TelemetryError {
 
 function closed(): TelemetryError {
   return new TelemetryError("closed", "the log is closed");
+}
+
+/** Whether the file ends without a newline, as a killed writer leaves it. The next record must not be glued to that. */
+function endsInHalfLine(file: Deno.FsFile, size: number): boolean {
+  if (size === 0) return false;
+  const last = new Uint8Array(1);
+  file.seekSync(size - 1, Deno.SeekMode.Start);
+  file.readSync(last);
+  return last[0] !== 0x0a;
 }

@@ -241,12 +241,3 @@ export function lineOf(record: LogRecord): string {
   }
   return line;
 }
-
-/** Whether the file ends without a newline, as a killed writer leaves it. The next record must not be glued to that. */
-export function endsInHalfLine(file: Deno.FsFile, size: number): boolean {
-  if (size === 0) return false;
-  const last = new Uint8Array(1);
-  file.seekSync(size - 1, Deno.SeekMode.Start);
-  file.readSync(last);
-  return last[0] !== NEWLINE;
-}

@@ -1,0 +1,47 @@
+/** What the logs of one folder in this process know of the lock that they share. @module */
+
+/** How long a batch waits for a lock that the one before it did not get, in milliseconds. */
+const HELD_LOCK_WAIT_MS = 250;
+
+const byFolder = new Map<string, SharedLock>();
+
+/** The lock of a log, as the logs of this process see it. */
+export class SharedLock {
+  /** Whether the last batch did not get it: the next ones, of any client, must not each wait as long. */
+  #isHeld = false;
+  /** When one of them last got it, by the monotonic clock. */
+  #lockedAt = 0;
+  /** Resolves when the last one in the queue has it, or has given up. */
+  #lastTurn: Promise<void> = Promise.resolve();
+
+  static of(folder: string): SharedLock {
+    return byFolder.getOrInsertComputed(folder, () => new SharedLock());
+  }
+
+  /** Waits until those that asked before have the lock or have given up. Disposing the result lets the next one go on. */
+  async turn(): Promise<Disposable> {
+    const [before, { promise, resolve }] = [this.#lastTurn, Promise.withResolvers<void>()];
+    this.#lastTurn = promise;
+    await before;
+    return { [Symbol.dispose]: resolve };
+  }
+
+  /** How long a batch may wait, where `timeoutMs` is allowed. */
+  waitMs(timeoutMs: number): number {
+    return this.#isHeld ? Math.min(HELD_LOCK_WAIT_MS, timeoutMs) : timeoutMs;
+  }
+
+  noteLocked(): void {
+    this.#isHeld = false;
+    this.#lockedAt = performance.now();
+  }
+
+  noteHeld(): void {
+    this.#isHeld = true;
+  }
+
+  /** Whether to give up. While other logs of this process get the lock, nobody holds it too long. */
+  isHeldTooLong(deadline: number, timeoutMs: number): boolean {
+    return performance.now() > Math.max(deadline, this.#lockedAt + timeoutMs);
+  }
+}
