@@ -11,14 +11,12 @@ import { createStorage } from "../store/folders.ts";
 import { endStaleRuns, type StaleOptions } from "../store/stale_runs.ts";
 import { DatabaseWriter } from "./database_writer.ts";
 import type { Warnings } from "./warnings.ts";
-import { WriteQueue } from "./write_queue.ts";
+import { ExitWait, WriteQueue } from "./write_queue.ts";
 
 /** How long to wait before a store that could not be opened is tried again, in milliseconds. */
 const REOPEN_AFTER_MS = 10_000;
-/** How long to wait for the lock of the log at the end of the process, in milliseconds. */
-const EXIT_LOCK_MS = 1000;
-/** When a client of this process last gave up then: those that follow within ten times that do not wait. */
-let gaveUpAt = -Infinity;
+/** For the lock of the log at the end of the process. */
+const exitWait = new ExitWait();
 /** The length of a text in the log when its run is over the limit of a line: all columns of that length always fit. */
 const MAX_LOGGED_TEXT = 100_000;
 
@@ -118,9 +116,9 @@ export class ClientStore {
   /** Writes synchronously what waits for the log and the database. For the end of the process. */
   flushSync(): void {
     try {
-      this.#open?.log.flushSync(performance.now() < gaveUpAt + 10 * EXIT_LOCK_MS ? 0 : EXIT_LOCK_MS);
+      this.#open?.log.flushSync(exitWait.ms);
     } catch (error) {
-      if (hasCode(error, "locked")) gaveUpAt = performance.now();
+      if (hasCode(error, "locked")) exitWait.noteGivenUp();
       this.#warnings.fail("log", error);
     }
     this.#warnOfDropped();

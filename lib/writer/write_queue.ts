@@ -6,10 +6,24 @@ import { LOCKED_FOR_MS, LOCKED_PAUSE_MS, waitWhileLocked } from "../sqlite/conne
 
 /** How many writes are made before the agent's own code gets its turn. */
 const WRITES_PER_TURN = 50;
-/** How long a synchronous end writes, or waits for a locked database, in milliseconds. */
+/** How long a synchronous end writes, or waits for a lock, in milliseconds. */
 const END_MS = 1000;
-/** When a queue of this process last gave up at its end: those that follow within ten times that do not wait. */
-let gaveUpAt = -Infinity;
+
+/** How long what ends with the process waits for a lock: once a process, not once a client. */
+export class ExitWait {
+  #gaveUpAt = -Infinity;
+
+  /** Those that follow within ten times the wait do not wait. */
+  get ms(): number {
+    return performance.now() < this.#gaveUpAt + 10 * END_MS ? 0 : END_MS;
+  }
+
+  noteGivenUp(): void {
+    this.#gaveUpAt = performance.now();
+  }
+}
+
+const exitWait = new ExitWait();
 
 /**
  * What a {@linkcode WriteQueue} does. `waiting`: for a lock, with more attempts to come. `blocked`: the last attempt failed,
@@ -77,9 +91,8 @@ export class WriteQueue {
 
   /** Writes synchronously what waits, for the end of the process. Waits up to a second for a locked database. */
   flushSync(): void {
-    const hasWaited = performance.now() < gaveUpAt + 10 * END_MS;
-    this.#writeAll({ lockedForMs: hasWaited ? 0 : END_MS, timeoutMs: Infinity });
-    if (this.size > 0) gaveUpAt = performance.now();
+    this.#writeAll({ lockedForMs: exitWait.ms, timeoutMs: Infinity });
+    if (this.size > 0) exitWait.noteGivenUp();
   }
 
   /** Ends all waiting. Writes synchronously what can be written within a second; a later write is tried once. */
