@@ -1,6 +1,6 @@
 /** A checked backup of a 400 MB database against the sqlite3 program, as whole processes. */
 import { lacks, scriptArgs } from "../fixtures/mod.ts";
-import { median, memoryMeasure, type Part, peakOf, succeed, timeMeasure, timeOf } from "./measure.ts";
+import { median, memoryMeasure, type Part, peakOf, timeMeasure, timeOf, timeOfCheckedCopy } from "./measure.ts";
 import { fillDatabase, makeStore } from "./stores.ts";
 
 const ROUNDS = 5;
@@ -14,16 +14,9 @@ export const backup: Part = async function* (folder) {
   const base = `${folder}/base`;
   const database = await makeStore(base);
   fillDatabase(database, MEGABYTES);
-  const copy = `${folder}/copy.sqlite`;
   const [ours, plain, peaks] = [[] as number[], [] as number[], [] as number[]];
   for (let round = 0; round < ROUNDS; round++) {
-    plain.push(
-      await timeOf(async () => {
-        await succeed("sqlite3", [database, `.backup ${copy}`]);
-        await succeed("sqlite3", [copy, "PRAGMA quick_check"]);
-      }),
-    );
-    Deno.removeSync(copy);
+    plain.push(await timeOfCheckedCopy(database, `${folder}/copy.sqlite`));
     ours.push(await timeOf(async () => peaks.push(await peakOf(scriptArgs("backup_database", base)))));
     Deno.removeSync(`${base}/backups`, { recursive: true });
   }

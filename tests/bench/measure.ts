@@ -56,6 +56,16 @@ export async function succeed(program: string, args: string[]): Promise<string> 
   return stdout;
 }
 
+/** How long the `sqlite3` program takes for a copy of a database and its check, in milliseconds. */
+export async function timeOfCheckedCopy(database: string, copy: string): Promise<number> {
+  const time = await timeOf(async () => {
+    await succeed("sqlite3", [database, `.backup ${copy}`]);
+    await succeed("sqlite3", [copy, "PRAGMA quick_check"]);
+  });
+  Deno.removeSync(copy);
+  return time;
+}
+
 /** How long something takes, in milliseconds. */
 export async function timeOf(work: () => Promise<unknown>): Promise<number> {
   const start = performance.now();

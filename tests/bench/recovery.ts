@@ -3,7 +3,17 @@
  * of the finished rows. Then a tenth of the log and ten times the log, to show how cost grows, and an intact database.
  */
 import { lacks, python, scriptArgs } from "../fixtures/mod.ts";
-import { BASELINES, median, memoryMeasure, type Part, peakOf, succeed, timeMeasure, timeOf } from "./measure.ts";
+import {
+  BASELINES,
+  median,
+  memoryMeasure,
+  type Part,
+  peakOf,
+  succeed,
+  timeMeasure,
+  timeOf,
+  timeOfCheckedCopy,
+} from "./measure.ts";
 import { fillDatabase, makeStore, writeLog } from "./stores.ts";
 
 const RUNS = 100_000;
@@ -48,16 +58,9 @@ async function* forced(folder: string): ReturnType<Part> {
   const base = `${folder}/forced`;
   const database = await makeStore(base);
   fillDatabase(database, FORCED_MEGABYTES);
-  const copy = `${folder}/copy.sqlite`;
   const [ours, plain] = [[] as number[], [] as number[]];
   for (let round = 0; round < ROUNDS; round++) {
-    plain.push(
-      await timeOf(async () => {
-        await succeed("sqlite3", [database, `.backup ${copy}`]);
-        await succeed("sqlite3", [copy, "PRAGMA quick_check"]);
-      }),
-    );
-    Deno.removeSync(copy);
+    plain.push(await timeOfCheckedCopy(database, `${folder}/copy.sqlite`));
     ours.push(await timeOf(() => succeed(Deno.execPath(), scriptArgs("recover_database", base, ["--force"]))));
     for (const { name } of Deno.readDirSync(`${base}/db`)) {
       if (name.includes("before_rebuild")) Deno.removeSync(`${base}/db/${name}`);
