@@ -32,33 +32,35 @@ export function findUnusedCopies({ db: folder, database }: Layout): UnusedCopy[]
   using current = Connection.openToRead(database);
   return listCopies(folder, ["corrupted"]).flatMap(({ path }) => {
     if (Object.values(sidecarsOf(path)).some(pathExists)) return [];
-    try {
-      let unused: UnusedCopy;
-      try {
-        using copy = Connection.openToRead(path);
-        if (inspect(copy).version > SCHEMA_VERSION) return [];
-        unused = findUnused(copy, path, current);
-      } catch (error) {
-        if (!(error instanceof TelemetryError)) throw error;
-        using readable = readableRows(path, database);
-        unused = findUnused(readable, path, current);
-      }
-      return unused.runs + unused.markers + unused.commits > 0 ? [unused] : [];
-    } catch (error) {
-      // It is a later product's, or nothing of it can be read.
-      if (!(error instanceof TelemetryError)) throw error;
-      return [];
-    }
+    const unused = ifReadable(() => findUnusedThroughSqlite(path, current)) ??
+      ifReadable(() => findUnusedInPages(path, database, current));
+    return unused && unused.runs + unused.markers + unused.commits > 0 ? [unused] : [];
   });
 }
 
-/** The rows of a damaged database, in memory. */
-function readableRows(path: string, database: string): Connection {
-  const db = Connection.open(":memory:");
-  db.exec(recoverySchemaSql());
-  applySchema(db);
-  new Salvage(db, database, () => {}).takeFrom(path, false);
-  return db;
+/** Undefined where nothing can be read. */
+function ifReadable(read: () => UnusedCopy): UnusedCopy | undefined {
+  try {
+    return read();
+  } catch (error) {
+    if (!(error instanceof TelemetryError)) throw error;
+    return undefined;
+  }
+}
+
+function findUnusedThroughSqlite(path: string, current: Connection): UnusedCopy {
+  using copy = Connection.openToRead(path);
+  // A later product's copy is of no use here.
+  if (inspect(copy).version > SCHEMA_VERSION) return { path, runs: 0, markers: 0, commits: 0 };
+  return findUnused(copy, path, current);
+}
+
+function findUnusedInPages(path: string, database: string, current: Connection): UnusedCopy {
+  using readable = Connection.open(":memory:");
+  readable.exec(recoverySchemaSql());
+  applySchema(readable);
+  new Salvage(readable, database, () => {}).takeFrom(path, false);
+  return findUnused(readable, path, current);
 }
 
 function findUnused(copy: Connection, path: string, current: Connection): UnusedCopy {
