@@ -152,8 +152,9 @@ function show(terminal: Terminal, lines: string[]): void {
 /** Warns when the database could not be read. Returns what is printed. */
 function warnOf(terminal: Terminal, { problem }: RunOrigin): string {
   if (problem === null) return "";
-  terminal.warn(`the runs were read from the log: ${problem}`);
-  return `warning: the runs were read from the log: ${problem}`;
+  const message = `the runs were read from the log: ${problem}`;
+  terminal.warn(message);
+  return `warning: ${message}`;
 }
 
 /** Writes a report to a file, and returns its path. */

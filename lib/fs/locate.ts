@@ -26,14 +26,14 @@ export function locate(
   look: Pick<Surroundings, "env" | "exists"> = { env: readEnv, exists: isFolder },
 ): Layout {
   const [platform, cwd] = [Deno.build.os, Deno.cwd()];
+  if (base === undefined) return resolveLink(layoutOf(resolveBase({ ...look, platform, cwd })));
   // A shell would have expanded "~", and a variable that is unset gives "".
-  if (base !== undefined && (typeof base !== "string" || /^(?:~|$)/.test(base))) {
+  if (typeof base !== "string" || /^(?:~|$)/.test(base)) {
     throw new TelemetryError("usage", `base is not a folder: "${String(base)}"`, {
       hint: 'name the whole path: "~" is not expanded; or leave base out to use the store of the environment',
     });
   }
-  if (base !== undefined) return resolveLink(layoutOf(normalize(absolutePath(base, cwd, platform))));
-  return resolveLink(layoutOf(resolveBase({ ...look, platform, cwd })));
+  return resolveLink(layoutOf(normalize(absolutePath(base, cwd, platform))));
 }
 
 /** Resolves a database that is a link: SQLite keeps the sidecars beside the real file. */

@@ -1,6 +1,5 @@
 /** The charts of a report page: shapes as inline SVG, which stretch, and labels as HTML, which do not. @module */
-import { formatCount, plural } from "../format.ts";
-import { oneLine } from "../format.ts";
+import { formatCount, oneLine, plural } from "../format.ts";
 import { fit, formatDuration, formatRate, localDate } from "./format.ts";
 import {
   failureRate,

@@ -17,8 +17,8 @@ export async function summaryPage(summary: RunSummary): Promise<string> {
   const policy = `default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-${hash}'`;
   const base = escapeHtml(fit(summary.base, MAX_CELL));
   const ticks = `A tick for each of ${plural(points.length, "run")}, a bar from p50 to p95; the axis is logarithmic.`;
-  const perBar = bars[0]!.length === 1 ? "a day" : `every ${bars[0]!.length} days`;
-  const span = bars[0]!.length === 1 ? "a day" : `${bars[0]!.length} days`;
+  const days = bars[0]!.length;
+  const [span, perBar] = days === 1 ? ["a day", "a day"] : [`${days} days`, `every ${days} days`];
   const worst = `The colour is the worst status of ${span}. A gap is ${span} without a run.`;
   const tables = tablesOf(summary);
   const store = tables.pop()!;

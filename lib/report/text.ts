@@ -1,7 +1,6 @@
 /** Reports as lines for a terminal, and as Markdown. @module */
-import { formatCount } from "../format.ts";
+import { formatCount, oneLine } from "../format.ts";
 import type { ScannedRecord } from "../log/read.ts";
-import { oneLine } from "../format.ts";
 import { displayWidth, fit, formatDuration, formatTime, pad } from "./format.ts";
 import type { RunDetails } from "./source.ts";
 import { type FailedRun, type RunSummary, type Status, statusOf } from "./summary.ts";

@@ -123,8 +123,9 @@ export function assertAcceptsRuns(db: Connection): void {
     const changes = RUN_COLUMNS.map((column) => `${column}=${column === "status" ? "'success'" : column}`);
     db.run(`UPDATE agent_runs SET ${changes} WHERE run_id=?`, run.run_id!);
     // A trigger can ignore a write without an error (`RAISE(IGNORE)`).
-    const written = db.get("SELECT status FROM agent_runs WHERE run_id=?", run.run_id!)?.["status"] ?? undefined;
-    if (written === undefined) throw new TelemetryError("invalid_record", "a trigger ignores writes to agent_runs");
+    const isWritten =
+      db.get("SELECT 1 FROM agent_runs WHERE run_id=? AND status IS NOT NULL", run.run_id!) !== undefined;
+    if (!isWritten) throw new TelemetryError("invalid_record", "a trigger ignores writes to agent_runs");
   } catch (error) {
     if (!hasCode(error, "invalid_record")) throw error;
     throw new TelemetryError("invalid_record", `after the upgrade the database would refuse runs: ${error.message}`, {

@@ -299,7 +299,10 @@ function replaceFiles(prepared: PartialFile, base: string, database: string): vo
     removeMovedSidecars(database);
   } catch (error) {
     // Where only the sync after the rename failed, the new file is there, and the old sidecars must not come back.
-    if (!pathExists(prepared.path)) throw (removeMovedSidecars(database), error);
+    if (!pathExists(prepared.path)) {
+      removeMovedSidecars(database);
+      throw error;
+    }
     for (const [path, other] of moved) if (!pathExists(path)) Deno.renameSync(other, path);
     const hint = "stop the agents, check whether the file is protected or mounted, then run this again";
     throw withHint(fileError(error, `cannot replace ${database}`), hint);
