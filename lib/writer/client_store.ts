@@ -214,7 +214,7 @@ function openStore(layout: Layout, warnings: Warnings): OpenStore {
   if (!isFolder(layout.raw) || !isFolder(layout.db)) {
     try {
       layout = createStorage(layout).layout;
-      warnings.warn("storage:made", `created the missing folders of the telemetry store ${layout.base}`);
+      warnings.warn("storage:made", `created the missing folders of the telemetry store ${layout.base}`, 0);
     } catch (error) {
       // The log needs only its own folder: db/ may be on a disk that is not mounted.
       if (!isFolder(layout.raw)) throw error;
@@ -222,7 +222,7 @@ function openStore(layout: Layout, warnings: Warnings): OpenStore {
     }
   }
   assertGranted([layout.base, layout.raw, layout.db]);
-  const onFolderCreated = (folder: string) => warnings.warn("storage:made", `created the missing folder ${folder}`);
+  const onFolderCreated = (folder: string) => warnings.warn("storage:made", `created the missing folder ${folder}`, 0);
   return { layout, log: new EventLog(layout, { onFolderCreated }), database: shareDatabase(layout) };
 }
 

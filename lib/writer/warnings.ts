@@ -8,15 +8,16 @@ export class Warnings {
   onWarning: (message: string) => void = printWarning;
   readonly #counts = new Map<string, number>();
 
-  /** How often each cause occurred. */
+  /** How often each cause occurred, without those that are no failures. */
   counts(): Record<string, number> {
-    return Object.fromEntries(this.#counts);
+    return Object.fromEntries([...this.#counts].filter(([, times]) => times > 0));
   }
 
+  /** @param times how many failures this is: 0 for a message about something that was done */
   warn(cause: string, message: string, times = 1): void {
-    const before = this.#counts.get(cause) ?? 0;
-    this.#counts.set(cause, before + times);
-    if (before > 0) return;
+    const before = this.#counts.get(cause);
+    this.#counts.set(cause, (before ?? 0) + times);
+    if (before !== undefined) return;
     try {
       Promise.resolve(this.onWarning(message) as unknown).catch(() => {});
     } catch { /* A handler that fails must not stop the recording. */ }

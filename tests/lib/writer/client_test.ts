@@ -310,6 +310,7 @@ Deno.test("missing folders are created, with one warning", async () => {
   await stage.client.trackRun("tester", "job", () => {});
   assert.equal(stage.warnings.length, 1);
   assert.match(stage.warnings[0]!, /created the missing folders/);
+  assert.deepEqual((await stage.client.getStats()).failures, {});
   assert.equal(stage.rows().length, 1);
   assert.equal(stage.lines().length, 2);
 });
