@@ -3,7 +3,7 @@
  * @module
  */
 import { errorMessage, hasCode, TelemetryError, withHint } from "../errors.ts";
-import { sizeOf } from "../fs/locate.ts";
+import { pathExists, sizeOf } from "../fs/locate.ts";
 import { fileNameOf, type Layout, pathIn } from "../layout.ts";
 import { Connection, noDatabase, type OnProgress, retryWhileLocked } from "../sqlite/connection.ts";
 import { emptyDatabase, inspect } from "../sqlite/migrate.ts";
@@ -132,7 +132,8 @@ export function examineBackup(
   try {
     return { ...inspectBackup(layout, path), check: "ok" };
   } catch (error) {
-    return { check: error instanceof TelemetryError ? error.code : "failed", problem: errorMessage(error) };
+    const hint = hasCode(error, "permission") ? `; ${error.hint}` : "";
+    return { check: error instanceof TelemetryError ? error.code : "failed", problem: errorMessage(error) + hint };
   }
 }
 
@@ -179,10 +180,12 @@ export interface ChosenBackup {
   warning?: string;
 }
 
-/** Resolves a backup as an operator names it: a name in `backups/`, `latest`, or a path. */
+/** Resolves a backup as an operator names it: a name in `backups/`, `latest`, or a path, which may start in the store. */
 export function resolveBackup(layout: Layout, named: string): ChosenBackup {
   if (named === "latest") return chooseLatest(layout);
-  return { path: fileNameOf(named) === named ? pathIn(layout.backups, named) : named };
+  if (fileNameOf(named) === named) return { path: pathIn(layout.backups, named) };
+  const inStore = pathIn(layout.base, named);
+  return { path: !pathExists(named) && pathExists(inStore) ? inStore : named };
 }
 
 function chooseLatest(layout: Layout): ChosenBackup {

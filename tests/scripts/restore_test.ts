@@ -478,7 +478,7 @@ Deno.test("the hint for a backup that only another program can write to works", 
   const { what, todo } = await assertRefused(base, backup, ["--replay"]);
   assert.match(what, /no such function: foreign_one/);
   assert.ok(what.includes(backup), what);
-  const [, flags] = /run recover_database (.*), which/.exec(todo)!;
+  const [, flags] = /run deno task .*recover_database --base \S+ (.*), which/.exec(todo)!;
   assert.equal((await runScript("recover_database", base, flags!.split(" "))).code, 0);
   assert.equal(valueIn(file, "SELECT count(*) FROM agent_runs"), 90);
 });
@@ -500,6 +500,13 @@ Deno.test("restore without --yes and without a terminal is refused and changes n
   assert.deepEqual([code, stderr.trimEnd().split("\n").length], [2, 2]);
   assert.match(stderr, /--yes/);
   assert.deepEqual(treeOf(base), before);
+});
+
+Deno.test("--restore takes a path that starts in the store", async () => {
+  using temp = new TempFolder();
+  const { base, file, backup } = newStore(temp);
+  assert.equal((await restored(base, "backups/telemetry_backup_20251201_030000.sqlite"))["path"], backup);
+  assert.equal(valueIn(file, "SELECT count(*) FROM agent_runs"), 30);
 });
 
 testWith(["python", "terminal"], "on a terminal, n cancels, Ctrl-D interrupts and y restores", async () => {
