@@ -11,7 +11,7 @@ export const COMMAND: Command = {
   name: "backup_database",
   summary: "takes a backup of the database while agents write, and keeps the newest ones",
   flags: {
-    keep: { value: "N", about: "how many of its own backups to keep (default: 7)" },
+    keep: { value: "N", about: "how many of its own files to keep, however many days they are from (default: 7)" },
     "dry-run": { about: "only print what would be taken and removed" },
     list: {
       about: "list all backups with their content, and whether they are intact",

@@ -72,7 +72,7 @@ async function restore(terminal: Terminal, layout: Layout, { path, warning }: Ch
   }
   const violate = (count: number, where: string) =>
     `${plural(count, "run")} in ${where} ${count === 1 ? "violates" : "violate"} a CHECK constraint`;
-  if (refused.log > 0) terminal.warn(`${violate(refused.log, "the log")}: recover_database --force adds them`);
+  if (refused.log > 0) terminal.warn(`${violate(refused.log, "the log")}: run recover_database --force to add them`);
   if (refused.replaced > 0) terminal.warn(`${violate(refused.replaced, "the replaced database")}: see ${kept}`);
   for (const line of restored.warnings) terminal.warn(line);
   return { path, ...restored, refused: refused.log + refused.replaced };

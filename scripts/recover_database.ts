@@ -7,6 +7,7 @@ import { inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup
 import { pathExists } from "../lib/fs/locate.ts";
 import { findUnusedCopies, type UnusedCopy } from "../lib/recovery/copies.ts";
 import { checkHealth, type Health } from "../lib/recovery/health.ts";
+import { quoteForShell } from "../lib/fs/permissions.ts";
 import { fileNameOf, type Layout, parseFileName } from "../lib/layout.ts";
 import { logFiles } from "../lib/log/read.ts";
 import { type RunRecord, SCHEMA_VERSION } from "../lib/records.ts";
@@ -114,7 +115,9 @@ function printHealth(terminal: Terminal, { database }: Layout, health: Health): 
   const { healthy, problems, schema_version: version, runs } = health;
   if (healthy) terminal.say(`${database} is healthy`);
   else terminal.warn(`${database} is not healthy: ${firstOf(problems).join("; ")}`);
-  if (!healthy && terminal.flags["check-only"]) terminal.warn("run recover_database without --check-only");
+  if (!healthy && terminal.flags["check-only"]) {
+    terminal.warn("run recover_database (without --check-only) to rebuild it");
+  }
   if (version !== null && version < SCHEMA_VERSION) {
     terminal.warn(`it has schema v${version}, in which no run can be recorded: run setup_database`);
   }
@@ -129,8 +132,11 @@ function printHealth(terminal: Terminal, { database }: Layout, health: Health): 
   const warnOf = (count: number, what: string) => {
     if (count > 0) terminal.warn(`${plural(count, "run")} ${what}`);
   };
-  warnOf(runs.only_in_log, "only in the log: recover_database --force adds them to the database");
-  warnOf(runs.older_in_database, "ended in the log but not in the database: recover_database --force corrects that");
+  warnOf(runs.only_in_log, "only in the log: run recover_database --force to add them to the database");
+  warnOf(
+    runs.older_in_database,
+    "ended in the log but not in the database: run recover_database --force to correct that",
+  );
 }
 
 /** Names the command for each copy of a damaged database that has what the database lacks. */
@@ -140,7 +146,8 @@ function warnOfUnusedCopies(terminal: Terminal, layout: Layout): UnusedCopy[] {
     const counts = [[runs, "run"], [markers, "api_posted marker"], [commits, "commit"]] as const;
     const what = counts.filter(([count]) => count > 0).map(([count, noun]) => plural(count, noun)).join(", ");
     terminal.warn(
-      `${path} has ${what} that the database lacks: recover_database --force --with-backup ${path} adds them`,
+      `${path} has ${what} that the database lacks: ` +
+        `run recover_database --force --with-backup ${quoteForShell(path)} to add them`,
     );
   }
   return copies;

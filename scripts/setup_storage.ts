@@ -6,7 +6,7 @@
 import { setUpDatabase } from "../lib/store/database.ts";
 import { sizeOf } from "../lib/fs/locate.ts";
 import { assertWritable, createStorage } from "../lib/store/folders.ts";
-import { type Command, runCommand } from "../lib/cli/command.ts";
+import { type Command, runCommand, withCommands } from "../lib/cli/command.ts";
 import { printSetup } from "../lib/cli/setup_output.ts";
 
 /** The flags and permissions of this script. */
@@ -31,9 +31,8 @@ if (import.meta.main) {
     const database = terminal.flags["with-database"] ? await setUpDatabase(layout) : undefined;
     if (database) {
       printSetup(terminal, database, layout);
-      terminal.say("next: record runs with mod.ts, as the README shows");
     } else if (sizeOf(layout.database) === undefined) {
-      terminal.say("next: setup_database");
+      terminal.say(withCommands("next: run setup_database"));
     }
     if (Deno.statSync(layout.base).uid === 0) {
       terminal.say(`only root can write there; for agents of another user: chown -R USER ${layout.base}`);

@@ -5,6 +5,7 @@
 import { errorMessage, hasCode, TelemetryError, withHint } from "../errors.ts";
 import { PartialFile } from "../fs/atomic_file.ts";
 import { isSameFile, sizeOf, statIfExists } from "../fs/locate.ts";
+import { quoteForShell } from "../fs/permissions.ts";
 import { type Layout, partialOf } from "../layout.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
@@ -81,8 +82,9 @@ export async function restoreBackup(layout: Layout, path: string, options: Resto
   using live = current.state === "intact" && options.replay ? LiveDatabase.watch(database) : undefined;
   // 4. Upgrade the copy, and add runs.
   const prepared = await prepare(layout, path, partial.path, current, options).catch((error) => {
-    const hint =
-      `run recover_database --force --with-backup ${path}, which leaves out what only another program can use`;
+    const hint = `run recover_database --force --with-backup ${
+      quoteForShell(path)
+    }, which leaves out what only another program can use`;
     throw isRefused(error) ? withHint(error, hint) : error;
   });
   // 5. Preserve the current database.

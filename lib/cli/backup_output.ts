@@ -14,7 +14,7 @@ import { applyRetention, type KeepRule, removeBackups } from "../backup/retentio
 import type { Layout } from "../layout.ts";
 import type { DatabaseCopy } from "../sqlite/snapshot.ts";
 import type { Result, Terminal } from "./command.ts";
-import { formatBytes, plural } from "../format.ts";
+import { formatBytes, formatCount, plural } from "../format.ts";
 import { formatAge } from "../report/format.ts";
 
 /** Takes a backup, then removes those of its kind that the rule no longer keeps. With `--dry-run`, only prints which. */
@@ -30,7 +30,9 @@ export async function backupAndPrune(
     const { path, runs, schema_version, size, runs_before } = taken;
     terminal.say(`backup ${path}: ${plural(runs, "run")}, schema v${schema_version}, ${formatBytes(size)}`);
     if (runs_before !== null && runs < runs_before) {
-      terminal.warn(`the previous backup has ${plural(runs_before, "run")}, this one has ${runs}: check why`);
+      terminal.warn(
+        `the previous backup has ${plural(runs_before, "run")}, this one has ${formatCount(runs)}: check why`,
+      );
     }
   }
   const source = taken ?? inspectSource(layout);

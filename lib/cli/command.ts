@@ -9,7 +9,7 @@ import { unfinishedFiles } from "../fs/atomic_file.ts";
 import { oneLine } from "../format.ts";
 import { isFolder, locate, otherStoresWithData, pathExists, readEnv } from "../fs/locate.ts";
 import { type Access, assertAccess, HOME_STORES, quoteForShell, shellFlags } from "../fs/permissions.ts";
-import { BASE_VARIABLES, candidateFolders, type Layout, layoutOf } from "../layout.ts";
+import { absolutePath, BASE_VARIABLES, candidateFolders, isInFolder, type Layout, layoutOf } from "../layout.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
 import { removeStaleFiles } from "../store/stale_files.ts";
 import { accessOf, accessWithoutStore, type Command, type Flag, type FlagValues } from "./access.ts";
@@ -27,6 +27,15 @@ const SHARED_FLAGS: Record<string, Flag> = {
 
 /** Flags that promise to change nothing, and those that must not delete the file that they are given. */
 const KEEP_STALE_FILES = ["check-only", "list", "dry-run", "restore", "with-backup"];
+
+/** Flags of one script that are looked for in others. */
+export const FLAG_OWNERS: Record<string, string> = {
+  keep: "backup_database",
+  ...Object.fromEntries(["restore", "replay", "keep-days"].map((flag) => [flag, "backup_telemetry_db"])),
+  ...Object.fromEntries(["force", "check-only", "end-stale"].map((flag) => [flag, "recover_database"])),
+  ...Object.fromEntries(["table", "columns", "status"].map((flag) => [flag, "export_csv"])),
+  ...Object.fromEntries(["failed", "running", "run", "html", "follow"].map((flag) => [flag, "report_runs"])),
+};
 
 /** The version in `deno.json`. A script that is run by URL cannot read that file. */
 const VERSION = "0.1.0";
@@ -79,8 +88,14 @@ export class Terminal {
     check(access, access);
     const ignored = base === undefined ? undefined : readEnv("TELEMETRY_NDJSON_DIR");
     if (ignored) this.warn(`TELEMETRY_NDJSON_DIR (${ignored}) is ignored with --base: the log is in ${layout.raw}`);
+    const { source } = layout.choice;
+    for (const name of base === undefined ? [source, "TELEMETRY_NDJSON_DIR"] : []) {
+      const [path, cwd] = [readEnv(name), Deno.cwd()];
+      if (!path || absolutePath(path, cwd, Deno.build.os) === path) continue;
+      this.warn(`${name}=${path} depends on the current folder, which is ${cwd}: set the whole path`);
+    }
     // A store that a flag or a variable names was chosen on purpose.
-    for (const other of layout.choice.source === "found" ? otherStoresWithData(layout) : []) {
+    for (const other of source === "found" ? otherStoresWithData(layout) : []) {
       this.warn(`using ${layout.base}, but ${other} has data, too: choose with --base DIR`);
     }
     if (!command.createsStore) assertStore(layout);
@@ -101,7 +116,7 @@ export class Terminal {
 
   /** Prints a warning on stderr. */
   warn(line: string): void {
-    print(Deno.stderr, `${paint("warning:", 33)} ${oneLine(line)}`);
+    print(Deno.stderr, `${paint("warning:", 33)} ${oneLine(withCommands(line))}`);
   }
 
   /** Shows what is being done, and a progress bar for its steps. Undefined when stderr is not a terminal. */
@@ -175,7 +190,9 @@ export function parseFlags(command: Command, args: string[]): FlagValues {
   } catch (error) {
     const [, misspelt = ""] = /^Unknown option '--([^']+)/.exec(errorMessage(error)) ?? [];
     const meant = misspelt && Object.keys(options).find((name) => isSimilar(name, misspelt));
-    const hint = `${meant ? `did you mean --${meant}? ` : ""}see ${command.name} --help`;
+    const owner = FLAG_OWNERS[misspelt];
+    const first = owner ? `--${misspelt} is a flag of ${owner}; ` : meant ? `did you mean --${meant}? ` : "";
+    const hint = `${first}see ${command.name} --help`;
     throw new TelemetryError("usage", errorMessage(error), { hint });
   }
 }
@@ -206,7 +223,7 @@ export function wholeNumber(flag: string, value: string | boolean | undefined, b
 /** Prints what is wrong, and lines that say what to do about it. */
 function printError({ name }: Command, message: string, hints: string[]): void {
   print(Deno.stderr, `${paint(`${name}:`, 31)} ${oneLine(message)}`);
-  for (const hint of hints) print(Deno.stderr, `  -> ${oneLine(hint)}`);
+  for (const hint of hints) print(Deno.stderr, `  -> ${oneLine(withCommands(hint))}`);
 }
 
 /** Reports an error. Returns the exit code. */
@@ -233,7 +250,7 @@ function assertStore({ base, raw, db }: Layout): void {
   if (isFolder(raw) || isFolder(db)) return;
   const what = pathExists(base) ? `${base} is not a store: it has neither raw/ nor db/` : `${base} does not exist`;
   throw new TelemetryError("no_storage", what, {
-    hint: "name the folder of the store with --base DIR, or create a store with setup_storage",
+    hint: "name the folder of the store with --base DIR; to create a store there, run setup_storage --with-database",
   });
 }
 
@@ -246,6 +263,22 @@ function hintToRun(access: Access): string {
   const { mainModule } = Deno;
   const script = mainModule.startsWith("file:") ? fileURLToPath(mainModule) : mainModule;
   return `run: deno run ${[...shellFlags(access), ...[script, ...Deno.args].map(quoteForShell)].join(" ")}`;
+}
+
+/** A text that says "run SCRIPT", with the command that starts this script of the same toolkit for the same store. */
+export function withCommands(text: string): string {
+  const base = Deno.args.filter((arg, i, args) => /^--base(=|$)/.test(arg) || args[i - 1] === "--base");
+  return text.replace(/\brun ((?:setup|backup|recover|export|report)_\w+)/g, (_, name) => {
+    return `run ${[...starterOf(name), ...base].map(quoteForShell).join(" ")}`;
+  });
+}
+
+function starterOf(name: string): string[] {
+  if (Deno.build.standalone) return [name];
+  const toolkit = new URL("../../", import.meta.url);
+  if (toolkit.protocol !== "file:") return ["deno", "run", new URL(`scripts/${name}.ts`, toolkit).href];
+  const folder = fileURLToPath(toolkit).replace(/[/\\]$/, "");
+  return ["deno", "task", ...isInFolder(Deno.cwd(), folder) ? [] : ["--cwd", folder], name];
 }
 
 /** How wide `--help` is, in characters. */

@@ -15,10 +15,10 @@ export function printSetup(terminal: Terminal, { outcome, before, copy }: Databa
   if (before === undefined) {
     terminal.say(`created the database ${database}, schema v${SCHEMA_VERSION}`);
     const logs = logFiles(raw).length;
-    if (logs === 0) return;
+    if (logs === 0) return terminal.say("next: record runs with mod.ts, as the README shows");
     terminal.warn(
       `the new database is empty, but ${raw} has ${plural(logs, "log")} of earlier runs: ` +
-        `run recover_database --force to add them`,
+        `run recover_database --force to bring them back`,
     );
   } else if (outcome === "unchanged") {
     terminal.say(`the database ${database} has schema v${SCHEMA_VERSION}: nothing to do`);

@@ -62,7 +62,7 @@ export async function checkHealth(layout: Layout, options: HealthOptions = {}): 
   const { database } = layout;
   if (!options.mayRollBack && hasHotJournal(database)) {
     throw new TelemetryError("locked", `the database could not be checked: ${database} has an unfinished transaction`, {
-      hint: "open the database with any program (setup_database does), or run recover_database without --check-only",
+      hint: "run setup_database, which opens it for writing, or run recover_database without --check-only",
     });
   }
   const current = inspectCurrent(database);

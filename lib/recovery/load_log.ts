@@ -106,7 +106,7 @@ function newerLog(raw: string, version: number): TelemetryError {
       `nothing was changed`,
     {
       hint:
-        "recover it with the later product; if the database was v3, run setup_database, then recover_database --force",
+        "recover it with the later product; if the database was v3, run setup_database, then run recover_database --force",
     },
   );
 }

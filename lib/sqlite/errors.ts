@@ -44,7 +44,8 @@ const HINTS: Partial<Record<ErrorCode, string>> = {
   damaged: "run recover_database, which rebuilds the database from the log and from its readable data",
   not_a_database: "run recover_database, which keeps this file; if it belongs to another application, move it away",
   disk_full: "free space on that disk, then run this again",
-  permission: "run this as the owner of the file, with write access to its folder, where SQLite writes in WAL mode",
+  permission: "run this as the owner of the file, with write access to its folder, where SQLite writes in WAL mode; " +
+    "if the file system is read-only, use a copy of the store",
   invalid_record: "check which constraint of the table it violates",
   io: "check the disk, then run this again",
 };

@@ -275,6 +275,6 @@ function assertSchemaV3(db: Connection): void {
   if (version > SCHEMA_VERSION) throw newerSchema(db.path, version);
   if (missing.every((what) => !what.startsWith("agent_runs."))) return;
   throw new TelemetryError("older_schema", `${db.path} has schema v${version}, which cannot store runs`, {
-    hint: "run setup_database to upgrade the database, then recover_database --force to add the runs of the log",
+    hint: "run setup_database to upgrade the database, then run recover_database --force to add the runs of the log",
   });
 }

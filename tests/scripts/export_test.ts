@@ -319,7 +319,10 @@ testWith(["mount"], "a database in WAL mode on a read-only file system is refuse
   for (const output of ["-", `${out}/x.csv`]) {
     const { code, stdout, stderr } = await run(Deno.execPath(), [...args, output]);
     assert.deepEqual([code, stdout], [1, ""]);
-    assert.match(stderr, /^export_csv: [^\n]*\n {2}-> run this[^\n]* write access [^\n]* in WAL mode\n$/);
+    assert.match(
+      stderr,
+      /^export_csv: [^\n]*\n {2}-> run this[^\n]* write access [^\n]* in WAL mode; if the file system is read-only, use a copy[^\n]*\n$/,
+    );
   }
   assert.deepEqual(treeOf(out), {});
 });

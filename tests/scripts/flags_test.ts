@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { FLAG_OWNERS } from "../../lib/cli/command.ts";
 import { setUpDatabase } from "../../lib/store/database.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { createStorage } from "../../lib/store/folders.ts";
@@ -129,6 +130,13 @@ function newStore(temp: TempFolder, name = "store"): string {
   return base;
 }
 
+Deno.test("a flag that is looked for in another script belongs to no other one", () => {
+  for (const [flag, owner] of Object.entries(FLAG_OWNERS)) {
+    const owners = SCRIPTS.filter(([, flags]) => flags.some((usage) => usage.split(" ")[0] === `--${flag}`));
+    assert.deepEqual(owners.map(([name]) => name), [owner], flag);
+  }
+});
+
 for (const [name, flags] of SCRIPTS) {
   Deno.test(`${name} --help explains every flag in 80 columns, without any permission`, async () => {
     const { code, stdout, stderr } = await runWith([], name, ["--help"]);
@@ -165,7 +173,9 @@ for (const [name, flags] of SCRIPTS) {
       wrong.push(["--base", temp.path, temp.path], ["--base"], ["--base", ""], ["--base", "--json"], ["--json=yes"]);
       wrong.push(["-x"], ["--base", temp.path, "--base", temp.path], ["--base=~/store"]);
     }
-    if (name === "backup_database") wrong.push(["--keeep", "3"], ["--kepe", "3"], ["--keep-day", "3"]);
+    if (name === "backup_database") {
+      wrong.push(["--keeep", "3"], ["--kepe", "3"], ["--keep-day", "3"], ["--restore", "latest"]);
+    }
     if (name === "backup_telemetry_db") wrong.push(["--replay"], ["--list", "--restore", "x"], ["--restore", ""]);
     const access = [`--allow-read=${temp.path}`, `--allow-write=${temp.path}`];
     let all = "";
@@ -178,6 +188,7 @@ for (const [name, flags] of SCRIPTS) {
     if (name === "setup_storage") assert.match(all, /--base is given twice[^]*the shell did not expand "~"/);
     if (name === "backup_database") assert.equal(all.match(/did you mean --keep\? see/g)?.length, 3);
     else assert.doesNotMatch(all, /did you mean/);
+    if (name === "backup_database") assert.match(all, /--restore is a flag of backup_telemetry_db; see/);
     assert.deepEqual(treeOf(temp.path), {});
   });
 

@@ -5,6 +5,7 @@ import {
   command,
   COMMANDS,
   type Output,
+  pathWithDeno,
   pathWithoutStores,
   ROOT,
   run,
@@ -47,6 +48,15 @@ const CODE = `
       others: (["net", "run", "ffi", "sys", "import"] as const).filter((name) => isGranted({ name })),
     }));
   }`;
+
+/** A line of the log. */
+const RUN = {
+  run_id: "r",
+  agent_name: "a",
+  start_time: "2025-12-10T00:00:00Z",
+  status: "success",
+  record_type: "run",
+};
 
 /** The permissions that a started script holds. */
 interface Held {
@@ -281,6 +291,38 @@ Deno.test(
     const moved = await task(["backup_database", "--base", one], { env: { TELEMETRY_NDJSON_DIR: two } });
     assert.equal(moved.code, 0);
     assert.match(moved.stderr, /^warning: TELEMETRY_NDJSON_DIR .* is ignored with --base.*\n$/);
+  },
+);
+
+testWith(["signals"], "the command in a hint can be pasted, in any folder", async () => {
+  using temp = new TempFolder();
+  const base = await setUp(`${temp.path}/it's "my" store`);
+  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, `${JSON.stringify(RUN)}\n`);
+  for (const options of [{ cwd: temp.path }, { cwd: ROOT }]) {
+    for (const { name } of Deno.readDirSync(`${base}/db`)) Deno.removeSync(`${base}/db/${name}`);
+    const { stdout, stderr } = await task(["setup", "--base", base], options);
+    assert.doesNotMatch(stdout, /^next:/m);
+    const [, pasted = ""] = /1 log of earlier runs: run (deno task .*) to bring them back\n$/.exec(stderr) ?? [];
+    assert.equal(pasted.includes("--cwd"), options.cwd === temp.path, stderr);
+    const recovered = await run("sh", ["-c", pasted], { ...options, env: { PATH: pathWithDeno() } });
+    assert.deepEqual([recovered.code, /: 1 run, /.test(recovered.stdout)], [0, true], pasted + recovered.stderr);
+  }
+});
+
+testWith(
+  ["linux"],
+  "a path that depends on the current folder is named",
+  async () => {
+    using temp = new TempFolder();
+    await setUp(`${temp.path}/store`);
+    const env = { TELEMETRY_BASE_DIR: "store", TELEMETRY_NDJSON_DIR: "logs" };
+    const relative = await task(["backup_database"], { cwd: temp.path, env });
+    assert.equal(relative.code, 0);
+    for (const [name, path] of Object.entries(env)) {
+      const what =
+        `warning: ${name}=${path} depends on the current folder, which is ${temp.path}: set the whole path\n`;
+      assert.ok(relative.stderr.includes(what), relative.stderr);
+    }
   },
 );
 

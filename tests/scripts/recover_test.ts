@@ -508,7 +508,10 @@ Deno.test("--check-only exits with 0 for a healthy database and compares it with
   const { stdout, stderr } = await recover(store.base, ["--check-only"]);
   assert.match(stdout, /is healthy[\s\S]*5 runs, 1 of them in no log/);
   // What somebody should do something about is told with --quiet too.
-  assert.match(stderr, /1 run only in the log: recover_database --force.*\n.*1 run ended in the log/);
+  assert.match(
+    stderr,
+    /1 run only in the log: run deno task .*recover_database --base \S+ --force.*\n.*1 run ended in the log/,
+  );
   assert.equal((await recover(store.base, ["--check-only", "--quiet"])).stderr, stderr);
   await recovered(store, ["--force"]);
   const after = await checked(store.base);
@@ -674,7 +677,7 @@ Deno.test("a healthy database is reported and not changed, also with content in 
     assert.match(missing.stdout, /nothing is damaged.*--force/);
     assert.match(
       missing.stderr,
-      /^warning: 1 run only in the log: recover_database --force adds them to the database\n$/,
+      /^warning: 1 run only in the log: run deno task .*recover_database --base \S+ --force to add them to the database\n$/,
     );
     Deno.removeSync(`${store.base}/raw/events_20251210.ndjson`);
     assert.deepEqual(withoutShm(treeOf(store.base)), withoutShm(before));
@@ -765,7 +768,7 @@ Deno.test("a copy of a damaged database with data that nothing else has is named
   // A page of an index: the Python system moves aside what is damaged.
   const [root] = valuesIn(copy, "SELECT rootpage FROM sqlite_schema WHERE name='idx_runs_status'");
   overwrite(copy, 0x55, (Number(root) - 1) * 4096, Number(root) * 4096);
-  const command = `recover_database --force --with-backup ${copy}`;
+  const command = `run deno task .*recover_database --base \\S+ --force --with-backup ${copy} to add them`;
   const has = new RegExp(`has 1 run, 1 api_posted marker, 1 commit that the database lacks: ${command}`);
   for (const flags of [["--check-only"], [], ["--force"]]) {
     const { code, stderr } = await recover(store.base, flags);

@@ -363,6 +363,6 @@ Deno.test("an empty store and one without a database have empty reports", async 
   assert.deepEqual([code, /\n0 runs\n/.test(stdout)], [0, true]);
   assert.match(
     stderr,
-    /^warning: the runs were read from the log: the database .* does not exist; if it is lost, run recover_database.*\n$/,
+    /^warning: the runs were read from the log: the database .* does not exist; if it is lost, run deno task .*recover_database.*\n$/,
   );
 });

@@ -463,7 +463,7 @@ Deno.test("a new database beside a log with runs names the recovery", async () =
   assert.equal(code, 0);
   assert.match(
     stderr,
-    /^warning: the new database is empty, .*raw has 1 log of earlier runs: run recover_database --force /,
+    /^warning: the new database is empty, .*raw has 1 log of earlier runs: run deno task .*recover_database --base \S+ --force to bring them back\n/,
   );
 });
 
