@@ -8,7 +8,7 @@ import { assertNonNegative, fileError, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
 import type { LogRecord } from "../records.ts";
 import { lineOf } from "./lines.ts";
-import { SharedLock } from "./shared_lock.ts";
+import { type LockedFile, SharedLock } from "./shared_lock.ts";
 
 /** Options of an {@linkcode EventLog}. */
 export interface EventLogOptions {
@@ -39,14 +39,6 @@ interface Batch {
   written: { [type in LogRecord["record_type"]]?: PromiseWithResolvers<void> };
   /** Whether it is written, or `flushSync` has taken it over. */
   isTaken: boolean;
-}
-
-/** A log whose lock this process holds. */
-interface LockedFile {
-  file: Deno.FsFile;
-  path: string;
-  ino: number | null;
-  size: number;
 }
 
 /**
@@ -83,8 +75,6 @@ export class EventLog {
   #waiting: Batch[] = [];
   /** The batch that waits for the lock or is being written. */
   #current: Batch | undefined;
-  /** The file that `#current` was written to, while its sync runs. */
-  #syncing: LockedFile | undefined;
   /** How many characters wait, those of `#current` included. */
   #queued = 0;
   #drained: Promise<void> | undefined;
@@ -188,15 +178,14 @@ export class EventLog {
   }
 
   async #write(batch: Batch): Promise<void> {
-    // Written in the turn that gets the lock: flushSync could not get it again.
     const locked = this.#openIfFree() ?? await this.#openLocked();
     const { file, size, ino } = locked;
     using _closed = file;
-    if (batch.isTaken) return;
+    this.#shared.held = locked;
     try {
+      if (batch.isTaken) return;
       this.#writeLines(locked, [batch]);
       batch.isTaken = true;
-      this.#syncing = locked;
       await this.#sync(file);
       if (this.#end?.ino !== ino || size === 0) syncFolder(this.#raw);
       this.#end = { ino, size: locked.size };
@@ -204,7 +193,7 @@ export class EventLog {
       truncate(file, size);
       throw error;
     } finally {
-      this.#syncing = undefined;
+      this.#shared.held = undefined;
     }
   }
 
@@ -216,10 +205,9 @@ export class EventLog {
   flushSync(lockTimeoutMs: number): void {
     const batches = this.#current?.isTaken === false ? [this.#current, ...this.#waiting] : [...this.#waiting];
     if (batches.length === 0) return;
-    // On Windows, only the handle with the lock can write.
-    const locked = this.#syncing ?? this.#openLockedSync(performance.now() + lockTimeoutMs);
+    using opened = new DisposableStack();
+    const locked = this.#lockSync(performance.now() + lockTimeoutMs, opened);
     const { file, size } = locked;
-    using _closed = this.#syncing ? undefined : file;
     this.#waiting = [];
     for (const batch of batches) {
       batch.isTaken = true;
@@ -269,12 +257,13 @@ export class EventLog {
       using unlocked = new DisposableStack();
       const path = this.#pathNow();
       const file = unlocked.use(this.#open(path));
+      this.#shared.asking = { file, path };
       await this.#lock(file, deadline);
       this.#shared.noteLocked();
       const locked = this.#ifStillAt(path, file);
       if (locked) {
         unlocked.move();
-        return locked;
+        return this.#shared.held = locked;
       }
       if (performance.now() > deadline) throw lockedTooLong(this.#raw);
       // On a file system where the inodes never agree, this must not loop without a pause.
@@ -282,11 +271,19 @@ export class EventLog {
     }
   }
 
-  /** The same without a turn of the event loop. */
-  #openLockedSync(deadline: number): LockedFile {
+  /** The same without a turn of the event loop. `opened` closes the file, unless it belongs to an append. */
+  #lockSync(deadline: number, opened: DisposableStack): LockedFile {
     for (;;) {
+      const { held, asking } = this.#shared;
+      if (held) return held;
+      // No promise continues when its request gets the lock.
+      const got = asking?.file.tryLockSync(true) ? this.#ifStillAt(asking.path, asking.file) : undefined;
+      if (got) return got;
       const locked = this.#openIfFree();
-      if (locked) return locked;
+      if (locked) {
+        opened.use(locked.file);
+        return locked;
+      }
       if (performance.now() > deadline) throw lockedTooLong(this.#raw);
       sleepSync(5);
     }

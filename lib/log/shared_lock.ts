@@ -3,10 +3,22 @@
 /** How long a batch waits for a lock that the one before it did not get, in milliseconds. */
 const HELD_LOCK_WAIT_MS = 250;
 
+/** A log whose lock this process holds. */
+export interface LockedFile {
+  file: Deno.FsFile;
+  path: string;
+  ino: number | null;
+  size: number;
+}
+
 const byFolder = new Map<string, SharedLock>();
 
 /** The lock of a log, as the logs of this process see it. */
 export class SharedLock {
+  /** The file of an append that has it. It shuts out all other files, also those of this process. */
+  held: LockedFile | undefined;
+  /** The file of the append whose turn it is to wait for it: a request that is queued can get it at any time. */
+  asking: { file: Deno.FsFile; path: string } | undefined;
   /** Whether the last batch did not get it: the next ones, of any client, must not each wait as long. */
   #isHeld = false;
   /** When one of them last got it, by the monotonic clock. */
@@ -23,7 +35,11 @@ export class SharedLock {
     const [before, { promise, resolve }] = [this.#lastTurn, Promise.withResolvers<void>()];
     this.#lastTurn = promise;
     await before;
-    return { [Symbol.dispose]: resolve };
+    const end = () => {
+      this.asking = undefined;
+      resolve();
+    };
+    return { [Symbol.dispose]: end };
   }
 
   /** How long a batch may wait, where `timeoutMs` is allowed. */

@@ -94,7 +94,7 @@ async function rejectsWith(code: string, appended: Promise<void>): Promise<Telem
   return error;
 }
 
-type Method = "writeSync" | "sync" | "syncSync" | "truncateSync" | "tryLockSync";
+type Method = "writeSync" | "sync" | "syncSync" | "truncateSync" | "lock" | "tryLockSync";
 
 /** Replaces a method of all open files until disposed; `real` is the method. */
 function instead<Name extends Method>(
@@ -512,6 +512,57 @@ Deno.test("flushSync writes through a file whose sync runs", async () => {
   await Promise.all(appended);
   assert.equal(test.text, lines(event(1, "x".repeat(1_000_000)), event(2)));
   assert.equal(written.size, 1, "on Windows, only the handle with the lock can write");
+});
+
+Deno.test("flushSync writes through the file with which another log of the process holds the lock", async () => {
+  using test = new TestLog();
+  const others = [new EventLog(test.layout), new EventLog(test.layout)];
+  const appended: Promise<void>[] = [];
+  {
+    using _begun = instead("sync", (_file, real) => {
+      const synced = real();
+      others.forEach((log, i) => appended.push(log.append(event(2 + i))));
+      for (const log of others) log.flushSync(0);
+      return synced;
+    });
+    appended.push(test.append(event(1)));
+    await appended[0];
+  }
+  await Promise.all(appended);
+  assert.equal(test.text, lines(event(1), event(2), event(3)));
+  await test.append(event(4));
+  await others[0]!.append(event(5));
+  assert.equal(test.text, lines(event(1), event(2), event(3), event(4), event(5)));
+});
+
+Deno.test({
+  name: "flushSync writes through the file whose request for the lock has succeeded meanwhile",
+  // There, a handle does not get again what it has.
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    using test = new TestLog();
+    const other = new EventLog(test.layout);
+    using holder = test.hold();
+    // A file that grows has writers that release the lock: the log then queues.
+    using _growing = instead("tryLockSync", (_file, real, exclusive) => {
+      const isLocked = real(exclusive);
+      if (!isLocked) holder.writeSync(new TextEncoder().encode(lines(event(1))));
+      return isLocked;
+    });
+    const flushed = Promise.withResolvers<string>();
+    using _queued = instead("lock", async (_file, real, exclusive) => {
+      const locked = real(exclusive);
+      holder.unlockSync();
+      await locked;
+      appended.push(other.append(event(3)));
+      other.flushSync(0);
+      flushed.resolve(test.text);
+    });
+    const appended = [test.append(event(2))];
+    assert.ok((await flushed.promise).endsWith(lines(event(3))));
+    await Promise.all(appended);
+    assert.ok(test.text.endsWith(lines(event(3), event(2))));
+  },
 });
 
 Deno.test("flushSync writes what was appended however many promises have continued since", async () => {

@@ -1192,6 +1192,33 @@ Deno.test("when the process ends, open runs of trackRun end as failed, and all t
   }
 });
 
+Deno.test("when the process ends, what all its clients have recorded is kept", async (t) => {
+  for (const end of ["Deno.exit()", `throw new Error("outside")`]) {
+    // The end comes between two writes, or while one is synced.
+    for (const when of ["", "setTimeout(() => {", "clients[7].logEvent('r', 'synced').then(() => {"]) {
+      const isLater = when !== "";
+      await t.step(`${when} ${end}`, async () => {
+        using folder = new TempFolder();
+        const layout = layoutOf(`${folder.path}/base`);
+        const { stderr } = await agent(
+          folder,
+          `const clients = Array.from({ length: 30 }, () => new TelemetryClient({ base: "${layout.base}", onWarning: console.error }));
+           for (const client of clients) client.startRun("tester", "job").then((id) => client.logEvent(id, "later"));
+           for (const client of clients) client.logEvent("r", "event");
+           ${when} ${end}; ${isLater ? "}, 5)" : ""}`,
+          [`--allow-read=${layout.base}`, `--allow-write=${layout.base}`],
+        );
+        assert.doesNotMatch(stderr, /lock/);
+        const lines = linesOf(layout);
+        assert.equal(lines.filter((line) => line["event_type"] === "event").length, 30);
+        assert.equal(lines.filter((line) => line["job_type"] === "job").length, 30);
+        using db = new DatabaseSync(layout.database, { readOnly: true });
+        assert.equal(db.prepare("SELECT count(*) AS runs FROM agent_runs").get()!["runs"], 30);
+      });
+    }
+  }
+});
+
 Deno.test("an uncaught error that the agent prevents does not end the run", async () => {
   using folder = new TempFolder();
   const layout = layoutOf(`${folder.path}/base`);
