@@ -10,8 +10,11 @@ const SOURCES = new WeakMap<object, Map<string, string>>();
 /** The value of a JSON text, with the sources of its members where needed. Throws for what is not JSON. */
 export function parseWithSources(text: string): unknown {
   const value: unknown = JSON.parse(text);
-  if (typeof value === "object" && value !== null && Object.values(value).some(needsSource)) {
-    SOURCES.set(value, membersOf(text));
+  // An array of the values would cost a third of the time that parsing takes.
+  for (const field in typeof value === "object" ? value : null) {
+    if (!needsSource((value as Record<string, unknown>)[field])) continue;
+    SOURCES.set(value as object, membersOf(text));
+    break;
   }
   return value;
 }

@@ -6,27 +6,19 @@ import type { Layout } from "../layout.ts";
 import { logFiles, type Rejection, sizeOfLog } from "../log/read.ts";
 import type { Connection, OnProgress, SqlValue } from "../sqlite/connection.ts";
 import { rowidOf } from "../sqlite/rows.ts";
-import { WriterThread } from "../sqlite/writer_thread.ts";
 import { TelemetryError } from "../errors.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import {
   isLeftToAgent,
-  leaveBehindSql,
   LOG_COLUMNS,
-  MARK_POSTED_SQL,
-  markersOf,
   nothingRead,
   readRunStates,
   type StatesRead,
-  upsertSql,
+  StateWriter,
 } from "../store/merge.ts";
 
-/** How many states are handed to the thread at a time. */
-const BATCH_STATES = 64;
-/** How many batches are written in one transaction. SQLite holds the changed pages in memory until it ends. */
-const TRANSACTION_BATCHES = 100;
-/** For a database that is discarded unless it is completed. */
-export const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000;";
+/** How many states are written in one transaction. SQLite holds the changed pages in memory until it ends. */
+const TRANSACTION_STATES = 6400;
 
 /** What {@linkcode loadLog} read and wrote. */
 export interface LoadedLog extends StatesRead {
@@ -48,8 +40,8 @@ interface LoadOptions {
 }
 
 /**
- * Loads all logs into a database that nobody else writes to. Another thread writes the rows: with two processors, this
- * takes a quarter less time than one thread.
+ * Loads all logs into a database that nobody else writes to. With `since`, its `left_behind` gets the runs of the log that
+ * started before. To write the rows on another thread took a quarter more processor time, and was no faster.
  *
  * @throws {TelemetryError} `newer_schema` for the log of a later product, where the version is unknown
  */
@@ -63,37 +55,33 @@ export async function loadLog(
   const sizes = new Map(logFiles(raw).map((file) => [file, sizeOfLog(file)]));
   const total = sizes.values().reduce((sum, size) => sum + size, 0);
   const hadRuns = db.get("SELECT 1 FROM agent_runs") !== undefined;
-  await using writer = await WriterThread.open(db.path);
   // The records are validated: without CHECKs it takes half the time.
-  await writer.exec(`${SCRAP_PRAGMAS} PRAGMA ignore_check_constraints=ON`);
-  if (hadRuns) await writer.exec(noteUpdatedRunsSql(rowidOf(db, "agent_runs")));
-  if (since) await writer.exec(leaveBehindSql(since));
-  await writer.exec("BEGIN");
-  const upsert = upsertSql(LOG_COLUMNS);
+  db.exec("PRAGMA ignore_check_constraints=ON");
+  if (hadRuns) db.exec(noteUpdatedRunsSql(rowidOf(db, "agent_runs")));
+  if (since) db.exec("DELETE FROM left_behind");
+  const writer = new StateWriter(db, LOG_COLUMNS);
   const justStarted = new Set<SqlValue>();
-  let states: SqlValue[][] = [];
-  let batches = 0;
-  const write = async () => {
-    await writer.write(upsert, states);
-    await writer.write(MARK_POSTED_SQL, markersOf(states));
-    states = [];
-    if (++batches % TRANSACTION_BATCHES === 0) await writer.exec("COMMIT; BEGIN");
-  };
+  let states = 0;
+  db.exec("BEGIN");
   for await (const { rows, rejections } of readRunStates(sizes.keys(), read)) {
     rejections.forEach(onRejected);
     if (isVersionUnknown && read.laterVersion !== undefined) throw newerLog(raw, read.laterVersion);
     for (const row of rows) {
-      if (isLeftToAgent(row)) justStarted.add(row[0]!);
-      else states.push(row);
+      if (isLeftToAgent(row)) {
+        justStarted.add(row[0]!);
+        continue;
+      }
+      writer.writeState(row);
+      writer.writeMarker(row);
+      if (++states % TRANSACTION_STATES === 0) db.exec("COMMIT; BEGIN");
     }
-    if (states.length >= BATCH_STATES) await write();
     onProgress?.(Math.min(read.bytes, total - 1), total);
   }
-  await write();
-  await writer.exec("COMMIT");
-  const countIn = async (table: string) => Number((await writer.get(`SELECT count(*) AS runs FROM ${table}`))!["runs"]);
-  const inBoth = hadRuns ? await countIn("updated_runs") : 0;
-  const leftBehind = since ? await countIn("left_behind") : 0;
+  db.exec("COMMIT; PRAGMA ignore_check_constraints=OFF");
+  const countIn = (table: string) => Number(db.get(`SELECT count(*) AS runs FROM ${table}`)!["runs"]);
+  const inBoth = hadRuns ? countIn("updated_runs") : 0;
+  if (hadRuns) db.exec("DROP TRIGGER note_updated_run");
+  const leftBehind = since ? countIn("left_behind") : 0;
   onProgress?.(total, total);
   return { ...read, sizes, inBoth, leftBehind, justStarted };
 }

@@ -26,10 +26,13 @@ import {
   removeMovedSidecars,
   removeStaleCopies,
 } from "../store/replace_database.ts";
-import { loadLog, SCRAP_PRAGMAS } from "./load_log.ts";
+import { loadLog } from "./load_log.ts";
 import { RecoveryReport, removeStaleReports, type WrittenReport } from "./report.ts";
 import { Salvage } from "./salvage.ts";
 import { readThroughSqlite } from "./source_schema.ts";
+
+/** For a database that is discarded unless it is completed. */
+const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000;";
 
 /** Options of {@linkcode recoverDatabase}. */
 export interface RecoveryOptions {
@@ -208,6 +211,7 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   // The database of a later product is not replaced, whatever is wanted.
   if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, from.current.state === "intact");
   const salvaged = countRows(db, "agent_runs");
+  const salvagedBehind = from.since ? countRows(db, "left_behind") : 0;
   // 3. Load the log.
   const rejectLine = (found: Rejection) => {
     report.reject(found);
@@ -232,7 +236,7 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
     sizes,
     runs,
     runs_from: { log: runs - salvaged, log_and_salvaged: inBoth, salvaged: salvaged - inBoth },
-    left_behind: { log: leftBehind, salvaged: from.since ? countRows(db, "left_behind") : 0 },
+    left_behind: { log: leftBehind, salvaged: salvagedBehind },
     just_started:
       justStarted.values().filter((id) => !db.get("SELECT 1 FROM agent_runs WHERE run_id=?", id)).toArray().length,
     read_as_failed: laterStatuses,

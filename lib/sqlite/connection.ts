@@ -33,7 +33,7 @@ export interface OpenOptions {
 }
 
 /** Python's SQLite and the sqlite3 program accept text in double quotes, so schemas in the field have it. */
-export const DIALECT = { enableForeignKeyConstraints: false, enableDoubleQuotedStringLiterals: true };
+const DIALECT = { enableForeignKeyConstraints: false, enableDoubleQuotedStringLiterals: true };
 
 /** The pragmas of every writing connection (contract, "Pragmas"); the busy timeout is set on opening. */
 const PRAGMAS = ["PRAGMA synchronous=NORMAL", "PRAGMA wal_autocheckpoint=1000"];

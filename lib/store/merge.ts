@@ -126,11 +126,6 @@ const NOT_ALWAYS: readonly string[] = ["insight_id", "product_family", "subdomai
 export const MARK_POSTED_SQL = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
   "WHERE run_id=? AND coalesce(api_posted, 0)=0";
 
-/** The parameters of `MARK_POSTED_SQL` for those of these states that were posted. */
-export function markersOf(rows: SqlValue[][]): SqlValue[][] {
-  return rows.filter((row) => row[POSTED] === 1).map((row) => [row[POSTED + 1]!, row[0]!]);
-}
-
 /** Merges states of runs from the log into a database. */
 export class StateWriter {
   readonly #columns: readonly string[];
@@ -146,17 +141,17 @@ export class StateWriter {
 
   /** The fields of the log win, except that an ended status, a marker and the times of the row are not taken back. */
   writeState(row: SqlValue[]): void {
-    this.#upsert.get(...row.slice(0, this.#columns.length));
+    // Unlike `run`, it creates no object for a result.
+    this.#upsert.get(...(row.length === this.#columns.length ? row : row.slice(0, this.#columns.length)));
   }
 
   /** Marks the run as posted, if it was. */
   writeMarker(row: SqlValue[]): void {
-    for (const marker of markersOf([row])) this.#mark.get(...marker);
+    if (row[POSTED] === 1) this.#mark.get(row[POSTED + 1]!, row[0]!);
   }
 }
 
-/** Merges a state. `columns` are those of `LOG_COLUMNS`, from the first one on, that the table has. */
-export function upsertSql(columns: readonly string[]): string {
+function upsertSql(columns: readonly string[]): string {
   const parameter = (column: string) => `?${columns.indexOf(column) + 1}`;
   // Logs have neither time of a row. These are what the database would have set.
   const otherwise: Record<string, string> = {
