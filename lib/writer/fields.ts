@@ -65,7 +65,9 @@ export function toColumns(
   others: Record<string, unknown> = {},
 ): Partial<RunRecord> {
   const columns: Record<string, string | number | null> = {};
-  for (const [name, value] of Object.entries(fields)) {
+  // Object.entries takes seconds for a million fields.
+  for (const name of Object.keys(fields)) {
+    const value = fields[name];
     if (value === undefined || (value === null && name === "start_time")) continue;
     if (OWN.has(name)) warnings.warn("field", `only the client sets ${name}: the value is ignored`);
     else if (!COLUMNS.has(name)) others[name] = value;
@@ -147,7 +149,7 @@ function toMetrics(text: string, warnings: Warnings): string {
 function mergeMetrics(text: unknown, added: Record<string, unknown>, warnings: Warnings): string {
   const members = membersOfMetrics(text);
   // One by one, so that a member that is too long costs no other one.
-  for (const [key, value] of Object.entries(added)) members.set(key, jsonOf(value, key, warnings));
+  for (const key of Object.keys(added)) members.set(key, jsonOf(added[key], key, warnings));
   return `{${[...members].map(([key, json]) => `${jsonOf(key, "metrics_json", warnings)}:${json}`)}}`;
 }
 

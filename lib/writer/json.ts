@@ -15,17 +15,30 @@ const MAX_TEXT = 1000;
  * integers, bytes, NaN. A part that has no JSON form is replaced by its text, with a warning that calls the value `name`.
  */
 export function jsonOf(value: unknown, name: string, warnings: Warnings): string {
+  let text: string | undefined;
+  try {
+    const isObject = typeof value === "object" && value !== null;
+    text = JSON.stringify(isObject ? formOfParts(value, name, warnings) : formOfPrimitive(value));
+  } catch (error) {
+    const what = `cannot be written as JSON (${errorMessage(error)})`;
+    text = JSON.stringify(textOf(value, name, what, warnings));
+  }
+  return withoutBadEscapes(text ?? "null", name, warnings);
+}
+
+function textOf(part: unknown, name: string, what: string, warnings: Warnings): string {
+  warnings.warn(`json:${name}`, `${name} ${what}: it is recorded as text`);
+  return shortText(part);
+}
+
+/** The value with its parts converted to what JSON represents as it is. Throws when it has too many. */
+function formOfParts(value: object, name: string, warnings: Warnings): unknown {
   const parents = new Set<object>();
   /** Objects can share others so often that converting each of them again would never end. */
   const converted = new Map<object, { form: unknown; parts: number }>();
   let parts = 0;
 
-  function textOf(part: unknown, what: string): string {
-    warnings.warn(`json:${name}`, `${name} ${what}: it is recorded as text`);
-    return shortText(part);
-  }
-
-  /** Converts a part to what JSON represents as it is. What throws costs only this part. */
+  /** What throws costs only this part. */
   function convert(holder: object, key: Key): unknown {
     // More is refused below.
     if (++parts > MAX_PARTS) return undefined;
@@ -33,14 +46,14 @@ export function jsonOf(value: unknown, name: string, warnings: Warnings): string
     try {
       part = (holder as Record<Key, unknown>)[key];
       if (typeof part !== "object" || part === null) return formOfPrimitive(part);
-      if (parents.has(part)) return textOf(part, `contains itself${at(key)}`);
-      if (parents.size >= MAX_DEPTH) return textOf(part, `is nested too deeply${at(key)}`);
+      if (parents.has(part)) return textOf(part, name, `contains itself${at(key)}`, warnings);
+      if (parents.size >= MAX_DEPTH) return textOf(part, name, `is nested too deeply${at(key)}`, warnings);
       const known = converted.get(part);
       if (known === undefined) return convertObject(part, key);
       parts += known.parts;
       return known.form;
     } catch (error) {
-      return textOf(part, `has no JSON form${at(key)} (${errorMessage(error)})`);
+      return textOf(part, name, `has no JSON form${at(key)} (${errorMessage(error)})`, warnings);
     }
   }
 
@@ -57,9 +70,11 @@ export function jsonOf(value: unknown, name: string, warnings: Warnings): string
   }
 
   function formOfObject(part: object, key: Key): unknown {
-    if (BOXES.some((type) => part instanceof type)) return formOfPrimitive(part.valueOf());
-    // JSON turns an invalid date into null.
-    if (part instanceof RegExp || part instanceof Date && isNaN(part.getTime())) return String(part);
+    if (!isPlain(part)) {
+      if (BOXES.some((type) => part instanceof type)) return formOfPrimitive(part.valueOf());
+      // JSON turns an invalid date into null.
+      if (part instanceof RegExp || part instanceof Date && isNaN(part.getTime())) return String(part);
+    }
     if ("toJSON" in part && typeof part.toJSON === "function") {
       const form: unknown = part.toJSON(String(key));
       if (form !== part) return convert({ [key]: form }, key);
@@ -67,20 +82,21 @@ export function jsonOf(value: unknown, name: string, warnings: Warnings): string
     // Before it is copied: a list that is too long would block the agent for its whole length.
     if (parts + lengthOf(part) > MAX_PARTS) throw new RangeError("too long");
     const shown = membersOf(part);
-    if (shown === undefined) return textOf(part, `has no JSON form${at(key)}`);
-    if (Array.isArray(shown)) return Array.from(shown, (_, i) => convert(shown, i));
-    return Object.fromEntries(keysOf(shown).map((key) => [toText(key), convert(shown, key)]));
+    if (shown === undefined) return textOf(part, name, `has no JSON form${at(key)}`, warnings);
+    // Loops, since lists of pairs would take several times as long.
+    if (Array.isArray(shown)) {
+      const list: unknown[] = [];
+      for (let i = 0; i < shown.length; i++) list.push(convert(shown, i));
+      return list;
+    }
+    const form: Record<string, unknown> = Object.create(null);
+    for (const key of keysOf(shown)) form[toText(key)] = convert(shown, key);
+    return form;
   }
 
-  let text: string;
-  try {
-    const form = convert({ "": value }, "");
-    if (parts > MAX_PARTS) throw new RangeError("too long");
-    text = JSON.stringify(form) ?? "null";
-  } catch (error) {
-    text = JSON.stringify(textOf(value, `cannot be written as JSON (${errorMessage(error)})`));
-  }
-  return withoutBadEscapes(text, name, warnings);
+  const form = convert({ "": value }, "");
+  if (parts > MAX_PARTS) throw new RangeError("too long");
+  return form;
 }
 
 /** JSON whose escapes PostgreSQL accepts in jsonb, in keys, too: no NUL, and no lone half of a pair. */
@@ -110,7 +126,7 @@ function formOfPrimitive(value: unknown): unknown {
 
 /** An array or an object that shows what the value contains. Undefined when JSON would show nothing of it. */
 function membersOf(value: object): object | undefined {
-  if (Array.isArray(value) || isRecord(value)) return value;
+  if (isPlain(value)) return value;
   if (value instanceof Set) return [...value];
   if (value instanceof DataView) return [...new Uint8Array(value.buffer, value.byteOffset, value.byteLength)];
   if (ArrayBuffer.isView(value)) return [...value as Uint8Array];
@@ -135,8 +151,13 @@ function keysOf(value: object): (string | symbol)[] {
   if (value instanceof Error) return ["name", "message", "stack", "cause", "errors", "error", "suppressed", ...keys];
   // Classes of Deno keep what is private under symbols.
   if (!isRecord(value)) return keys;
-  const isShown = (key: symbol) => Object.prototype.propertyIsEnumerable.call(value, key);
-  return [...keys, ...Object.getOwnPropertySymbols(value).filter(isShown)];
+  const symbols = Object.getOwnPropertySymbols(value);
+  if (symbols.length === 0) return keys;
+  return [...keys, ...symbols.filter((key) => Object.prototype.propertyIsEnumerable.call(value, key))];
+}
+
+function isPlain(value: object): boolean {
+  return Array.isArray(value) || isRecord(value);
 }
 
 function isRecord(value: object): boolean {
