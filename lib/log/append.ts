@@ -24,8 +24,8 @@ export interface EventLogOptions {
 }
 
 const IS_WINDOWS = Deno.build.os === "windows";
-/** How many characters a batch holds before a new one is started. Bounds how long the lock is held. */
-const BATCH_CHARACTERS = 4 * 1024 * 1024;
+/** How many characters a batch holds before a new one is started. Bounds how long the lock is held and the agent waits. */
+const BATCH_CHARACTERS = 1024 * 1024;
 /** An `fsync` that takes longer is slow, in milliseconds. */
 const SLOW_SYNC_MS = 2;
 /** How many fast `fsync` calls in a row make a disk a fast one. */
@@ -173,6 +173,8 @@ export class EventLog {
       }
       this.#current = undefined;
       this.#queued -= batch.characters;
+      // A fast disk is synced without a turn of the event loop: a flood must not be written in one.
+      if (batch.characters >= BATCH_CHARACTERS) await pause(0);
     }
     this.#drained = undefined;
   }

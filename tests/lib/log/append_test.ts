@@ -248,7 +248,7 @@ Deno.test("appends that arrive during a write share the next write", async () =>
 Deno.test("the size of a batch is bounded", async () => {
   using test = new TestLog();
   using calls = counted();
-  const records = Array.from({ length: 12 }, (_, n) => event(n, "x".repeat(1024 * 1024)));
+  const records = Array.from({ length: 12 }, (_, n) => event(n, "x".repeat(256 * 1024)));
   await Promise.all(records.map((record) => test.log.append(record)));
   assert.equal(calls.writes, 3);
   assert.equal(test.text, lines(...records));
@@ -470,6 +470,19 @@ Deno.test("append rejects after lockTimeoutMs and writes nothing", async () => {
   }
   await test.log.append(event(3));
   assert.equal(test.text, lines(event(1), event(3)));
+});
+
+Deno.test("a flood is written in several turns of the event loop, also where the disk is fast", async () => {
+  using test = new TestLog();
+  using _fast = instead("sync", () => Promise.resolve());
+  using _fastSync = instead("syncSync", () => {});
+  for (let n = 0; n < 10; n++) await test.append(event(n));
+  const flood = Array.from({ length: 40 }, (_, n) => test.append(event(n, "x".repeat(100_000))));
+  // Only promises continue, without a turn.
+  for (let i = 0; i < 10_000; i++) await null;
+  assert.ok(test.size > 1_000_000 && test.size < 1_300_000, `${test.size} bytes in one turn`);
+  await Promise.all(flood);
+  assert.ok(test.size > 4_000_000);
 });
 
 Deno.test("flushSync writes what waits, also during the sync of another batch, and each record once", async () => {
