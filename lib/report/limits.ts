@@ -31,6 +31,9 @@ export function exceeded(summary: RunSummary, limits: Limits): string[] {
   const { counts, failure_rate, stale, groups, store, until } = summary;
   const { maxFailed, maxStale = Infinity, maxSilentMs = Infinity, maxBackupAgeMs } = limits;
   const found: string[] = [];
+  if (summary.problem !== null && counts.runs === 0 && Object.values(limits).some((limit) => limit !== undefined)) {
+    found.push("runs: the database cannot be read, and the log has none");
+  }
   const { limit = Infinity, unit = "" } = maxFailed ?? {};
   if (failure_rate !== null && (unit === "%" ? failure_rate > limit / 100 : counts.failed > limit)) {
     const ended = plural(counts.success + counts.failed + counts.partial, "ended run");

@@ -365,4 +365,7 @@ Deno.test("an empty store and one without a database have empty reports", async 
     stderr,
     /^warning: the runs were read from the log: the database .* does not exist; if it is lost, run deno task .*recover_database.*\n$/,
   );
+  const checked = await runScript("report_runs", base, ["--quiet", "--max-failed", "0"]);
+  assert.equal(checked.code, 1);
+  assert.match(checked.stderr, /\nwarning: runs: the database cannot be read, and the log has none\n$/);
 });
