@@ -336,11 +336,12 @@ export class EventLog {
     let isLocked = file.tryLockSync(true);
     if (isLocked) return;
     const { size } = file.statSync();
+    if (this.#shared.heldSize === size) throw lockedTooLong(this.#raw);
     let queued: Promise<void> | undefined;
     for (let pauseMs = 1; !isLocked; pauseMs = Math.min(pauseMs * 1.1, 20)) {
       if (this.#abandoned) throw closed();
       if (this.#shared.isHeldTooLong(deadline, this.#lockTimeoutMs)) {
-        this.#shared.noteHeld();
+        this.#shared.heldSize = size;
         throw lockedTooLong(this.#raw);
       }
       await Promise.race([pause(pauseMs), ...queued ? [queued] : []]);

@@ -1,6 +1,6 @@
 /** What the logs of one folder in this process know of the lock that they share. @module */
 
-/** How long a batch waits for a lock that the one before it did not get, in milliseconds. */
+/** How long a batch waits for a lock that the one before it did not get, where the log has grown since, in milliseconds. */
 const HELD_LOCK_WAIT_MS = 250;
 
 /** A log whose lock this process holds. */
@@ -19,8 +19,8 @@ export class SharedLock {
   held: LockedFile | undefined;
   /** The file of the append whose turn it is to wait for it: a request that is queued can get it at any time. */
   asking: { file: Deno.FsFile; path: string } | undefined;
-  /** Whether the last batch did not get it: the next ones, of any client, must not each wait as long. */
-  #isHeld = false;
+  /** The size of the log when the last batch gave up. While it has not grown, the next ones, of any client, do not wait. */
+  heldSize: number | undefined;
   /** When one of them last got it, by the monotonic clock. */
   #lockedAt = 0;
   /** Resolves when the last one in the queue has it, or has given up. */
@@ -44,16 +44,12 @@ export class SharedLock {
 
   /** How long a batch may wait, where `timeoutMs` is allowed. */
   waitMs(timeoutMs: number): number {
-    return this.#isHeld ? Math.min(HELD_LOCK_WAIT_MS, timeoutMs) : timeoutMs;
+    return this.heldSize !== undefined ? Math.min(HELD_LOCK_WAIT_MS, timeoutMs) : timeoutMs;
   }
 
   noteLocked(): void {
-    this.#isHeld = false;
+    this.heldSize = undefined;
     this.#lockedAt = performance.now();
-  }
-
-  noteHeld(): void {
-    this.#isHeld = true;
   }
 
   /** Whether to give up. While other logs of this process get the lock, nobody holds it too long. */
