@@ -184,15 +184,18 @@ export class EventLog {
     const { file, size, ino } = locked;
     using _closed = file;
     this.#shared.held = locked;
+    let end = size;
     try {
       if (batch.isTaken) return;
       this.#writeLines(locked, [batch]);
       batch.isTaken = true;
+      end = locked.size;
       await this.#sync(file);
       if (this.#end?.ino !== ino || size === 0) syncFolder(this.#raw);
       this.#end = { ino, size: locked.size };
     } catch (error) {
-      truncate(file, size);
+      // Not what flushSync has written and synced behind it meanwhile.
+      if (locked.size === end) truncate(file, size);
       throw error;
     } finally {
       this.#shared.held = undefined;

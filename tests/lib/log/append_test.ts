@@ -548,6 +548,22 @@ Deno.test("flushSync writes through the file with which another log of the proce
   assert.equal(test.text, lines(event(1), event(2), event(3), event(4), event(5)));
 });
 
+Deno.test("a sync that fails removes nothing that flushSync has written behind its lines", async () => {
+  using test = new TestLog();
+  const other = new EventLog(test.layout);
+  const appended: Promise<void>[] = [];
+  {
+    using _failing = instead("sync", () => {
+      appended.push(other.append(event(2)));
+      other.flushSync(0);
+      return Promise.reject(new Error("Input/output error (os error 5)"));
+    });
+    await assert.rejects(test.append(event(1)));
+  }
+  await Promise.all(appended);
+  assert.ok(test.text.endsWith(lines(event(2))));
+});
+
 Deno.test({
   name: "flushSync writes through the file whose request for the lock has succeeded meanwhile",
   // There, a handle does not get again what it has.
