@@ -32,7 +32,7 @@ import { Salvage } from "./salvage.ts";
 import { readThroughSqlite } from "./source_schema.ts";
 
 /** For a database that is discarded unless it is completed. */
-const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-32000;";
+const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-16000;";
 
 /** Options of {@linkcode recoverDatabase}. */
 export interface RecoveryOptions {
