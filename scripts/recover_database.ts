@@ -12,6 +12,7 @@ import { fileNameOf, type Layout, parseFileName } from "../lib/layout.ts";
 import { logFiles } from "../lib/log/read.ts";
 import { type RunRecord, SCHEMA_VERSION } from "../lib/records.ts";
 import { recoverDatabase, type Recovery, removeStaleRecovery } from "../lib/recovery/recover.ts";
+import { listCopies } from "../lib/sqlite/snapshot.ts";
 import { endStaleRuns } from "../lib/store/stale_runs.ts";
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
 import { TelemetryError } from "../lib/errors.ts";
@@ -161,6 +162,14 @@ async function recover(terminal: Terminal, layout: Layout, since: Date | undefin
   // A copy of a damaged database may be damaged, too.
   const isCopy = backup && parseFileName(fileNameOf(backup.path))?.kind === "corrupted" && pathExists(backup.path);
   if (backup && !isCopy) inspectBackup(layout, backup.path);
+  const copies = () => listCopies(layout.db, ["before_rebuild"]).map(({ path }) => path);
+  const [earlier, { onInterrupt }] = [copies(), terminal];
+  terminal.onInterrupt = () => {
+    for (const copy of copies().filter((path) => !earlier.includes(path))) {
+      terminal.warn(`${copy} is a copy of the database as it was: delete it when the database is healthy`);
+    }
+    onInterrupt();
+  };
   const recovery = await recoverDatabase(layout, {
     onlyIfDamaged: !flags["force"],
     salvage: !flags["no-salvage"],

@@ -111,3 +111,28 @@ testWith(["signals"], "Ctrl-C says what is left, exits with 130, and the next ru
   assert.equal((await runScript("backup_database", base)).code, 0);
   assert.deepEqual(backups().filter((name) => name.includes(".partial")), []);
 });
+
+testWith(["signals"], "Ctrl-C of a recovery names the copy of the database that it leaves", async () => {
+  using temp = new TempFolder();
+  const base = `${temp.path}/store`;
+  for (const folder of ["db", "raw"]) Deno.mkdirSync(`${base}/${folder}`, { recursive: true });
+  sqlite(`${base}/db/telemetry.sqlite`, schemaSql());
+  const run = { agent_name: "a", start_time: "2025-12-10T00:00:00Z", status: "success", record_type: "run" };
+  const lines = Array.from({ length: 100_000 }, (_, i) => JSON.stringify({ run_id: `r${i}`, ...run }));
+  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, `${lines.join("\n")}\n`);
+  const copies = () =>
+    [...Deno.readDirSync(`${base}/db`)].filter(({ name }) => /^telemetry\.before.*\.sqlite$/.test(name));
+  const process = command(Deno.execPath(), scriptArgs("recover_database", base, ["--force"])).spawn();
+  const output = process.output();
+  while (copies().length === 0) await new Promise((resolve) => setTimeout(resolve, 1));
+  process.kill("SIGINT");
+  const { code, stderr } = await output;
+  const [copy] = copies();
+  assert.equal(code, 130);
+  assert.equal(
+    new TextDecoder().decode(stderr),
+    `warning: ${base}/db/${copy!.name} is a copy of the database as it was: delete it when the database is healthy\n` +
+      `recover_database: interrupted\n` +
+      `  -> ${base}/db/telemetry.recovering.sqlite is incomplete: the next run removes it\n`,
+  );
+});
