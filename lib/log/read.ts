@@ -69,7 +69,8 @@ export function logFiles(raw: string): string[] {
     for (const { name, isSymlink } of Deno.readDirSync(raw)) {
       const found = LOG_NAME.exec(name);
       const path = pathIn(raw, name);
-      if (found === null || name.endsWith(".partial") || !mayBeFile(path)) continue;
+      // A path that cannot be examined counts as a file, so that the read reports it.
+      if (found === null || name.endsWith(".partial") || statIfReadable(path)?.isFile === false) continue;
       if (isSymlink && isLinkToLog(path, raw)) continue;
       const [, , count = found[4] ?? 0, date = found[5] ?? (found[1] === undefined ? "" : "~")] = found;
       // Copies and gzipped files have longer names; without ".ndjson", they come first.
@@ -92,21 +93,16 @@ export function isLive(path: string): boolean {
   return path.endsWith(".ndjson");
 }
 
-/** Whether a path is a file. A path that cannot be examined counts, so that the read reports it. */
-function mayBeFile(path: string): boolean {
-  try {
-    return Deno.statSync(path).isFile;
-  } catch {
-    return true;
-  }
-}
-
 /** The size of a log in bytes; 0 when it cannot be examined, which the scan reports. */
 export function sizeOfLog(path: string): number {
+  return statIfReadable(path)?.size ?? 0;
+}
+
+function statIfReadable(path: string): Deno.FileInfo | undefined {
   try {
-    return Deno.statSync(path).size;
+    return Deno.statSync(path);
   } catch {
-    return 0;
+    return undefined;
   }
 }
 

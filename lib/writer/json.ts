@@ -28,7 +28,13 @@ export function jsonOf(value: unknown, name: string, warnings: Warnings): string
 
 function textOf(part: unknown, name: string, what: string, warnings: Warnings): string {
   warnings.warn(`json:${name}`, `${name} ${what}: it is recorded as text`);
-  return shortText(part);
+  try {
+    // The text of a list would have all its parts.
+    return Array.isArray(part) || ArrayBuffer.isView(part) ? "[object Array]" : toText(part).slice(0, MAX_TEXT);
+  } catch {
+    // A proxy that was revoked cannot be examined.
+    return "unknown";
+  }
 }
 
 /** The value with its parts converted to what JSON represents as it is. Throws when it has too many. */
@@ -79,12 +85,12 @@ function formOfParts(value: object, name: string, warnings: Warnings): unknown {
       const form: unknown = part.toJSON(String(key));
       if (form !== part) return convert({ [key]: form }, key);
     }
-    // Before it is copied: a list that is too long would block the agent for its whole length.
-    if (parts + lengthOf(part) > MAX_PARTS) throw new RangeError("too long");
     const shown = membersOf(part);
     if (shown === undefined) return textOf(part, name, `has no JSON form${at(key)}`, warnings);
     // Loops, since lists of pairs would take several times as long.
-    if (Array.isArray(shown)) {
+    if (Array.isArray(shown) || isNumbers(shown)) {
+      // Not converted part by part: that would block the agent for its whole length.
+      if (parts + shown.length > MAX_PARTS) throw new RangeError("too long");
       const list: unknown[] = [];
       for (let i = 0; i < shown.length; i++) list.push(convert(shown, i));
       return list;
@@ -128,9 +134,9 @@ function formOfPrimitive(value: unknown): unknown {
 function membersOf(value: object): object | undefined {
   if (isPlain(value)) return value;
   if (value instanceof Set) return [...value];
-  if (value instanceof DataView) return [...new Uint8Array(value.buffer, value.byteOffset, value.byteLength)];
-  if (ArrayBuffer.isView(value)) return [...value as Uint8Array];
-  if (value instanceof ArrayBuffer || value instanceof SharedArrayBuffer) return [...new Uint8Array(value)];
+  if (value instanceof DataView) return new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
+  if (isNumbers(value)) return value;
+  if (value instanceof ArrayBuffer || value instanceof SharedArrayBuffer) return new Uint8Array(value);
   if ([Map, Headers, URLSearchParams, FormData].some((type) => value instanceof type)) {
     const entries = [...value as Map<unknown, unknown>];
     const members = new Map(entries.map(([key, part]) => [toText(key), part]));
@@ -140,10 +146,9 @@ function membersOf(value: object): object | undefined {
   return keysOf(value).length > 0 ? value : undefined;
 }
 
-function lengthOf(value: object): number {
-  if (Array.isArray(value)) return value.length;
-  const isBinary = ArrayBuffer.isView(value) || value instanceof ArrayBuffer || value instanceof SharedArrayBuffer;
-  return isBinary ? value.byteLength : 0;
+/** Whether a value is a typed array. */
+function isNumbers(value: object): value is Uint8Array {
+  return ArrayBuffer.isView(value) && !(value instanceof DataView);
 }
 
 function keysOf(value: object): (string | symbol)[] {
@@ -163,14 +168,4 @@ function isPlain(value: object): boolean {
 function isRecord(value: object): boolean {
   const prototype: unknown = Object.getPrototypeOf(value);
   return prototype === Object.prototype || prototype === null;
-}
-
-/** The text of a list would have all its parts. A proxy that was revoked cannot be examined. */
-function shortText(value: unknown): string {
-  try {
-    const isList = Array.isArray(value) || ArrayBuffer.isView(value);
-    return isList ? "[object Array]" : toText(value).slice(0, MAX_TEXT);
-  } catch {
-    return "unknown";
-  }
 }
