@@ -70,61 +70,54 @@ export interface ExportRequest {
 export function readRequest(flags: Readonly<Record<string, string | boolean | undefined>>, now: Date): ExportRequest {
   const given = <T>(flag: string, parse: (text: string) => T) =>
     flags[flag] === undefined ? undefined : parse(String(flags[flag]));
-  const oneOf = (flag: string, allowed: readonly string[]) => given(flag, (text) => choice(`--${flag}`, text, allowed));
-  const manyOf = (flag: string, allowed: readonly string[]) =>
-    given(flag, (list) => list.split(",").map((text) => choice(`--${flag}`, text.trim(), allowed)));
+  const list = (flag: string) => given(flag, (text) => text.split(",").map((part) => part.trim()));
   const time = (flag: string, dayIs?: "start" | "end") => given(flag, (text) => parseTimeFlag(flag, text, now, dayIs));
 
-  const table = (oneOf("table", Object.keys(TABLES)) ?? "runs") as ExportTable;
-  const { table: name, filters } = TABLES[table];
-  const wrong = TABLES.runs.filters.find((flag) => flags[flag] !== undefined && !filters.includes(flag));
-  if (wrong !== undefined) {
-    throw usage(`--${wrong} cannot be used with --table ${table}`, `its filters are --${filters.join(", --")}`);
-  }
-  const all = Object.keys(SCHEMA[name]);
-  const columns = manyOf("columns", all) ?? all;
-  const twice = columns.find((column, i) => columns.indexOf(column) < i);
-  if (twice !== undefined) throw usage(`--columns names ${twice} twice`, "name each column once");
-  const statuses = manyOf("status", RUN_STATUSES);
-  const [since, until] = [time("since"), time("until", "end")];
-  assertWindow(since, until);
-  return {
+  const table = choice("--table", flags["table"] ?? "runs", Object.keys(TABLES)) as ExportTable;
+  const statuses = list("status");
+  const request = {
     table,
-    columns,
-    since,
-    until,
+    columns: list("columns") ?? Object.keys(SCHEMA[TABLES[table].table]),
+    since: time("since"),
+    until: time("until", "end"),
     updatedSince: time("updated-since"),
     // A name may have a comma.
     agents: given("agent", (list) => new Set([list, ...list.split(",")])),
     statuses: statuses && new Set(statuses),
-    program: oneOf("for", PROGRAMS) as Program | undefined,
+    program: given("for", (text) => choice("--for", text, PROGRAMS)) as Program | undefined,
   };
+  return checkRequest(request, "--");
 }
 
 /**
- * Checks a request of a program as the flags of `export_csv` are checked. Returns it.
+ * Checks a request. Returns it.
  *
+ * @param prefix what messages write before the names of flags
  * @throws {TelemetryError} `usage`
  */
-export function checkRequest(request: ExportRequest): ExportRequest {
+export function checkRequest(request: ExportRequest, prefix = ""): ExportRequest {
   const { table, columns, since, until, updatedSince, agents, statuses, program } = request;
   choice("table", table, Object.keys(TABLES));
   const { table: name, filters } = TABLES[table];
   if (!Array.isArray(columns) || columns.length === 0) {
     throw usage("columns is not a list of names", "name one or more");
   }
-  for (const column of columns) choice("columns", column, Object.keys(SCHEMA[name]));
-  if (new Set(columns).size < columns.length) throw usage("columns has a name twice", "name each column once");
+  for (const column of columns) choice(`${prefix}columns`, column, Object.keys(SCHEMA[name]));
+  const twice: unknown = columns.find((column, i) => columns.indexOf(column) < i);
+  if (twice !== undefined) throw usage(`${prefix}columns names ${twice} twice`, "name each column once");
   const given = { since, until, "updated-since": updatedSince, agent: agents, status: statuses };
   for (const [filter, value] of Object.entries(given)) {
     if (value === undefined) continue;
-    choice(`the filter for ${table}`, filter, filters);
+    if (!filters.includes(filter)) {
+      const allowed = filters.map((name) => prefix + name).join(", ");
+      throw usage(`${prefix}${filter} cannot be used with ${prefix}table ${table}`, `its filters are ${allowed}`);
+    }
     const isValid = typeof value === "number" ? !Number.isNaN(value) : value instanceof Set;
     if (!isValid) {
       throw usage(`the filter ${filter} is not valid`, "a time is a number of microseconds, a list is a Set");
     }
   }
-  for (const status of statuses ?? []) choice("statuses", status, RUN_STATUSES);
+  for (const status of statuses ?? []) choice(`${prefix}status`, status, RUN_STATUSES);
   if (program !== undefined) choice("program", program, PROGRAMS);
   assertWindow(since, until);
   return request;
