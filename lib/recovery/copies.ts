@@ -5,13 +5,14 @@
 import { TelemetryError } from "../errors.ts";
 import { pathExists } from "../fs/locate.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
-import { isOverwrittenId, SCHEMA_VERSION } from "../records.ts";
-import { recoverySchemaSql } from "../schema.ts";
-import { Connection } from "../sqlite/connection.ts";
-import { applySchema, inspect } from "../sqlite/migrate.ts";
-import { type ReadRow, readRows } from "../sqlite/rows.ts";
+import { isOverwrittenId, RUN_STATUSES, SCHEMA_VERSION } from "../records.ts";
+import { Connection, type SqlValue } from "../sqlite/connection.ts";
+import { inspect } from "../sqlite/migrate.ts";
+import { readRows } from "../sqlite/rows.ts";
 import { listCopies } from "../sqlite/snapshot.ts";
-import { Salvage } from "./salvage.ts";
+import { PageFile } from "./page_reader.ts";
+import { RowShapes, rowsInPages } from "./row_shapes.ts";
+import { declareTables, readSchemaFromPages } from "./source_schema.ts";
 
 /** What a copy has and the database lacks. */
 export interface UnusedCopy {
@@ -32,8 +33,8 @@ export function findUnusedCopies({ db: folder, database }: Layout): UnusedCopy[]
   using current = Connection.openToRead(database);
   return listCopies(folder, ["corrupted"]).flatMap(({ path }) => {
     if (Object.values(sidecarsOf(path)).some(pathExists)) return [];
-    const unused = ifReadable(() => findUnusedThroughSqlite(path, current)) ??
-      ifReadable(() => findUnusedInPages(path, database, current));
+    const unused = ifReadable(() => findUnused(path, keysThroughSqlite(path), current)) ??
+      ifReadable(() => findUnused(path, keysInPages(path), current));
     return unused && unused.runs + unused.markers + unused.commits > 0 ? [unused] : [];
   });
 }
@@ -48,35 +49,43 @@ function ifReadable(read: () => UnusedCopy): UnusedCopy | undefined {
   }
 }
 
-function findUnusedThroughSqlite(path: string, current: Connection): UnusedCopy {
+/** The key of a run or of a commit, and the marker of a run. */
+type Key = [table: string, id: SqlValue | undefined, posted?: SqlValue | undefined];
+
+/** None of a later product's copy, which is of no use here. */
+function* keysThroughSqlite(path: string): Generator<Key> {
   using copy = Connection.openToRead(path);
-  // A later product's copy is of no use here.
-  if (inspect(copy).version > SCHEMA_VERSION) return { path, runs: 0, markers: 0, commits: 0 };
-  return findUnused(copy, path, current);
+  if (inspect(copy).version > SCHEMA_VERSION) return;
+  for (const [table, ...columns] of [["agent_runs", "run_id", "api_posted"], ["commits", "commit_hash"]]) {
+    for (const rows of readRows(copy, table!, columns)) {
+      for (const { cells: [id, posted] } of rows) yield [table!, id, posted];
+    }
+  }
 }
 
-function findUnusedInPages(path: string, database: string, current: Connection): UnusedCopy {
-  using readable = Connection.open(":memory:");
-  readable.exec(recoverySchemaSql());
-  applySchema(readable);
-  new Salvage(readable, database, () => {}).takeFrom(path, false);
-  return findUnused(readable, path, current);
+function* keysInPages(path: string): Generator<Key> {
+  using file = new PageFile(path);
+  const objects = readSchemaFromPages(file);
+  const tables = declareTables(objects, () => {});
+  if (tables.get("agent_runs")?.some(({ name }) => name === "event_id")) return;
+  for (const { row } of rowsInPages(file, objects, new RowShapes(tables))) {
+    const value = (name: string) => row?.cells[row.columns.indexOf(name)];
+    const isAccepted = RUN_STATUSES.some((status) => status === (value("status") ?? status));
+    if (row?.table === "commits") yield [row.table, value("commit_hash")];
+    else if (row?.table === "agent_runs" && isAccepted) yield [row.table, value("run_id"), value("api_posted")];
+  }
 }
 
-function findUnused(copy: Connection, path: string, current: Connection): UnusedCopy {
-  const unused: UnusedCopy = { path, runs: 0, markers: 0, commits: 0 };
+function findUnused(path: string, keys: Iterable<Key>, current: Connection): UnusedCopy {
   const findRun = current.prepare("SELECT api_posted=1 AS posted FROM agent_runs WHERE run_id=?");
   const findCommit = current.prepare("SELECT 1 FROM commits WHERE commit_hash=?");
-  const rowsOf = (rows: ReadRow[]) => rows;
-  const isId = (id: unknown) => typeof id === "string" && !isOverwrittenId(id);
-  for (const { cells: [id, posted] } of readRows(copy, "agent_runs", ["run_id", "api_posted"]).flatMap(rowsOf)) {
-    if (!isId(id)) continue;
-    const run = findRun.get(id!);
-    if (run === undefined) unused.runs++;
-    else if (posted === 1 && !run["posted"]) unused.markers++;
+  // A row can come twice.
+  const [runs, markers, commits] = [new Set<string>(), new Set<string>(), new Set<string>()];
+  for (const [table, id, posted] of keys) {
+    if (typeof id !== "string" || id === "" || isOverwrittenId(id)) continue;
+    const run = table === "commits" ? findCommit.get(id) : findRun.get(id);
+    if (run === undefined) (table === "commits" ? commits : runs).add(id);
+    else if (Number(posted) === 1 && !run["posted"]) markers.add(id);
   }
-  for (const { cells: [hash] } of readRows(copy, "commits", ["commit_hash"]).flatMap(rowsOf)) {
-    if (isId(hash) && findCommit.get(hash!) === undefined) unused.commits++;
-  }
-  return unused;
+  return { path, runs: runs.size, markers: markers.size, commits: commits.size };
 }

@@ -6,7 +6,8 @@ import { RUN_COLUMNS } from "../records.ts";
 import { isContractTable, type TableName, TABLES } from "../schema.ts";
 import type { SqlValue } from "../sqlite/connection.ts";
 import { TextBytes } from "../sqlite/rows.ts";
-import { type Column, declarationOf } from "./source_schema.ts";
+import type { FoundRow, PageFile } from "./page_reader.ts";
+import { type Column, declarationOf, type SchemaObject } from "./source_schema.ts";
 
 /** A row with the table and the columns that its cells belong to. */
 export interface Row {
@@ -53,6 +54,20 @@ export class RowShapes {
     );
     const shape = candidates.find((shape) => isDated(shape, cells)) ?? candidates[0];
     return shape && rowOf(shape, rowid, cells);
+  }
+}
+
+/** Reads the rows of a file, each with the table that it belongs to, where that can be determined. */
+export function* rowsInPages(
+  file: PageFile,
+  objects: SchemaObject[],
+  shapes: RowShapes,
+): Generator<FoundRow & { row: Row | undefined }> {
+  const roots = objects.filter(({ type, root }) => type === "table" && root > 0)
+    .map(({ name, root }) => [name, root] as const);
+  const isRow = (table: string | undefined, cells: SqlValue[]) => shapes.identify(table, 0, cells) !== undefined;
+  for (const found of file.rows(new Map(roots), isRow)) {
+    yield { ...found, row: found.cells && shapes.identify(found.table, found.rowid, found.cells) };
   }
 }
 

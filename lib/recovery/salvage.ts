@@ -9,9 +9,9 @@ import { isInIndex, MARK_POSTED_SQL } from "../store/merge.ts";
 import { parametersFor, quotedName, readRows, rowidOf, TextBytes } from "../sqlite/rows.ts";
 import { isContractTable, isOfContract } from "../schema.ts";
 import { assertAcceptsRuns, newerSchema } from "../sqlite/migrate.ts";
-import { Connection, retryWhileLocked, type SqlValue, type Statement } from "../sqlite/connection.ts";
+import { Connection, retryWhileLocked, type Statement } from "../sqlite/connection.ts";
 import { PageFile } from "./page_reader.ts";
-import { type Row, RowShapes } from "./row_shapes.ts";
+import { type Row, RowShapes, rowsInPages } from "./row_shapes.ts";
 import {
   assertWritable,
   type Column,
@@ -224,14 +224,9 @@ export class Salvage {
 
   #takePages(file: PageFile, source: Source): void {
     const { objects, tables } = source;
-    const roots = objects.filter(({ type, root }) => type === "table" && root > 0)
-      .map(({ name, root }) => [name, root] as const);
     const isSchemaLost = objects.length === 0;
     if (isSchemaLost) this.#leaveOut("user-defined tables", "the schema is lost: any rows are in the kept database");
-    const shapes = new RowShapes(tables);
-    const isRow = (table: string | undefined, cells: SqlValue[]) => shapes.identify(table, 0, cells) !== undefined;
-    for (const { page, table, rowid, cells } of file.rows(new Map(roots), isRow)) {
-      const row = cells && shapes.identify(table, rowid, cells);
+    for (const { page, table, rowid, cells, row } of rowsInPages(file, objects, new RowShapes(tables))) {
       if (cells === undefined) this.#reject(source, {}, "a row cannot be read", page);
       else if (row !== undefined) this.#take(source, row, isOverwrittenId);
       else if (isSchemaLost) this.#reject(source, { rowid, cells }, "its table is unknown");
