@@ -55,22 +55,23 @@ export function copyOf(given: unknown, warnings: Warnings): Record<string, unkno
 }
 
 /**
- * Converts fields to columns, and merges `others` and the fields that are not columns into the JSON object `metrics`. A
+ * Converts fields to columns, and merges `original` and the fields that are not columns into the JSON object `metrics`. A
  * field that cannot be converted is left out, with a warning.
  */
 export function toColumns(
   fields: Record<string, unknown>,
   warnings: Warnings,
   metrics: string | null = null,
-  others: Record<string, unknown> = {},
+  original: Record<string, unknown> = {},
 ): Partial<RunRecord> {
   const columns: Record<string, string | number | null> = {};
+  const others = new Map(Object.entries(original));
   // Object.entries takes seconds for a million fields.
   for (const name of Object.keys(fields)) {
     const value = fields[name];
     if (value === undefined || (value === null && name === "start_time")) continue;
     if (OWN.has(name)) warnings.warn("field", `only the client sets ${name}: the value is ignored`);
-    else if (!COLUMNS.has(name)) others[name] = value;
+    else if (!COLUMNS.has(name)) others.set(name, value);
     else {
       const column = toColumn(name, value, warnings);
       if (column !== undefined) columns[name] = column;
@@ -81,9 +82,9 @@ export function toColumns(
     // The table has a CHECK: an unknown value would keep the whole run out of the database.
     warnings.warn("trigger_type", `unknown trigger_type ${trigger}: recorded as manual, and kept in metrics_json`);
     columns["trigger_type"] = "manual";
-    others["trigger_type"] = trigger;
+    others.set("trigger_type", trigger);
   }
-  if (Object.keys(others).length > 0) {
+  if (others.size > 0) {
     columns["metrics_json"] = mergeMetrics(columns["metrics_json"] ?? metrics, others, warnings);
   }
   return columns;
@@ -146,10 +147,10 @@ function toMetrics(text: string, warnings: Warnings): string {
 }
 
 /** Adds members to a JSON object. */
-function mergeMetrics(text: unknown, added: Record<string, unknown>, warnings: Warnings): string {
+function mergeMetrics(text: unknown, added: Map<string, unknown>, warnings: Warnings): string {
   const members = membersOfMetrics(text);
   // One by one, so that a member that is too long costs no other one.
-  for (const key of Object.keys(added)) members.set(key, jsonOf(added[key], key, warnings));
+  for (const [key, value] of added) members.set(key, jsonOf(value, key, warnings));
   return `{${[...members].map(([key, json]) => `${jsonOf(key, "metrics_json", warnings)}:${json}`)}}`;
 }
 

@@ -396,6 +396,14 @@ Deno.test("a thrown value that is not an error is in the summary", async () => {
   ]);
 });
 
+Deno.test("a metric of any name is kept, such as __proto__", async () => {
+  await using stage = new Stage();
+  const id = await stage.client.startRun("tester", "job", JSON.parse('{"__proto__":1}'));
+  await stage.client.endRun(id, JSON.parse('{"__proto__":2,"constructor":3,"4":{"__proto__":5}}'));
+  const [row] = stage.rows("SELECT metrics_json FROM agent_runs");
+  assert.equal(row!["metrics_json"], '{"__proto__":2,"4":{"__proto__":5},"constructor":3}');
+});
+
 Deno.test("metrics_json is JSON that PostgreSQL accepts, whatever text is given", async () => {
   await using stage = new Stage();
   const cases = [
