@@ -107,11 +107,7 @@ export function countRuns(path: string): number | undefined {
   }
 }
 
-/**
- * Checks a backup with SQLite's `integrity_check`.
- *
- * @throws {TelemetryError} `damaged`, `not_a_database` …, or that it could not be checked
- */
+/** Checks a backup with SQLite's `integrity_check`. */
 export function inspectBackup(layout: Layout, path: string): BackupContent {
   try {
     assertNotEmpty(path);

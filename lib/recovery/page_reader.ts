@@ -85,11 +85,7 @@ export class PageFile implements Disposable {
   /**
    * Yields the rows of all leaf pages of tables: those of pages that no tree leads to first, and those of the WAL after
    * those of the file. Free pages are skipped while the free list is intact. A leaf page whose header is destroyed is
-   * searched for rows.
-   *
-   * @param roots the known root page of each table
-   * @param isRow judges what a search finds
-   * @param options with `onlyTrees`, skips the pages that no root leads to
+   * searched for what `isRow` accepts. `onlyTrees` skips the pages that no root leads to.
    */
   *rows(roots: Map<string, number>, isRow: IsRow, { onlyTrees = false } = {}): Generator<FoundRow, void> {
     // 1. Find the table of each page: in the newest state, then in the file alone, whose WAL may be another database's.

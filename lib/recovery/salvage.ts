@@ -65,11 +65,7 @@ export class Salvage {
   /** User-defined indexes, triggers and views, which are created when all rows are there. */
   readonly #deferred = new Map<string, SchemaObject>();
 
-  /**
-   * @param db the new database, with the contract's tables
-   * @param database the path that it will have, for messages
-   * @param onRejected called for each row that is damaged, or that the new database refuses
-   */
+  /** `db` has the contract's tables, and `database` is the path that it will have, for messages. */
   constructor(db: Connection, database: string, onRejected: (row: { rejected: string }) => void) {
     this.#db = db;
     this.#database = database;
@@ -78,11 +74,8 @@ export class Salvage {
   }
 
   /**
-   * Copies a database file with its WAL. No other program may have it open.
-   *
-   * @param isIntact what a check has found; by default, it is checked here
-   * @returns whether SQLite finds it intact
-   * @throws {TelemetryError} `newer_schema` for the database of a later product
+   * Copies a database file with its WAL. No other program may have it open. Returns whether SQLite finds it intact, which
+   * is checked here unless `isIntact` says it.
    */
   takeFrom(path: string, isIntact?: boolean): boolean {
     const source = this.takeSchemaFrom(path, isIntact);
@@ -100,11 +93,7 @@ export class Salvage {
     return source.isIntact;
   }
 
-  /**
-   * Creates the user-defined tables and columns of a database file, without their rows.
-   *
-   * @throws {TelemetryError} `newer_schema` for the database of a later product
-   */
+  /** Creates the user-defined tables and columns of a database file, without their rows. */
   takeSchemaFrom(path: string, isIntact?: boolean): Source {
     const source: Source = { path, isIntact: false, objects: [], tables: new Map() };
     readThroughSqlite(path, (db) => {

@@ -82,10 +82,8 @@ function contractName(name: string): string {
 }
 
 /**
- * Creates the tables of a schema in memory, so that SQLite itself shows what each one is.
- *
- * @param leaveOut called with what is not copied: unusual user-defined tables, and computed columns
- * @returns the columns of the contract's tables and of plain user-defined tables
+ * Returns the columns of the contract's tables and of plain user-defined tables. Creates the tables in memory, so that
+ * SQLite itself shows what each one is. Unusual tables and computed columns are left out.
  */
 export function declareTables(
   objects: SchemaObject[],
@@ -140,11 +138,7 @@ export function readColumns(db: Connection, table: string): Column[] {
   });
 }
 
-/**
- * Proves that all that a write to a table uses exists. Preparing a statement also compiles the triggers that it fires.
- *
- * @throws {TelemetryError} what SQLite refuses
- */
+/** Proves that all that a write to a table uses exists. Preparing a statement also compiles the triggers that it fires. */
 export function assertWritable(db: Connection, table: string): void {
   const name = quotedName(table);
   const columns = readColumns(db, table).map((column) => quotedName(column.name));

@@ -59,11 +59,7 @@ export class Connection implements Disposable {
     this.#db = db;
   }
 
-  /**
-   * Opens a file, which is created unless `readOnly`, or `:memory:`.
-   *
-   * @throws {TelemetryError} `permission`, `not_a_database`, `locked`, `io` …
-   */
+  /** Opens a file, which is created unless `readOnly`, or `:memory:`. */
   static open(path: string, options: OpenOptions = {}): Connection {
     const { readOnly = false, busyTimeoutMs = 5000, shownAs = path } = options;
     return attempt(shownAs, () => {
@@ -86,8 +82,6 @@ export class Connection implements Disposable {
    * It is opened read-write where possible, since a read-only connection leaves an empty WAL behind. A WAL with content
    * needs a read-only one: the last connection to close would write that content into the file. A journal needs a read-write
    * one: SQLite must roll it back before anything can be read.
-   *
-   * @throws {TelemetryError} `no_storage` when the file does not exist, or as `open` does
    */
   static openToRead(path: string): Connection {
     const stat = statIfExists(path);
@@ -122,11 +116,7 @@ export class Connection implements Disposable {
     return this.prepare(sql).run(...values);
   }
 
-  /**
-   * Runs `work` in one transaction, which holds the write lock from its start.
-   *
-   * @throws {TelemetryError} `locked` when another process holds the lock for longer than the timeouts
-   */
+  /** Runs `work` in one transaction, which holds the write lock from its start. */
   transaction<T>(work: () => T): T {
     retryWhileLocked(() => this.run("BEGIN IMMEDIATE"));
     try {
@@ -159,8 +149,6 @@ export class Connection implements Disposable {
   /**
    * Copies one consistent snapshot to a file, replacing its content. Writers go on meanwhile: the read transaction blocks no
    * writer in WAL mode, and keeps their commits from restarting the copy.
-   *
-   * @throws {TelemetryError} `disk_full`, `damaged` …
    */
   async copyTo(path: string, onProgress: OnProgress = () => {}): Promise<void> {
     this.run("BEGIN");
@@ -174,9 +162,7 @@ export class Connection implements Disposable {
   /**
    * Replaces the content of a live database by that of this one, in one transaction. Calls `onLocked` once when no other
    * process can write any more, while readers still see the old content. What is written to this database then, by any
-   * connection, is copied, too.
-   *
-   * @throws {TelemetryError} `locked`, `disk_full` …: the other database is unchanged
+   * connection, is copied, too. When it throws, the other database is unchanged.
    */
   async copyOver(path: string, onLocked: () => void, onProgress?: OnProgress): Promise<void> {
     {
@@ -213,10 +199,7 @@ export class Connection implements Disposable {
 
   /**
    * What SQLite's check finds wrong; nothing when the database is intact. A file of 0 bytes is intact, too. A table
-   * with a function or collation that this SQLite lacks is checked as far as possible.
-   *
-   * @param depth `full` also checks that indexes and tables agree
-   * @throws {TelemetryError} when the check could not run (`locked`, `io`, `permission`)
+   * with a function or collation that this SQLite lacks is checked as far as possible. `full` also checks that indexes and tables agree.
    */
   check(depth: "quick" | "full"): string[] {
     const problems = this.#check(depth);

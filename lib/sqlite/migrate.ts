@@ -19,11 +19,7 @@ export interface Inspection {
   wal: boolean;
 }
 
-/**
- * Determines the schema of a database by its columns: the old setup recorded version 3 without adding any.
- *
- * @throws {TelemetryError} `empty_database` without tables, `not_a_database` without `agent_runs`, `in_the_way`
- */
+/** Determines the schema of a database by its columns: the old setup recorded version 3 without adding any. */
 export function inspect(db: Connection): Inspection {
   const objects = db.all("SELECT type, lower(name) AS name FROM sqlite_schema");
   const names = new Set(objects.map(({ name }) => name as string));
@@ -96,8 +92,6 @@ export function newerSchema(path: string, version: number | string): TelemetryEr
 /**
  * Upgrades a database to v3, or creates the schema in a new one: adds tables, columns and indexes, and never rebuilds a
  * table, since users add columns, indexes and tables of their own. Call it in a transaction.
- *
- * @throws {TelemetryError} `invalid_record` when the database would refuse runs, or what SQLite reports
  */
 export function applySchema(db: Connection): void {
   // Indexes are sorted in memory: SQLite's temporary files would be outside of the store, where nothing may be writable.

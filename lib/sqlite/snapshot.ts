@@ -30,8 +30,6 @@ export interface SnapshotOptions {
 /**
  * Copies the database into a folder while agents write, under the first name of this kind that is free. A published copy is
  * complete, checked and durable. Removes partials that killed processes have left.
- *
- * @throws {TelemetryError} `damaged`, `disk_full`, `permission` …: then there is no copy
  */
 export async function takeSnapshot(
   { base, database }: Layout,
@@ -64,11 +62,7 @@ export async function takeSnapshot(
   return partial.publish(base, newPaths(folder, kind))!;
 }
 
-/**
- * Runs SQLite's check. `database` is the file that the error names.
- *
- * @throws {TelemetryError} `damaged`
- */
+/** Runs SQLite's check. `database` is the file that the error names. */
 export function assertIntact(db: Connection, database: string, depth: "quick" | "full" = "quick"): void {
   const [problem] = db.check(depth);
   if (problem === undefined) return;

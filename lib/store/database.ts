@@ -63,20 +63,18 @@ export function createDatabase({ base, db, database }: Layout, options: { wait?:
   const { wal, journal } = sidecarsOf(database);
   const orphan = [wal, journal].find((path) => (sizeOf(path) ?? 0) > 0);
   if (pathExists(database)) return false;
-  if (orphan !== undefined) throw orphanedSidecar(database, orphan);
+  // SQLite would read the pages of a lost database's WAL or journal into a new database beside it.
+  if (orphan !== undefined) {
+    throw new TelemetryError("damaged", `${database} is missing, but its ${orphan} exists`, {
+      hint: "put the database back; if it is lost, run recover_database, which also reads that file",
+    });
+  }
   using memory = Connection.open(":memory:");
   memory.transaction(() => applySchema(memory));
   const image = memory.serialize();
   // Header bytes 18 and 19: the file is in WAL mode (SQLite's file format, "File format version numbers").
   image.fill(2, 18, 20);
   return writeFileAtomic(base, database, image, { replace: false, forSqlite: true, ...options });
-}
-
-/** SQLite would read the pages of a lost database's WAL or journal into a new database beside it. */
-function orphanedSidecar(database: string, sidecar: string): TelemetryError {
-  return new TelemetryError("damaged", `${database} is missing, but its ${sidecar} exists`, {
-    hint: "put the database back; if it is lost, run recover_database, which also reads that file",
-  });
 }
 
 async function upgradeDatabase(layout: Layout): Promise<DatabaseSetup> {

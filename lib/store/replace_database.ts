@@ -123,10 +123,7 @@ function copyFiles({ base, database }: Layout, copy: string): void {
 
 /**
  * Removes a copy whose replacement failed, if the database still has all that the copy has. Otherwise it is the only copy,
- * and stays. Disposes the partial of the new content.
- *
- * @param error why the replacement failed
- * @returns the error to throw, which names a copy that stays
+ * and stays. Disposes the partial of the new content. Returns the error to throw, which names a copy that stays.
  */
 export function discardCopy(
   error: unknown,
@@ -200,11 +197,8 @@ export interface InstallOptions {
 /**
  * Installs new content as the database: through SQLite, in one transaction, so that agents that have the database open see
  * the old state or the new one. Where SQLite cannot write a damaged file, by one rename.
- *
- * @param prepared a database in WAL mode that SQLite has closed
- * @param current what is there, which has been preserved
- * @returns a warning when agents must be restarted
- * @throws {TelemetryError} `locked`, `disk_full` …: then the database is unchanged
+ * `prepared` is in WAL mode and closed, and `current` has been preserved. Returns a warning when agents must be restarted.
+ * When it throws, the database is unchanged.
  */
 export async function installDatabase(
   prepared: PartialFile,

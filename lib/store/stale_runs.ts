@@ -27,9 +27,8 @@ function runningRuns(db: Connection, agent?: string): RunRecord[] {
 
 /**
  * Finds the runs whose last record in the log is older than `olderThanMs`; where no log has a record, the start of the run
- * counts. Returns each as it ends: `failed`, at the time of that record. Runs whose end is in the log are left out.
- *
- * @throws {TelemetryError} `permission`, `io` … when a log cannot be read: the run may have a record there
+ * counts. Returns each as it ends: `failed`, at the time of that record. Runs whose end is in the log are left out. Throws when a log
+ * cannot be read: the run may have a record there.
  */
 async function findStaleRuns(running: RunRecord[], raw: string, olderThanMs: number): Promise<RunRecord[]> {
   const limit = (Date.now() - olderThanMs) * 1000;
@@ -91,9 +90,7 @@ export interface StaleOptions {
 
 /**
  * Ends the stale runs of a store, in the log and in the database. A run that lives after all overrides this by its own end.
- *
- * @returns the runs, as they ended
- * @throws {TelemetryError} `no_storage`, `newer_schema`, `locked`, `permission`, `disk_full` …
+ * Returns the runs as they ended.
  */
 export async function endStaleRuns(
   layout: Layout,
