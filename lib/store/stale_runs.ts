@@ -27,8 +27,8 @@ function runningRuns(db: Connection, agent?: string): RunRecord[] {
 
 /**
  * Finds the runs whose last record in the log is older than `olderThanMs`; where no log has a record, the start of the run
- * counts. Returns each as it ends: `failed`, at the time of that record. Runs whose end is in the log are left out. Throws when a log
- * cannot be read: the run may have a record there.
+ * counts. Returns each as it ends: `failed`, at the time of that record. Runs whose end is in the log are left out.
+ * Throws when a log cannot be read: the run may have a record there.
  */
 async function findStaleRuns(running: RunRecord[], raw: string, olderThanMs: number): Promise<RunRecord[]> {
   const limit = (Date.now() - olderThanMs) * 1000;
