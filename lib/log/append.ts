@@ -282,7 +282,7 @@ export class EventLog {
       const { held, asking } = this.#shared;
       if (held) return held;
       // No promise continues when its request gets the lock.
-      const got = asking?.file.tryLockSync(true) ? this.#ifStillAt(asking.path, asking.file) : undefined;
+      const got = asking && this.#shared.isGranted() ? this.#ifStillAt(asking.path, asking.file) : undefined;
       if (got) return got;
       const locked = this.#openIfFree();
       if (locked) {

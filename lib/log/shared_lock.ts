@@ -42,6 +42,18 @@ export class SharedLock {
     return { [Symbol.dispose]: end };
   }
 
+  /**
+   * Whether the request of `asking` has got the lock, or gets it now. Windows does not give a file its own lock again: there
+   * it is released, for another file.
+   */
+  isGranted(): boolean {
+    if (Deno.build.os !== "windows") return this.asking?.file.tryLockSync(true) ?? false;
+    try {
+      this.asking?.file.unlockSync();
+    } catch { /* it has no lock */ }
+    return false;
+  }
+
   /** How long a batch may wait, where `timeoutMs` is allowed. */
   waitMs(timeoutMs: number): number {
     return this.heldSize !== undefined ? Math.min(HELD_LOCK_WAIT_MS, timeoutMs) : timeoutMs;
