@@ -41,7 +41,8 @@ interface LoadOptions {
 
 /**
  * Loads all logs into a database that nobody else writes to. With `since`, its `left_behind` gets the runs of the log that
- * started before. To write the rows on another thread took a quarter more processor time, and was no faster.
+ * started before. A second thread for the rows took an eighth less time where a processor was idle, and none elsewhere,
+ * with a quarter more processor time and 30 MB more memory.
  *
  * @throws {TelemetryError} `newer_schema` for the log of a later product, where the version is unknown
  */
