@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { ROOT, run, TempFolder, treeOf } from "../fixtures/mod.ts";
+import { DatabaseSync } from "node:sqlite";
+import { ROOT, run, runScript, TempFolder, treeOf } from "../fixtures/mod.ts";
 
 /** The files that users run or import by URL: all of `lib/` and `scripts/`, and `mod.ts`. */
 function publicFiles(): string[] {
@@ -10,13 +11,10 @@ function publicFiles(): string[] {
   return [...files, ...top].filter((file) => file.endsWith(".ts"));
 }
 
-Deno.test("scripts run from a plain file server, with permissions for only their folders", async () => {
-  using temp = new TempFolder();
-  for (const folder of ["cache", "elsewhere"]) Deno.mkdirSync(`${temp.path}/${folder}`);
-  // Deno's cache has a link to its program. Windows cannot remove it while that runs.
-  const cache: Record<string, string> = Deno.build.os === "windows" ? {} : { DENO_DIR: `${temp.path}/cache` };
+/** Serves the files of the toolkit as a plain file server does, and notes what is asked for. */
+function serveTree() {
   const asked: string[] = [];
-  await using server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen: () => {} }, async ({ url }) => {
+  const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen: () => {} }, async ({ url }) => {
     const path = new URL(url).pathname;
     asked.push(path);
     try {
@@ -26,9 +24,20 @@ Deno.test("scripts run from a plain file server, with permissions for only their
       return new Response("not found", { status: 404 });
     }
   });
+  const origin = `http://127.0.0.1:${server.addr.port}`;
+  return { asked, origin, [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() };
+}
+
+Deno.test("scripts run from a plain file server, with permissions for only their folders", async () => {
+  using temp = new TempFolder();
+  for (const folder of ["cache", "elsewhere"]) Deno.mkdirSync(`${temp.path}/${folder}`);
+  // Deno's cache has a link to its program. Windows cannot remove it while that runs.
+  const cache: Record<string, string> = Deno.build.os === "windows" ? {} : { DENO_DIR: `${temp.path}/cache` };
+  await using server = serveTree();
+  const { asked, origin } = server;
 
   const base = `${temp.path}/store`;
-  const scripts = `http://127.0.0.1:${server.addr.port}/scripts`;
+  const scripts = `${origin}/scripts`;
   const script = `${scripts}/setup_storage.ts`;
   const runFromServer = async (url: string, folders: string[], ...args: string[]) => {
     const access = [`--allow-read=${base}`, `--allow-write=${folders.map((folder) => base + folder)}`];
@@ -41,7 +50,6 @@ Deno.test("scripts run from a plain file server, with permissions for only their
     return JSON.parse(stdout);
   };
   assert.equal((await runFromServer(script, [""], "--with-database")).database.outcome, "created");
-  // A log of this size is loaded on a thread.
   const line = { run_id: "r", agent_name: "a", start_time: "2025-12-10T00:00:00Z", record_type: "run" };
   Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, `${JSON.stringify(line)}\n`.repeat(20_000));
   assert.equal((await runFromServer(`${scripts}/recover_database.ts`, ["/db", "/reports"], "--force")).runs, 1);
@@ -58,6 +66,60 @@ Deno.test("scripts run from a plain file server, with permissions for only their
   });
   assert.equal(refused.code, 1);
   assert.ok(refused.stderr.includes(` ${script} --base ${base}`), refused.stderr);
+});
+
+Deno.test("a program imports mod.ts by its URL, from another folder, with its types and with each permission or without", async () => {
+  using temp = new TempFolder();
+  for (const folder of ["cache", "elsewhere"]) Deno.mkdirSync(`${temp.path}/${folder}`);
+  const cache: Record<string, string> = Deno.build.os === "windows" ? {} : { DENO_DIR: `${temp.path}/cache` };
+  await using server = serveTree();
+  const { origin } = server;
+  const base = `${temp.path}/store`;
+  assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);
+  const options = { cwd: `${temp.path}/elsewhere`, env: cache };
+  const program = (fields: string) =>
+    `import { TelemetryClient, type TrackedRun } from "${origin}/mod.ts";
+     await using telemetry = new TelemetryClient({ base: ${JSON.stringify(base)} });
+     const work = async (run: TrackedRun) => { await run.logEvent("checkpoint"); };
+     await telemetry.trackRun("imported", "job", { ${fields} }, work);
+     console.log("done");`;
+  Deno.writeTextFileSync(`${options.cwd}/agent.ts`, program('product: "docs"'));
+  Deno.writeTextFileSync(`${options.cwd}/misspelt.ts`, program('prodct: "docs"'));
+  const grants = {
+    import: `--allow-import=${new URL(origin).host}`,
+    read: `--allow-read=${base}`,
+    write: `--allow-write=${base}`,
+    env: "--allow-env",
+    sys: "--allow-sys=hostname",
+  };
+  const runWithout = (missing?: string) => {
+    const access = Object.entries(grants).filter(([name]) => name !== missing).map(([, grant]) => grant);
+    return run(Deno.execPath(), ["run", "--check", "--quiet", "--no-prompt", ...access, "agent.ts"], options);
+  };
+  const hosts = () => {
+    using db = new DatabaseSync(`${base}/db/telemetry.sqlite`, { readOnly: true });
+    return db.prepare("SELECT host FROM agent_runs WHERE status='success' ORDER BY rowid").all().map(({ host }) =>
+      host
+    );
+  };
+
+  const refused = await runWithout("import");
+  assert.deepEqual([refused.code, refused.stdout], [1, ""]);
+  assert.match(refused.stderr, /import access|--allow-import/);
+  const granted = await runWithout();
+  assert.deepEqual([granted.code, granted.stdout, granted.stderr], [0, "done\n", ""]);
+  assert.deepEqual(hosts(), [Deno.hostname()]);
+  const check = await run(Deno.execPath(), ["check", "--quiet", grants.import, "misspelt.ts"], options);
+  assert.deepEqual([check.code, check.stderr.includes("prodct")], [1, true]);
+
+  // The program goes on without the others: the first two record nothing and say how to grant what is missing.
+  for (const missing of ["read", "write", "env", "sys"]) {
+    const { code, stdout, stderr } = await runWithout(missing);
+    assert.deepEqual([code, stdout], [0, "done\n"], stderr);
+    const isRecorded = missing === "env" || missing === "sys";
+    if (!isRecorded) assert.match(stderr, new RegExp(`^telemetry: .*--allow-${missing}=`, "m"));
+  }
+  assert.deepEqual(hosts(), [Deno.hostname(), Deno.hostname(), null]);
 });
 
 Deno.test("public files import only ./, ../ and node:", () => {
