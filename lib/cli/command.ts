@@ -28,13 +28,13 @@ const SHARED_FLAGS: Record<string, Flag> = {
 /** Flags that promise to change nothing, and those that must not delete the file that they are given. */
 const KEEP_STALE_FILES = ["check-only", "list", "dry-run", "restore", "with-backup"];
 
-/** Flags of one script that are looked for in others. */
-export const FLAG_OWNERS: Record<string, string> = {
-  keep: "backup_database",
-  ...Object.fromEntries(["restore", "replay", "keep-days"].map((flag) => [flag, "backup_telemetry_db"])),
-  ...Object.fromEntries(["force", "check-only", "end-stale"].map((flag) => [flag, "recover_database"])),
-  ...Object.fromEntries(["table", "columns", "status"].map((flag) => [flag, "export_csv"])),
-  ...Object.fromEntries(["failed", "running", "run", "html", "follow"].map((flag) => [flag, "report_runs"])),
+/** By script, its flags that are looked for in others. */
+export const FLAGS_OF: Record<string, readonly string[]> = {
+  backup_database: ["keep"],
+  backup_telemetry_db: ["restore", "replay", "keep-days"],
+  recover_database: ["force", "check-only", "end-stale"],
+  export_csv: ["table", "columns", "status"],
+  report_runs: ["failed", "running", "run", "html", "follow"],
 };
 
 /** The version in `deno.json`. A script that is run by URL cannot read that file. */
@@ -190,7 +190,7 @@ export function parseFlags(command: Command, args: string[]): FlagValues {
   } catch (error) {
     const [, misspelt = ""] = /^Unknown option '--([^']+)/.exec(errorMessage(error)) ?? [];
     const meant = misspelt && Object.keys(options).find((name) => isSimilar(name, misspelt));
-    const owner = FLAG_OWNERS[misspelt];
+    const owner = Object.keys(FLAGS_OF).find((script) => FLAGS_OF[script]!.includes(misspelt));
     const first = owner ? `--${misspelt} is a flag of ${owner}; ` : meant ? `did you mean --${meant}? ` : "";
     const hint = `${first}see ${command.name} --help`;
     throw new TelemetryError("usage", errorMessage(error), { hint });

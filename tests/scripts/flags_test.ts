@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { FLAG_OWNERS } from "../../lib/cli/command.ts";
+import { FLAGS_OF } from "../../lib/cli/command.ts";
 import { setUpDatabase } from "../../lib/store/database.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import { createStorage } from "../../lib/store/folders.ts";
@@ -131,7 +131,7 @@ function newStore(temp: TempFolder, name = "store"): string {
 }
 
 Deno.test("a flag that is looked for in another script belongs to no other one", () => {
-  for (const [flag, owner] of Object.entries(FLAG_OWNERS)) {
+  for (const [owner, flag] of Object.entries(FLAGS_OF).flatMap(([name, flags]) => flags.map((flag) => [name, flag]))) {
     const owners = SCRIPTS.filter(([, flags]) => flags.some((usage) => usage.split(" ")[0] === `--${flag}`));
     assert.deepEqual(owners.map(([name]) => name), [owner], flag);
   }
@@ -174,7 +174,7 @@ for (const [name, flags] of SCRIPTS) {
       wrong.push(["-x"], ["--base", temp.path, "--base", temp.path], ["--base=~/store"]);
     }
     if (name === "backup_database") {
-      wrong.push(["--keeep", "3"], ["--kepe", "3"], ["--keep-day", "3"], ["--restore", "latest"]);
+      wrong.push(["--keeep", "3"], ["--kepe", "3"], ["--keep-day", "3"], ["--restore", "latest"], ["--constructor"]);
     }
     if (name === "backup_telemetry_db") wrong.push(["--replay"], ["--list", "--restore", "x"], ["--restore", ""]);
     const access = [`--allow-read=${temp.path}`, `--allow-write=${temp.path}`];
@@ -188,6 +188,9 @@ for (const [name, flags] of SCRIPTS) {
     if (name === "setup_storage") assert.match(all, /--base is given twice[^]*the shell did not expand "~"/);
     if (name === "backup_database") assert.equal(all.match(/did you mean --keep\? see/g)?.length, 3);
     else assert.doesNotMatch(all, /did you mean/);
+    if (name === "backup_database") {
+      assert.deepEqual(all.match(/is a flag of .*?;/g), ["is a flag of backup_telemetry_db;"]);
+    }
     if (name === "backup_database") assert.match(all, /--restore is a flag of backup_telemetry_db; see/);
     assert.deepEqual(treeOf(temp.path), {});
   });
