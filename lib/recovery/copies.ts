@@ -12,7 +12,7 @@ import { readRows } from "../sqlite/rows.ts";
 import { listCopies } from "../sqlite/snapshot.ts";
 import { PageFile } from "./page_reader.ts";
 import { RowShapes, rowsInPages } from "./row_shapes.ts";
-import { declareTables, readSchemaFromPages } from "./source_schema.ts";
+import { declareTables, isLaterProducts, readSchemaFromPages } from "./source_schema.ts";
 
 /** What a copy has and the database lacks. */
 export interface UnusedCopy {
@@ -49,6 +49,9 @@ function ifReadable(read: () => UnusedCopy): UnusedCopy | undefined {
   }
 }
 
+/** What the CHECK of a table accepts. */
+const STORED_STATUSES: ReadonlySet<unknown> = new Set([...RUN_STATUSES, null]);
+
 /** The key of a run or of a commit, and the marker of a run. */
 type Key = [table: string, id: SqlValue | undefined, posted?: SqlValue | undefined];
 
@@ -67,12 +70,13 @@ function* keysInPages(path: string): Generator<Key> {
   using file = new PageFile(path);
   const objects = readSchemaFromPages(file);
   const tables = declareTables(objects, () => {});
-  if (tables.get("agent_runs")?.some(({ name }) => name === "event_id")) return;
+  if (isLaterProducts(tables)) return;
   for (const { row } of rowsInPages(file, objects, new RowShapes(tables))) {
     const value = (name: string) => row?.cells[row.columns.indexOf(name)];
-    const isAccepted = RUN_STATUSES.some((status) => status === (value("status") ?? status));
     if (row?.table === "commits") yield [row.table, value("commit_hash")];
-    else if (row?.table === "agent_runs" && isAccepted) yield [row.table, value("run_id"), value("api_posted")];
+    else if (row?.table === "agent_runs" && STORED_STATUSES.has(value("status") ?? null)) {
+      yield [row.table, value("run_id"), value("api_posted")];
+    }
   }
 }
 

@@ -10,7 +10,7 @@ import { SCHEMA_VERSION } from "../records.ts";
 import { recoverySchemaSql } from "../schema.ts";
 import { Connection, folderAtDatabasePath, type OnProgress } from "../sqlite/connection.ts";
 import { applySchema, dropSlowIndexes, newerSchema } from "../sqlite/migrate.ts";
-import { quotedName } from "../sqlite/rows.ts";
+import { countRows, quotedName } from "../sqlite/rows.ts";
 import { assertIntact, listCopies, OpenableBackup } from "../sqlite/snapshot.ts";
 import { catchUp, leaveBehindSql, mergeRuns } from "../store/merge.ts";
 import {
@@ -212,18 +212,20 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, from.current.state === "intact");
   const salvaged = countRows(db, "agent_runs");
   const salvagedBehind = from.since ? countRows(db, "left_behind") : 0;
+  if (from.since) db.exec("DELETE FROM left_behind");
   // 3. Load the log.
   const rejectLine = (found: Rejection) => {
     report.reject(found);
     if (found.rejected !== "cannot be read") return;
     from.warnings.push(`${found.file} cannot be read (${found.text}): fix that, then run recover_database --force`);
   };
-  const { inBoth, leftBehind, sizes, justStarted, laterStatuses, laterVersion: _, ...progress } = await loadLog(
+  const { inBoth, sizes, justStarted, laterStatuses, laterVersion: _, ...progress } = await loadLog(
     db,
     layout,
     rejectLine,
     { ...from, isVersionUnknown: !salvage.hasRunsTable && salvaged === 0 },
   );
+  const loggedBehind = from.since ? countRows(db, "left_behind") : 0;
   // 4. Upgrade it to v3, and create user-defined indexes, triggers and views.
   db.transaction(() => applySchema(db));
   salvage.finish();
@@ -236,7 +238,7 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
     sizes,
     runs,
     runs_from: { log: runs - salvaged, log_and_salvaged: inBoth, salvaged: salvaged - inBoth },
-    left_behind: { log: leftBehind, salvaged: salvagedBehind },
+    left_behind: { log: loggedBehind, salvaged: salvagedBehind },
     just_started:
       justStarted.values().filter((id) => !db.get("SELECT 1 FROM agent_runs WHERE run_id=?", id)).toArray().length,
     read_as_failed: laterStatuses,
@@ -254,10 +256,6 @@ function settingsOf(current: Current, others: (string | null | undefined)[]): Pa
     if (path && settings === undefined) readThroughSqlite(path, (db) => settings = readSettings(db));
   }
   return settings ?? {};
-}
-
-function countRows(db: Connection, table: string): number {
-  return Number(db.get(`SELECT count(*) AS rows FROM ${table}`)!["rows"]);
 }
 
 /** Merges what other programs have written to the current database, with all user-defined tables. */

@@ -17,6 +17,7 @@ import {
   type Column,
   declarationOf,
   declareTables,
+  isLaterProducts,
   readColumns,
   readSchema,
   readSchemaFromPages,
@@ -140,10 +141,7 @@ export class Salvage {
 
   #createTables(source: Source): void {
     const tables = declareTables(source.objects, (object, reason) => this.#leaveOut(object, reason));
-    // Only this column proves a later product: a damaged page can hold any version.
-    if (tables.get("agent_runs")?.some(({ name }) => name === "event_id")) {
-      throw newerSchema(this.#database, `${SCHEMA_VERSION + 1} or later`);
-    }
+    if (isLaterProducts(tables)) throw newerSchema(this.#database, `${SCHEMA_VERSION + 1} or later`);
     for (const object of source.objects) {
       const { type, name, sql } = object;
       const columns = tables.get(name);

@@ -138,6 +138,11 @@ export function readColumns(db: Connection, table: string): Column[] {
   });
 }
 
+/** Whether a later product wrote these tables. Only this column proves it: a damaged page can hold any version. */
+export function isLaterProducts(tables: Map<string, Column[]>): boolean {
+  return tables.get("agent_runs")?.some(({ name }) => name === "event_id") ?? false;
+}
+
 /** Proves that all that a write to a table uses exists. Preparing a statement also compiles the triggers that it fires. */
 export function assertWritable(db: Connection, table: string): void {
   const name = quotedName(table);

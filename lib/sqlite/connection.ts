@@ -199,7 +199,8 @@ export class Connection implements Disposable {
 
   /**
    * What SQLite's check finds wrong; nothing when the database is intact. A file of 0 bytes is intact, too. A table
-   * with a function or collation that this SQLite lacks is checked as far as possible. `full` also checks that indexes and tables agree.
+   * with a function or collation that this SQLite lacks is checked as far as possible. `full` also checks that indexes
+   * and tables agree.
    */
   check(depth: "quick" | "full"): string[] {
     const problems = this.#check(depth);

@@ -101,6 +101,10 @@ export function* readRows(
   }
 }
 
+export function countRows(db: Connection, table: string): number {
+  return Number(db.get(`SELECT count(*) AS rows FROM ${table}`)!["rows"]);
+}
+
 function unlessDamaged<T>(read: () => T): T | undefined {
   try {
     return read();
