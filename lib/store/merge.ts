@@ -142,7 +142,7 @@ export class StateWriter {
   /** The fields of the log win, except that an ended status, a marker and the times of the row are not taken back. */
   writeState(row: SqlValue[]): void {
     // Unlike `run`, it creates no object for a result.
-    this.#upsert.get(...(row.length === this.#columns.length ? row : row.slice(0, this.#columns.length)));
+    this.#upsert.get(...row.slice(0, this.#columns.length));
   }
 
   /** Marks the run as posted, if it was. */

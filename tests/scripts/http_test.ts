@@ -28,11 +28,17 @@ function serveTree() {
   return { asked, origin, [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() };
 }
 
-Deno.test("scripts run from a plain file server, with permissions for only their folders", async () => {
-  using temp = new TempFolder();
+/** An empty folder to work in, and an empty cache. */
+function elsewhere(temp: TempFolder): { cwd: string; env: Record<string, string> } {
   for (const folder of ["cache", "elsewhere"]) Deno.mkdirSync(`${temp.path}/${folder}`);
   // Deno's cache has a link to its program. Windows cannot remove it while that runs.
-  const cache: Record<string, string> = Deno.build.os === "windows" ? {} : { DENO_DIR: `${temp.path}/cache` };
+  const env: Record<string, string> = Deno.build.os === "windows" ? {} : { DENO_DIR: `${temp.path}/cache` };
+  return { cwd: `${temp.path}/elsewhere`, env };
+}
+
+Deno.test("scripts run from a plain file server, with permissions for only their folders", async () => {
+  using temp = new TempFolder();
+  const options = elsewhere(temp);
   await using server = serveTree();
   const { asked, origin } = server;
 
@@ -44,7 +50,7 @@ Deno.test("scripts run from a plain file server, with permissions for only their
     const { code, stdout, stderr } = await run(
       Deno.execPath(),
       ["run", "--no-prompt", "--quiet", ...access, url, "--base", base, "--json", ...args],
-      { cwd: `${temp.path}/elsewhere`, env: cache },
+      options,
     );
     assert.deepEqual([code, stderr], [0, ""]);
     return JSON.parse(stdout);
@@ -61,22 +67,18 @@ Deno.test("scripts run from a plain file server, with permissions for only their
   assert.deepEqual(asked.filter((path) => !files.includes(path.slice(1))), [], "only modules were requested");
 
   // Without permissions, the printed command names the script by its URL.
-  const refused = await run(Deno.execPath(), ["run", "--no-prompt", "--quiet", script, "--base", base], {
-    env: cache,
-  });
+  const refused = await run(Deno.execPath(), ["run", "--no-prompt", "--quiet", script, "--base", base], options);
   assert.equal(refused.code, 1);
   assert.ok(refused.stderr.includes(` ${script} --base ${base}`), refused.stderr);
 });
 
 Deno.test("a program imports mod.ts by its URL, from another folder, with its types and with each permission or without", async () => {
   using temp = new TempFolder();
-  for (const folder of ["cache", "elsewhere"]) Deno.mkdirSync(`${temp.path}/${folder}`);
-  const cache: Record<string, string> = Deno.build.os === "windows" ? {} : { DENO_DIR: `${temp.path}/cache` };
   await using server = serveTree();
   const { origin } = server;
   const base = `${temp.path}/store`;
   assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);
-  const options = { cwd: `${temp.path}/elsewhere`, env: cache };
+  const options = elsewhere(temp);
   const program = (fields: string) =>
     `import { TelemetryClient, type TrackedRun } from "${origin}/mod.ts";
      await using telemetry = new TelemetryClient({ base: ${JSON.stringify(base)} });
