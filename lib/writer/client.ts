@@ -157,14 +157,12 @@ export class TelemetryClient implements AsyncDisposable {
       // Copied before the first wait: the caller may change the fields.
       const given = copyOf(fields, this.#warnings);
       const own = this.#runs.get(runId);
-      const open = own ?? await this.#openRunOfDatabase(toText(runId));
-      // Another call may have ended a run of an earlier process during the wait.
-      if (open === undefined || own === undefined && this.#store.isRecording(runId)) {
-        const what = `run ${toText(runId)} was not started by this client or has already ended`;
-        return this.#warnings.warn("unknown_run", `${what}: its end is not recorded`);
-      }
       this.#runs.delete(runId);
-      await this.#record(this.#ended(open, given));
+      const end = (open: OpenRun) => this.#record(this.#ended(open, given));
+      if (own !== undefined) return await end(own);
+      if (await this.#endRunOfDatabase(toText(runId), end)) return;
+      const what = `run ${toText(runId)} was not started by this client or has already ended`;
+      this.#warnings.warn("unknown_run", `${what}: its end is not recorded`);
     });
   }
 
@@ -180,13 +178,20 @@ export class TelemetryClient implements AsyncDisposable {
     };
   }
 
-  /** A run that an earlier process started and did not end. */
-  async #openRunOfDatabase(runId: string): Promise<OpenRun | undefined> {
-    const run = await this.#store.read((writer) => writer.getRun(runId));
-    if (run?.status !== "running") return undefined;
-    const age = Date.now() - (parseTimestamp(run.start_time) ?? Date.now() * 1000) / 1000;
-    // The log has no times of rows.
-    return { run: { ...run, created_at: null, updated_at: null }, started: performance.now() - Math.max(0, age) };
+  /**
+   * Ends a run that an earlier process started and did not end, in the turn in which it is read: the process may exit in
+   * the next one. Returns whether there is one.
+   */
+  async #endRunOfDatabase(runId: string, end: (open: OpenRun) => Promise<void>): Promise<boolean | undefined> {
+    return await this.#store.read(async (writer) => {
+      const run = writer.getRun(runId);
+      // Another call may have ended it.
+      if (run?.status !== "running" || this.#store.isRecording(runId)) return false;
+      const age = Date.now() - (parseTimestamp(run.start_time) ?? Date.now() * 1000) / 1000;
+      // The log has no times of rows.
+      await end({ run: { ...run, created_at: null, updated_at: null }, started: performance.now() - Math.max(0, age) });
+      return true;
+    });
   }
 
   /**
@@ -219,7 +224,8 @@ export class TelemetryClient implements AsyncDisposable {
   trackRun<T>(agentName: string, jobType: string, work: (run: TrackedRun) => T | Promise<T>): Promise<T>;
   async trackRun<T>(agentName: string, jobType: string, ...rest: [RunFields, Work<T>] | [Work<T>]): Promise<T> {
     const [fields, work] = rest.length === 1 ? [{}, rest[0]] : rest;
-    const results: EndFields = {};
+    // Without a prototype: a metric can be named __proto__.
+    const results: EndFields = Object.create(null);
     const runId = await this.#startRun(agentName, jobType, fields, results);
     try {
       const result = await work({
