@@ -69,8 +69,7 @@ export function logFiles(raw: string): string[] {
     for (const { name, isSymlink } of Deno.readDirSync(raw)) {
       const found = LOG_NAME.exec(name);
       const path = pathIn(raw, name);
-      // A path that cannot be examined counts as a file, so that the read reports it.
-      if (found === null || name.endsWith(".partial") || statIfReadable(path)?.isFile === false) continue;
+      if (found === null || name.endsWith(".partial") || statIfReadable(path)?.isDirectory) continue;
       if (isSymlink && isLinkToLog(path, raw)) continue;
       const [, , count = found[4] ?? 0, date = found[5] ?? (found[1] === undefined ? "" : "~")] = found;
       // Copies and gzipped files have longer names; without ".ndjson", they come first.
@@ -157,8 +156,7 @@ async function* readLog(path: string, options: ReadOptions): AsyncGenerator<Scan
   const lines = new Lines(path, options);
   let chunks: AsyncGenerator<Uint8Array, boolean> | undefined;
   try {
-    // Opening a pipe would wait for its other end.
-    if (!(await Deno.stat(path)).isFile) throw new Error("not a file");
+    assertFile(path);
     using file = await Deno.open(path);
     const isNamedGzip = /\.gz$/i.test(path);
     chunks = isNamedGzip ? gunzip(file) : chunksOf(file, options.readBytes ?? READ_BYTES);
@@ -197,6 +195,11 @@ class Copies {
   }
 }
 
+/** Opening a pipe would wait for its other end, and a device may have no end. */
+function assertFile(path: string): void {
+  if (!Deno.statSync(path).isFile) throw new Error("not a file");
+}
+
 /** Whether the content of a file is gzip. Throws for other compression. */
 function isGzip(content: Uint8Array): boolean {
   const start = content.subarray(0, 4).toHex();
@@ -205,10 +208,11 @@ function isGzip(content: Uint8Array): boolean {
   throw new Error(`it is compressed with ${format}: decompress it`);
 }
 
-/** Those of some files that cannot be read, because of a missing permission or their compression. */
+/** Those that cannot be read: pipes and devices, without permission, or with other compression. */
 export function unreadableLogs(files: Iterable<string>): string[] {
   return [...files].filter((path) => {
     try {
+      assertFile(path);
       using file = Deno.openSync(path);
       const start = new Uint8Array(4);
       readFull(file, start);

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { gzipSync } from "node:zlib";
-import { runScript, TempFolder, testWith } from "../fixtures/mod.ts";
+import { run, runScript, TempFolder, testWith } from "../fixtures/mod.ts";
 
 /** The lines of a run with an event, as a client writes them. */
 function linesOf(id: string): string {
@@ -57,23 +57,32 @@ Deno.test("every script reads renamed logs, and names those that it cannot read"
   assert.equal(events.stderr, `warning: ${unread} cannot be read: its events are left out\n`);
 });
 
-testWith(["links"], "a link that leads to itself stops no script, and is named", async () => {
-  using temp = new TempFolder();
-  const base = `${temp.path}/store`;
-  assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);
-  const loop = `${base}/raw/events_20251210.ndjson`;
-  Deno.symlinkSync(loop, loop);
-  Deno.writeTextFileSync(`${base}/raw/events_20251211.log`, linesOf("one"));
-  const calls: [Parameters<typeof runScript>[0], string[], code: number][] = [
-    ["recover_database", ["--force"], 1],
-    ["recover_database", ["--check-only"], 0],
-    ["export_csv", ["--table", "events", "--output", "-"], 0],
-    ["report_runs", ["--since", "2025-12-01"], 0],
-  ];
-  for (const [script, args, expected] of calls) {
-    const { code, stdout, stderr } = await runScript(script, base, args);
-    assert.equal(code, expected, `${script}: ${stderr}`);
-    assert.ok((stdout + stderr).includes(loop), `${script}: ${stdout + stderr}`);
-    assert.match(stdout, /one|1 run|healthy/, `${script}: ${stdout}`);
-  }
-});
+testWith(
+  ["links", "shell"],
+  "links to nothing, themselves or a device, pipes and sockets stop no script, and are named",
+  async () => {
+    using temp = new TempFolder();
+    const base = `${temp.path}/store`;
+    assert.equal((await runScript("setup_storage", base, ["--with-database"])).code, 0);
+    const odd = ["loop", "broken", "device", "pipe", "socket"].map((name) => `${base}/raw/${name}.ndjson`);
+    const [loop, broken, device, pipe, socket] = odd as [string, string, string, string, string];
+    Deno.symlinkSync(loop, loop);
+    Deno.symlinkSync(`${base}/none`, broken);
+    Deno.symlinkSync("/dev/zero", device);
+    assert.equal((await run("sh", ["-c", `mkfifo "${pipe}"`])).code, 0);
+    using _socket = Deno.listen({ transport: "unix", path: socket });
+    Deno.writeTextFileSync(`${base}/raw/events_20251211.log`, linesOf("one"));
+    const calls: [Parameters<typeof runScript>[0], string[], code: number][] = [
+      ["recover_database", ["--force"], 1],
+      ["recover_database", ["--check-only"], 0],
+      ["export_csv", ["--table", "events", "--output", "-"], 0],
+      ["report_runs", ["--since", "2025-12-01"], 0],
+    ];
+    for (const [script, args, expected] of calls) {
+      const { code, stdout, stderr } = await runScript(script, base, args);
+      assert.equal(code, expected, `${script}: ${stderr}`);
+      for (const path of odd) assert.ok((stdout + stderr).includes(path), `${script}: ${stdout + stderr}`);
+      assert.match(stdout, /one|1 run|healthy/, `${script}: ${stdout}`);
+    }
+  },
+);
