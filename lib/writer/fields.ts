@@ -4,7 +4,7 @@ import { LATER_STATUSES, RUN_COLUMNS, RUN_STATUSES, TRIGGER_TYPES } from "../rec
 import type { RunRecord, RunStatus, TriggerType } from "../records.ts";
 import { parseWithSources, sourceOf } from "../log/json_source.ts";
 import { parseTimestamp, timestamp } from "../time.ts";
-import { jsonOf, withoutBadEscapes } from "./json.ts";
+import { jsonOf, newKey, withoutBadEscapes } from "./json.ts";
 import { toText, type Warnings } from "./warnings.ts";
 
 // deno-fmt-ignore
@@ -149,8 +149,13 @@ function toMetrics(text: string, warnings: Warnings): string {
 /** Adds members to a JSON object. */
 function mergeMetrics(text: unknown, added: Map<string, unknown>, warnings: Warnings): string {
   const members = membersOfMetrics(text);
+  const keys: Record<string, true> = Object.create(null);
   // One by one, so that a member that is too long costs no other one.
-  for (const [key, value] of added) members.set(key, jsonOf(value, key, warnings));
+  for (const [given, value] of added) {
+    const key = newKey(keys, given, "metrics_json", warnings);
+    keys[key] = true;
+    members.set(key, jsonOf(value, key, warnings));
+  }
   return `{${[...members].map(([key, json]) => `${jsonOf(key, "metrics_json", warnings)}:${json}`)}}`;
 }
 

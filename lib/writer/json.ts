@@ -96,7 +96,7 @@ function formOfParts(value: object, name: string, warnings: Warnings): unknown {
       return list;
     }
     const form: Record<string, unknown> = Object.create(null);
-    for (const key of keysOf(shown)) form[toText(key)] = convert(shown, key);
+    for (const key of keysOf(shown)) form[newKey(form, key, name, warnings)] = convert(shown, key);
     return form;
   }
 
@@ -105,7 +105,15 @@ function formOfParts(value: object, name: string, warnings: Warnings): unknown {
   return form;
 }
 
-/** JSON whose escapes PostgreSQL accepts in jsonb, in keys, too: no NUL, and no lone half of a pair. */
+/** The text of a key that no other member has: symbols, and keys with NUL or half of a pair, can become the same text. */
+export function newKey(members: object, key: Key, name: string, warnings: Warnings): string {
+  let text = toText(key);
+  if (text.includes("\0")) text = JSON.parse(withoutBadEscapes(JSON.stringify(text), name, warnings)) as string;
+  while (text in members) text += "\ufffd";
+  return text;
+}
+
+/** JSON whose escapes PostgreSQL accepts in jsonb: no NUL, and no lone half of a pair. */
 export function withoutBadEscapes(json: string, name: string, warnings: Warnings): string {
   if (!/\\u(?:d[89a-f]|0000)/i.test(json)) return json;
   return json.replace(/\\(?:ud[89ab]..\\ud[c-f]..|u....|.)/gi, (escape) => {
@@ -151,9 +159,12 @@ function isNumbers(value: object): value is Uint8Array {
   return ArrayBuffer.isView(value) && !(value instanceof DataView);
 }
 
+/** Those that an error has without listing them. */
+const ERROR_KEYS = ["name", "message", "stack", "cause", "errors", "error", "suppressed"];
+
 function keysOf(value: object): (string | symbol)[] {
   const keys = Object.keys(value);
-  if (value instanceof Error) return ["name", "message", "stack", "cause", "errors", "error", "suppressed", ...keys];
+  if (value instanceof Error) return [...new Set([...ERROR_KEYS, ...keys])];
   // Classes of Deno keep what is private under symbols.
   if (!isRecord(value)) return keys;
   const symbols = Object.getOwnPropertySymbols(value);

@@ -411,6 +411,15 @@ Deno.test("a metric of any name is kept, such as __proto__", async () => {
   assert.equal(tracked!["metrics_json"], '{"__proto__":{"a":1},"b":2}');
 });
 
+Deno.test("metrics whose names differ only in what JSON cannot hold are all kept", async () => {
+  await using stage = new Stage();
+  const id = await stage.client.startRun("tester", "job", JSON.parse('{"\\ud800":1,"\\udfff":2}'));
+  await stage.client.endRun(id, { "\ufffd": 3, "n\0": 4, "n␀": 5 } as never);
+  const metrics = '{"\ufffd":3,"\ufffd\ufffd":2,"n␀":4,"n␀\ufffd":5}';
+  assert.equal(stage.rows()[0]!["metrics_json"], metrics);
+  assert.deepEqual(stage.warnings, ["metrics_json contains NUL: it is recorded as ␀"]);
+});
+
 Deno.test("metrics_json is JSON that PostgreSQL accepts, whatever text is given", async () => {
   await using stage = new Stage();
   const cases = [
@@ -525,7 +534,7 @@ Deno.test("a list that is too long is recorded as text, without blocking the age
   assert.match(stage.warnings.join(), /payload has no JSON form at sparse \(too long\): it is recorded as text/);
 });
 
-Deno.test("every kind of value is recorded", async () => {
+Deno.test("every kind of value is recorded, or its loss is told", async () => {
   await using stage = new Stage();
   class Secret {
     readonly #value = 5;
@@ -594,6 +603,9 @@ Deno.test("every kind of value is recorded", async () => {
       "␀": "a␀b",
       c: "\\u0000 \\ud800",
     }, /contains NUL/],
+    [JSON.parse('{"\\ud800":1,"\ufffd":2,"\\udfff":3}'), { "\ufffd": 1, "\ufffd\ufffd": 2, "\ufffd\ufffd\ufffd": 3 }],
+    [{ "a\0": 1, "a␀": 2 }, { "a␀": 1, "a␀\ufffd": 2 }, /contains NUL/],
+    [{ [Symbol("s")]: 1, [Symbol("s")]: 2 }, { "Symbol(s)": 1, "Symbol(s)\ufffd": 2 }],
     [JSON.parse('{"__proto__": {"a": 1}}'), JSON.parse('{"__proto__": {"a": 1}}')],
     [new Secret().look, new Secret().look.toString()],
     [Symbol("s"), "Symbol(s)"],
