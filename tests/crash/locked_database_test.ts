@@ -106,7 +106,7 @@ for (const journal of ["wal", "delete"] as const) {
       await using _other = await Holder.start(Deno.execPath(), ["eval", SLOW_UPGRADE, file]);
       const { code, stderr } = await runScript("setup_database", base);
       assert.deepEqual([code, stderr], [0, ""]);
-      const { journal: mode, check, tables } = await readDatabase(file);
+      const { journal: mode, check, tables } = readDatabase(file);
       assert.deepEqual([mode, check, tables["agent_runs"]?.rows.length], ["wal", "ok", 40]);
       assert.deepEqual(
         Object.keys(treeOf(base)).filter((path) => path.startsWith("backups/")),

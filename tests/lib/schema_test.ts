@@ -66,8 +66,8 @@ const SCHEMA_MIGRATIONS: Column[] = [
 ];
 
 /** Compares a database with the contract. */
-async function assertContract(path: string): Promise<void> {
-  const { journal, check, tables, sql } = await readDatabase(path);
+function assertContract(path: string): void {
+  const { journal, check, tables, sql } = readDatabase(path);
   assert.deepEqual([journal, check], ["wal", "ok"]);
   assert.deepEqual(Object.keys(tables), ["agent_runs", "commits", "run_events", "schema_migrations"]);
   const { agent_runs, run_events, commits, schema_migrations } = tables;
@@ -151,7 +151,7 @@ testWith(["python"], "a new database has the contract's schema, read by Python",
   const { code, stderr } = await runScript("setup_database", temp.path);
   assert.equal(code, 0, stderr);
   const path = join(temp.path, "db", "telemetry.sqlite");
-  await assertContract(path);
+  assertContract(path);
   await assertChecks(path);
   assert.deepEqual([...Deno.readDirSync(join(temp.path, "db"))].map(({ name }) => name), ["telemetry.sqlite"]);
 });
@@ -169,8 +169,8 @@ testWith(["python", "sqlite3"], "config/schema.sql creates the same database in 
     const made = await run("sqlite3", ["-bail", path, `.read ${sql}`]);
     assert.deepEqual([made.code, made.stderr], [0, ""]);
   }
-  await assertContract(path);
+  assertContract(path);
   await assertChecks(path);
-  const bySetup = await readDatabase(join(temp.path, "db", "telemetry.sqlite"));
-  assert.deepEqual((await readDatabase(path)).sql, bySetup.sql);
+  const bySetup = readDatabase(join(temp.path, "db", "telemetry.sqlite"));
+  assert.deepEqual(readDatabase(path).sql, bySetup.sql);
 });

@@ -8,6 +8,7 @@ import { recoverDatabase, TelemetryClient } from "../../mod.ts";
 import {
   type DatabaseContent,
   holdDatabase,
+  killAfter,
   makeOldDatabase,
   NOBODY,
   type OldKind,
@@ -227,10 +228,10 @@ function differences(found: Fields[], expected: Fields[], leaveOut: string[] = [
 
 const runsOf = (content: DatabaseContent): Fields[] => content.tables["agent_runs"]!.rows;
 
-async function healthySample(): Promise<DatabaseContent> {
+function healthySample(): DatabaseContent {
   using temp = new TempFolder();
   Deno.writeFileSync(`${temp.path}/healthy.sqlite`, Deno.readFileSync(`${SAMPLE}/base/db/telemetry.sqlite`));
-  return await readDatabase(`${temp.path}/healthy.sqlite`);
+  return readDatabase(`${temp.path}/healthy.sqlite`);
 }
 
 /** Sees that all marks of posting and all commits of the healthy database are there. */
@@ -243,8 +244,7 @@ function assertMarks(content: DatabaseContent, healthy: DatabaseContent): void {
   );
 }
 
-testWith(
-  ["python"],
+Deno.test(
   "the sample without its database is rebuilt from the log, with all rejects",
   async () => {
     using store = Store.ofSample(null);
@@ -258,7 +258,7 @@ testWith(
     }]);
     assert.deepEqual([files, kept, sources], [6, null, []]);
     assert.equal(lines, 977);
-    const content = await readDatabase(store.file);
+    const content = readDatabase(store.file);
     assert.deepEqual(differences(runsOf(content), expected).slice(0, 20), []);
     assert.equal(runsOf(content).length, expected.length);
     for (const run of runsOf(content)) {
@@ -286,8 +286,7 @@ testWith(
   },
 );
 
-testWith(
-  ["python"],
+Deno.test(
   "the sample's damaged database gives the markers and times of all readable runs, and all commits",
   async () => {
     using store = Store.ofSample(`${SAMPLE}/databases/damaged.sqlite`);
@@ -297,7 +296,7 @@ testWith(
     assert.equal(commits, facts()["commits"]);
     assert.deepEqual(sources, [{ path: kept, sound: false }]);
     assert.deepEqual(Deno.readFileSync(kept!), Deno.readFileSync(`${SAMPLE}/databases/damaged.sqlite`));
-    const [content, healthy] = [await readDatabase(store.file), await healthySample()];
+    const [content, healthy] = [readDatabase(store.file), healthySample()];
     assert.deepEqual(differences(runsOf(content), expectedRuns(), POSTING).slice(0, 20), []);
     assert.deepEqual(content.tables["commits"]!.rows, healthy.tables["commits"]!.rows);
     // All runs but the five whose rows are unreadable keep their markers and times. Those five have what the log has.
@@ -308,8 +307,7 @@ testWith(
   },
 );
 
-testWith(
-  ["python"],
+Deno.test(
   "forcing the healthy sample keeps every cell and adds the runs in the log",
   async () => {
     using store = Store.ofSample();
@@ -317,8 +315,8 @@ testWith(
     assert.deepEqual(runs_from, { log: 13, log_and_salvaged: 290, salvaged: 0 });
     assert.equal(runs, 303);
     assert.equal(Object.values(rejected).reduce((sum, count) => sum + count), facts()["rejected_lines"]);
-    const [content, healthy] = [await readDatabase(store.file), await healthySample()];
-    assert.deepEqual((await readDatabase(kept!)).tables, healthy.tables);
+    const [content, healthy] = [readDatabase(store.file), healthySample()];
+    assert.deepEqual(readDatabase(kept!).tables, healthy.tables);
     for (const table of CONTRACT) {
       const keyOf = (row: Fields) => String(row[healthy.tables[table]!.columns.find(([, , , , key]) => key === 1)![0]]);
       const rows = new Map(content.tables[table]!.rows.map((row) => [keyOf(row), row]));
@@ -336,24 +334,23 @@ testWith(
     assert.deepEqual(differences(added, onlyInLogs), []);
     // Once more: nothing is left to do, and everything stays.
     await recovered(store, ["--force"]);
-    const again = await readDatabase(store.file);
+    const again = readDatabase(store.file);
     assert.deepEqual(again.tables, content.tables);
   },
 );
 
 for (const [what, bytes] of [["header", 100], ["first page", 4096]] as const) {
-  testWith(
-    ["python"],
+  Deno.test(
     `the sample with a zeroed ${what} yields all rows and markers, with and without the log`,
     async () => {
-      const healthy = await healthySample();
+      const healthy = healthySample();
       for (const withLog of [true, false]) {
         using store = Store.ofSample();
         overwrite(store.file, 0, 0, bytes);
         if (!withLog) Deno.removeSync(store.raw, { recursive: true });
         const { runs, commits } = await recovered(store);
         assert.deepEqual([runs, commits], [withLog ? 303 : 290, 26]);
-        const content = await readDatabase(store.file);
+        const content = readDatabase(store.file);
         assertMarks(content, healthy);
         assert.deepEqual(differences(runsOf(content), runsOf(healthy)).slice(0, 10), []);
         assert.deepEqual(content.tables["commits"]!.rows, healthy.tables["commits"]!.rows);
@@ -363,8 +360,8 @@ for (const [what, bytes] of [["header", 100], ["first page", 4096]] as const) {
   );
 }
 
-testWith(["python"], "the sample's damaged database is rebuilt when the log is empty or missing", async () => {
-  const healthy = await healthySample();
+Deno.test("the sample's damaged database is rebuilt when the log is empty or missing", async () => {
+  const healthy = healthySample();
   for (const kind of ["empty", "missing"]) {
     using store = Store.ofSample(`${SAMPLE}/databases/damaged.sqlite`);
     Deno.removeSync(store.raw, { recursive: true });
@@ -376,7 +373,7 @@ testWith(["python"], "the sample's damaged database is rebuilt when the log is e
     assert.ok(runs >= 285 && runs <= 290, String(runs));
     assert.deepEqual(runs_from, { log: 0, log_and_salvaged: 0, salvaged: runs });
     assert.equal(commits, 26);
-    const content = await readDatabase(store.file);
+    const content = readDatabase(store.file);
     const found = runsOf(content);
     const ids = new Set(found.map((row) => row["run_id"]));
     const there = runsOf(healthy).filter((row) => ids.has(row["run_id"]));
@@ -591,15 +588,6 @@ Deno.test("--check-only reads the WAL beside a live agent and changes no byte", 
   assert.deepEqual([healthy, runs!.in_database], [true, 301]);
 });
 
-const HOT_JOURNAL = `
-import os, sqlite3, sys
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute("PRAGMA cache_size=1")
-db.execute("BEGIN IMMEDIATE")
-db.execute("UPDATE agent_runs SET product = hex(zeroblob(200))")
-os._exit(0)
-`;
-
 Deno.test("--check-only accepts a journal that is not hot: SQLite keeps its file in PERSIST mode", async () => {
   using store = new Store();
   store.v3(["a"]);
@@ -611,10 +599,15 @@ Deno.test("--check-only accepts a journal that is not hot: SQLite keeps its file
   assert.equal(code, 0, stderr);
 });
 
-testWith(["python"], "--check-only refuses a hot journal, and a recovery rolls it back", async () => {
+Deno.test("--check-only refuses a hot journal, and a recovery rolls it back", async () => {
   using store = new Store();
   makeOldDatabase(store.file, "v2", 500, "delete");
-  await python(HOT_JOURNAL, store.file);
+  await killAfter(
+    store.file,
+    "PRAGMA cache_size=1",
+    "BEGIN IMMEDIATE",
+    "UPDATE agent_runs SET product = hex(zeroblob(200))",
+  );
   assert.ok(Deno.statSync(`${store.file}-journal`).size > 0);
   await assertRefused(store.base, ["--check-only"], 1, /could not be checked/);
   const { code, stdout } = await recover(store.base);
@@ -1008,13 +1001,13 @@ Deno.test({
 });
 
 for (const kind of UPGRADABLE) {
-  testWith(["python"], `forcing a ${kind} database keeps all of its rows in v3`, async () => {
+  Deno.test(`forcing a ${kind} database keeps all of its rows in v3`, async () => {
     using store = new Store();
     makeOldDatabase(store.file, kind);
     if (hasMetadata(kind)) sqlite(store.file, `UPDATE agent_runs SET custom_metadata='{"a": 1}' WHERE rowid % 2`);
-    const before = await readDatabase(store.file);
+    const before = readDatabase(store.file);
     await recovered(store, ["--force"]);
-    const after = await readDatabase(store.file);
+    const after = readDatabase(store.file);
     for (const [name, { columns, rows }] of Object.entries(before.tables)) {
       const now = after.tables[name]!;
       const kept = now.rows.map((row) => Object.fromEntries(columns.map(([column]) => [column, row[column]])));

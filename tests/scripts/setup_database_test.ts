@@ -4,15 +4,14 @@ import { setUpDatabase } from "../../lib/store/database.ts";
 import { TelemetryError } from "../../lib/errors.ts";
 import { layoutOf } from "../../lib/layout.ts";
 import {
-  command,
   type DatabaseContent,
-  Holder,
-  interpreter,
+  holdDatabase,
+  killAfter,
+  Live,
   makeOldDatabase,
   NOBODY,
   type OldKind,
   type Output,
-  python,
   readDatabase,
   rounds,
   runScript,
@@ -65,20 +64,28 @@ const COMMITS_COLUMNS = "commit_hash run_id agent_name repo branch commit_date a
   "insertions deletions created_at";
 
 /** Inserts a row with every v3 column, as the writers of today do, and reads it back. */
-const INSERT_V3 = `
-import sqlite3, sys
-columns = sys.argv[2].split()
-numbers = {"schema_version": 3, "items_discovered": 5, "items_succeeded": 4, "items_failed": 1, "duration_ms": 2**31 + 7,
-           "api_posted": 1, "api_retry_count": 2}
-words = {"trigger_type": "scheduler", "status": "partial"}
-values = [numbers.get(name, words.get(name, name + " \\x00 é 🚀")) for name in columns]
-db = sqlite3.connect(sys.argv[1])
-db.execute("INSERT INTO agent_runs (%s) VALUES (%s)" % (",".join(columns), ",".join("?" for _ in columns)), values)
-db.commit()
-back = db.execute("SELECT %s FROM agent_runs WHERE run_id = ?" % ",".join(columns), [values[0]]).fetchall()
-assert back == [tuple(values)], back
-db.close()
-`;
+function insertV3(file: string): void {
+  const numbers: Record<string, number> = {
+    schema_version: 3,
+    items_discovered: 5,
+    items_succeeded: 4,
+    items_failed: 1,
+    duration_ms: 2 ** 31 + 7,
+    api_posted: 1,
+    api_retry_count: 2,
+  };
+  const words: Record<string, string> = { trigger_type: "scheduler", status: "partial" };
+  const columns = V3_COLUMNS.split(" ");
+  const row = Object.fromEntries(
+    columns.map((name) => [name, numbers[name] ?? words[name] ?? `${name} \0 é 🚀`]),
+  );
+  {
+    using db = new DatabaseSync(file);
+    db.prepare(`INSERT INTO agent_runs (${columns}) VALUES (${columns.map(() => "?")})`).run(...Object.values(row));
+  }
+  const found = readDatabase(file).tables["agent_runs"]!.rows.find(({ run_id }) => run_id === row["run_id"])!;
+  assert.deepEqual(Object.fromEntries(columns.map((name) => [name, found[name]])), row);
+}
 
 /** Whether each table of `before` still has its rows and values, whatever was added. */
 function assertNothingLost(before: DatabaseContent, after: DatabaseContent): void {
@@ -96,7 +103,7 @@ function assertNothingLost(before: DatabaseContent, after: DatabaseContent): voi
 }
 
 /** Whether a database is a v3 that today's writers can use. */
-async function assertUpgraded(file: string, content: DatabaseContent): Promise<void> {
+function assertUpgraded(file: string, content: DatabaseContent): void {
   assert.deepEqual([content.journal, content.check], ["wal", "ok"]);
   const names = (table: string) => content.tables[table]?.columns.map(([name]) => name) ?? [];
   for (const name of V3_COLUMNS.split(" ")) assert.ok(names("agent_runs").includes(name), name);
@@ -105,7 +112,7 @@ async function assertUpgraded(file: string, content: DatabaseContent): Promise<v
   assert.deepEqual(content.tables["agent_runs"]?.indexes["idx_runs_insight"], ["insight_id"]);
   assert.deepEqual(content.tables["commits"]?.indexes["idx_commits_run"], ["run_id"]);
   assert.ok(content.tables["schema_migrations"]?.rows.some((row) => row["version"] === 3));
-  await python(INSERT_V3, file, V3_COLUMNS);
+  insertV3(file);
 }
 
 /** Upgrades what `make` makes, whose columns are those of `version`, and looks at all that the contract promises. */
@@ -116,19 +123,19 @@ async function assertUpgrade(
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   make(file);
-  const before = await readDatabase(file);
+  const before = readDatabase(file);
 
   const first = await runScript("setup_database", base);
   assert.deepEqual([first.code, first.stderr], [0, ""]);
-  const after = await readDatabase(file);
+  const after = readDatabase(file);
   assertNothingLost(before, after);
   const [copy, ...more] = listCopies(base);
   assert.ok(copy && more.length === 0, "one copy is kept");
   assert.ok(first.stdout.includes(copy), "the report names the copy");
   assert.ok(first.stdout.includes(`from schema v${version}`), first.stdout);
-  assert.deepEqual(await readDatabase(copy), before, "the copy is the database as it was");
+  assert.deepEqual(readDatabase(copy), before, "the copy is the database as it was");
 
-  await assertUpgraded(file, after);
+  assertUpgraded(file, after);
   const tree = treeOf(base);
   await setUpDatabase(layoutOf(base));
   assert.deepEqual(treeOf(base), tree, "a second run changes nothing");
@@ -137,7 +144,7 @@ async function assertUpgrade(
 
 for (const [index, kind] of UPGRADABLE.entries()) {
   for (const journal of rounds<readonly Journal[]>(JOURNALS.filter((_, i) => i === index % 2), JOURNALS)) {
-    testWith(["python"], `${kind} in ${journal} mode is upgraded to v3 and loses nothing`, async () => {
+    Deno.test(`${kind} in ${journal} mode is upgraded to v3 and loses nothing`, async () => {
       const { before, after } = await assertUpgrade(kind === "v1" ? 1 : 2, (file) => {
         makeOldDatabase(file, kind, 40, journal);
         sqlite(file, OWN_THINGS);
@@ -158,7 +165,7 @@ for (const [index, kind] of UPGRADABLE.entries()) {
 }
 
 for (const name of rounds(["v2_recovered"], ["v1", "v2", "v2_recovered", "says3_is2"])) {
-  testWith(["python"], `the sample's ${name} is upgraded to v3 and loses nothing`, async () => {
+  Deno.test(`the sample's ${name} is upgraded to v3 and loses nothing`, async () => {
     await assertUpgrade(name === "v1" ? 1 : 2, (file) => {
       Deno.writeFileSync(file, Deno.readFileSync(`${SAMPLE}/databases/${name}.sqlite`));
     });
@@ -172,7 +179,7 @@ Deno.test("a v3 database without an index or WAL mode gets it", async () => {
   sqlite(file, "DROP INDEX idx_runs_start; PRAGMA journal_mode=delete");
   const { code, stderr } = await runScript("setup_database", base);
   assert.deepEqual([code, stderr], [0, ""]);
-  const content = await readDatabase(file);
+  const content = readDatabase(file);
   assert.equal(content.journal, "wal");
   assert.deepEqual(content.tables["agent_runs"]?.indexes["idx_runs_start"], ["start_time"]);
   assert.equal(listCopies(base).length, 1);
@@ -182,7 +189,7 @@ Deno.test("a copy never replaces another one", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v1");
-  const before = await readDatabase(file);
+  const before = readDatabase(file);
   Deno.mkdirSync(`${base}/backups`);
   const two = (value: number) => String(value).padStart(2, "0");
   for (let seconds = 0; seconds < 120; seconds++) {
@@ -198,7 +205,7 @@ Deno.test("a copy never replaces another one", async () => {
   assert.deepEqual({ ...now, ...taken }, now);
   const [copy, ...more] = Object.keys(now).filter((name) => !(name in taken));
   assert.deepEqual(more, []);
-  assert.deepEqual(await readDatabase(`${base}/backups/${copy}`), before);
+  assert.deepEqual(readDatabase(`${base}/backups/${copy}`), before);
 });
 
 Deno.test("setup deletes partials that a killed setup left, and no other file", async () => {
@@ -242,80 +249,70 @@ testWith(["modes"], "the copy of a database has the same mode", async () => {
   assert.equal(Deno.statSync(listCopies(base)[0]!).mode! & 0o077, 0);
 });
 
-testWith(["python"], "setup rolls back a hot journal, then upgrades the database", async () => {
+Deno.test("setup rolls back a hot journal, then upgrades the database", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v1", 2000, "delete");
-  const before = await readDatabase(file);
-  // Dies in the midst of a transaction that is larger than its cache: changed pages are in the file already.
-  await python(
-    `
-import os, sqlite3, sys
-db = sqlite3.connect(sys.argv[1])
-db.executescript("PRAGMA cache_size=2; PRAGMA synchronous=OFF")
-db.execute("UPDATE agent_runs SET agent_name = 'half done', product = hex(randomblob(200))")
-os.kill(os.getpid(), 9)`,
+  const before = readDatabase(file);
+  // Killed in the midst of a transaction that is larger than its cache: changed pages are in the file already.
+  await killAfter(
     file,
-  ).catch(() => {});
+    "PRAGMA cache_size=2; PRAGMA synchronous=OFF; BEGIN",
+    "UPDATE agent_runs SET agent_name = 'half done', product = hex(randomblob(200))",
+  );
   assert.ok(Deno.statSync(`${file}-journal`).size > 512, "there is a hot journal");
   const { code, stderr } = await runScript("setup_database", base);
   assert.deepEqual([code, stderr], [0, ""]);
-  assertNothingLost(before, await readDatabase(file));
-  assert.deepEqual(await readDatabase(listCopies(base)[0]!), before);
+  assertNothingLost(before, readDatabase(file));
+  assert.deepEqual(readDatabase(listCopies(base)[0]!), before);
 });
 
-testWith(["python"], "rows that a killed writer left in the WAL are upgraded and copied", async () => {
+Deno.test("rows that a killed writer left in the WAL are upgraded and copied", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v2", 40, "wal");
-  await python(
-    `
-import os, sqlite3, sys
-db = sqlite3.connect(sys.argv[1])
-db.execute("INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES ('in the WAL', 'a', 't')")
-db.commit()
-os.kill(os.getpid(), 9)`,
-    file,
-  ).catch(() => {});
+  await killAfter(file, "INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES ('in the WAL', 'a', 't')");
   assert.ok(Deno.statSync(`${file}-wal`).size > 0, "there is a WAL with content");
   const { code, stderr } = await runScript("setup_database", base);
   assert.deepEqual([code, stderr], [0, ""]);
   for (const path of [file, listCopies(base)[0]!]) {
-    const rows = (await readDatabase(path)).tables["agent_runs"]?.rows ?? [];
+    const rows = readDatabase(path).tables["agent_runs"]?.rows ?? [];
     assert.deepEqual([rows.length, rows.at(-1)?.["run_id"]], [41, "in the WAL"], path);
   }
 });
 
 /** Inserts until a file named `stop` appears; prints when it starts, and how many at the end. */
 const LIVE_WRITER = `
-import os, sqlite3, sys, time
-db = sqlite3.connect(sys.argv[1], timeout=5)
-n = 0
-while not os.path.exists(sys.argv[1] + ".stop"):
-    db.execute("INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES (?, 'live', 't')", ["live %d" % n])
-    db.commit()
-    n += 1
-    if n == 20:
-        print("started", flush=True)
-    time.sleep(0.001)
-print(n)
+import { existsSync } from "node:fs";
+import { DatabaseSync } from "node:sqlite";
+const [file] = Deno.args;
+const db = new DatabaseSync(file, { timeout: 5000, enableForeignKeyConstraints: false });
+const insert = db.prepare("INSERT INTO agent_runs (run_id, agent_name, start_time) VALUES (?, 'live', 't')");
+let n = 0;
+while (!existsSync(file + ".stop")) {
+  insert.run("live " + n++);
+  if (n === 20) console.log("started");
+  await new Promise((resolve) => setTimeout(resolve, 1));
+}
+db.close();
+console.log(n);
 `;
 
 for (const journal of JOURNALS) {
-  testWith(["python"], `a live Python writer in ${journal} mode sees no error and loses no row`, async () => {
+  Deno.test(`a live writer in ${journal} mode sees no error and loses no row`, async () => {
     using temp = new TempFolder();
     const { base, file } = newStore(temp);
     makeOldDatabase(file, "v1", 1000, journal);
-    await using writer = command(interpreter(), ["-c", LIVE_WRITER, file]).spawn();
-    const lines = writer.stdout.pipeThrough(new TextDecoderStream()).getReader();
-    assert.equal((await lines.read()).value, "started\n");
+    await using writer = new Live(Deno.execPath(), ["eval", LIVE_WRITER, file]);
+    await writer.untilCount(1);
     const { code, stderr } = await runScript("setup_database", base);
     Deno.writeTextFileSync(`${file}.stop`, "");
-    const written = Number((await lines.read()).value);
+    await writer.untilCount(2);
     assert.deepEqual([code, stderr], [0, ""]);
-    assert.equal(await new Response(writer.stderr).text(), "");
+    assert.equal(await writer.end(), "");
+    const written = Number(writer.lines[1]);
     assert.ok(written >= 20);
-    const rows = (await readDatabase(file)).tables["agent_runs"]?.rows ?? [];
+    const rows = readDatabase(file).tables["agent_runs"]?.rows ?? [];
     assert.equal(rows.length, 1000 + written);
     assert.ok("product_family" in rows[0]!);
   });
@@ -508,21 +505,14 @@ Deno.test("a later product's database is detected by its columns", async () => {
   assert.equal((await refuse(base)).code, "newer_schema");
 });
 
-/** Keeps a WAL with content open, until it is killed. */
-const HOLDER = `
-import sqlite3, sys, time
-db = sqlite3.connect(sys.argv[1])
-db.execute("INSERT INTO agent_runs (run_id, event_id, agent_name, start_time) VALUES ('live', 'live', 'a', 't')")
-db.commit()
-print("held", flush=True)
-time.sleep(60)
-`;
-
-testWith(["python"], "a v7 database with a WAL in use is not changed", async () => {
+Deno.test("a v7 database with a WAL in use is not changed", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   makeOldDatabase(file, "v7");
-  await using holder = await Holder.start(interpreter(), ["-c", HOLDER, file]);
+  await using holder = await holdDatabase(
+    file,
+    "INSERT INTO agent_runs (run_id, event_id, agent_name, start_time) VALUES ('live', 'live', 'a', 't')",
+  );
   // The -shm is shared memory, not content: readers mark in it where they are.
   const files = () => ({ ...treeOf(base), "db/telemetry.sqlite-shm": "shared memory" });
   const before = files();
@@ -619,7 +609,7 @@ testWith(
 
 for (const journal of JOURNALS) {
   testWith(
-    ["mount", "python"],
+    ["mount"],
     `a full disk (${journal} mode) changes nothing, and the next setup succeeds`,
     async () => {
       const outcomes: Record<string, number> = { refused: 0, upgraded: 0 };
@@ -629,7 +619,7 @@ for (const journal of JOURNALS) {
         Deno.mkdirSync(`${base}/db`);
         const file = `${base}/db/telemetry.sqlite`;
         makeOldDatabase(file, "v1", 40, journal);
-        const before = await readDatabase(file);
+        const before = readDatabase(file);
         disk.fill(free);
         const tree = treeOf(base);
         const result = await runScript("setup_database", base, ["--json"]);
@@ -644,7 +634,7 @@ for (const journal of JOURNALS) {
         } else {
           outcomes["upgraded"]!++;
         }
-        assertNothingLost(before, await readDatabase(file));
+        assertNothingLost(before, readDatabase(file));
         assert.equal(listCopies(base).length, 1);
       }
       assert.ok(outcomes["refused"]! >= rounds(2, 4) && outcomes["upgraded"]! >= 1, JSON.stringify(outcomes));
@@ -664,14 +654,14 @@ testWith(["mount"], "a full disk leaves no new database, and the next setup succ
   }
 });
 
-testWith(["mount", "python"], "a database on another file system than backups/ is upgraded and copied", async () => {
+testWith(["mount"], "a database on another file system than backups/ is upgraded and copied", async () => {
   using temp = new TempFolder();
   const { base, file } = newStore(temp);
   using _disk = new SmallDisk("1m", `${base}/db`);
   makeOldDatabase(file, "v1");
-  const before = await readDatabase(file);
+  const before = readDatabase(file);
   const { code, stderr } = await runScript("setup_database", base);
   assert.deepEqual([code, stderr], [0, ""]);
-  assertNothingLost(before, await readDatabase(file));
-  assert.deepEqual(await readDatabase(listCopies(base)[0]!), before);
+  assertNothingLost(before, readDatabase(file));
+  assert.deepEqual(readDatabase(listCopies(base)[0]!), before);
 });

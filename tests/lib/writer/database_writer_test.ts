@@ -2,11 +2,10 @@ import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { createDatabase } from "../../../lib/store/database.ts";
 import { DatabaseWriter } from "../../../lib/writer/database_writer.ts";
-import { pathExists } from "../../../lib/fs/locate.ts";
 import type { TelemetryError } from "../../../lib/errors.ts";
 import { type Layout, layoutOf } from "../../../lib/layout.ts";
 import { newRun, type RunRecord } from "../../../lib/records.ts";
-import { makeOldDatabase, python, TempFolder, testWith } from "../../fixtures/mod.ts";
+import { Holder, makeOldDatabase, python, TempFolder, testWith } from "../../fixtures/mod.ts";
 
 /** A store with an empty v3 database. */
 function freshBase(folder: TempFolder): Layout {
@@ -206,26 +205,23 @@ Deno.test("without waiting, a locked database throws locked at once", () => {
   writer.insertRun(someRun());
 });
 
-testWith(["python"], "a lock that is held for 7 s, longer than the busy timeout, is waited for", async () => {
+const HOLD_FOR_7_S = `
+import { DatabaseSync } from "node:sqlite";
+const db = new DatabaseSync(Deno.args[0]);
+db.exec("BEGIN IMMEDIATE");
+console.log("held");
+setTimeout(() => db.exec("ROLLBACK"), 7000);
+`;
+
+Deno.test("a lock that is held for 7 s, longer than the busy timeout, is waited for", async () => {
   using folder = new TempFolder();
   const layout = freshBase(folder);
-  const holding = python(
-    `import sqlite3, sys, time
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute("BEGIN IMMEDIATE")
-open(sys.argv[2], "w").close()
-time.sleep(7)
-db.execute("ROLLBACK")`,
-    layout.database,
-    `${folder.path}/held`,
-  );
-  while (!pathExists(`${folder.path}/held`)) await new Promise((resolve) => setTimeout(resolve, 10));
+  await using _holder = await Holder.start(Deno.execPath(), ["eval", HOLD_FOR_7_S, layout.database]);
   using writer = new DatabaseWriter(layout);
   const start = performance.now();
   writer.insertRun(someRun({ run_id: "patient" }));
   assert.ok(performance.now() - start > 4000, "the lock was not held");
   assert.equal(writer.getRun("patient")?.agent_name, "tester");
-  await holding;
 });
 
 testWith(["python"], "Python and the writer read each other's rows", async () => {
