@@ -25,6 +25,9 @@ const FORMATS: readonly [bytes: string, name: string][] = [
   ["04224d18", "lz4"],
 ];
 
+/** What a log begins with that is not compressed. */
+const BRACE = 0x7b;
+
 export type { ReadProgress, Rejection, RejectionReason, Scanned, ScannedRecord } from "./lines.ts";
 
 /** Options of {@linkcode readLogs}. */
@@ -158,10 +161,9 @@ async function* readLog(path: string, options: ReadOptions): AsyncGenerator<Scan
   try {
     assertFile(path);
     using file = await Deno.open(path);
-    const isNamedGzip = /\.gz$/i.test(path);
-    chunks = isNamedGzip ? gunzip(file) : chunksOf(file, options.readBytes ?? READ_BYTES);
+    chunks = chunksOf(file, options.readBytes ?? READ_BYTES);
     let next = await chunks.next();
-    if (!next.done && !isNamedGzip && isGzip(next.value)) next = await (chunks = gunzip(file)).next();
+    if (!next.done && isGzip(next.value, path)) next = await (chunks = gunzip(file)).next();
     for (; !next.done; next = await chunks.next()) yield lines.read(next.value);
     yield next.value ? lines.end() : lines.endDamaged();
   } catch (error) {
@@ -200,11 +202,15 @@ function assertFile(path: string): void {
   if (!Deno.statSync(path).isFile) throw new Error("not a file");
 }
 
-/** Whether the content of a file is gzip. Throws for other compression. */
-function isGzip(content: Uint8Array): boolean {
+/**
+ * Whether the content of a file is gzip, perhaps damaged. Throws for other compression. A browser that downloads `NAME.gz`
+ * may decompress it and keep the name.
+ */
+function isGzip(content: Uint8Array, path: string): boolean {
   const start = content.subarray(0, 4).toHex();
   const format = FORMATS.find(([bytes]) => start.startsWith(bytes))?.[1];
-  if (format === undefined || format === "gzip") return format !== undefined;
+  if (format === undefined) return /\.gz$/i.test(path) && content[0] !== BRACE;
+  if (format === "gzip") return true;
   throw new Error(`it is compressed with ${format}: decompress it`);
 }
 
@@ -216,7 +222,7 @@ export function unreadableLogs(files: Iterable<string>): string[] {
       using file = Deno.openSync(path);
       const start = new Uint8Array(4);
       readFull(file, start);
-      isGzip(start);
+      isGzip(start, path);
       return false;
     } catch {
       return true;

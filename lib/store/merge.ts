@@ -103,10 +103,10 @@ const POSTED = LOG_COLUMNS.indexOf("api_posted");
 const DEFAULTS = newRun({ run_id: "", agent_name: "", start_time: "" }) as unknown as Record<string, SqlValue>;
 
 function cellOf(fields: Record<string, unknown>, column: string): SqlValue {
-  const value = fields[column];
-  if (typeof value === "string" || value === null) return value;
-  if (value === undefined) return DEFAULTS[column] ?? null;
-  if (typeof value === "boolean") return Number(value);
+  const given = fields[column];
+  if (typeof given === "string" || given === null) return given;
+  if (given === undefined) return DEFAULTS[column] ?? null;
+  const value = typeof given === "boolean" ? Number(given) : given;
   const source = typeof value === "number" && Number.isSafeInteger(value) ? undefined : sourceOf(fields, column);
   if (typeof value === "object") return asPythonJson(source ?? JSON.stringify(value));
   // A number that is bound to a TEXT column becomes "5.0".

@@ -449,7 +449,10 @@ Deno.test("each damaged byte in gzip is reported, and the member before it is re
   });
 });
 
-Deno.test("a file that is not gzip is one rejection", () => expectGzip([`${RUN}\n`.repeat(1000)], [[CUT_GZIP, ""]]));
+Deno.test("a file that is not gzip is one rejection, or a log if it is one", async () => {
+  await expectGzip([`#${RUN}\n`.repeat(1000)], [[CUT_GZIP, ""]]);
+  await expectGzip([`${RUN}\n${EVENT}\n`], ["r1", "r2"]);
+});
 
 Deno.test("gzip that is far larger than one read is read completely", async () => {
   const line = (index: number) => `${JSON.stringify({ ...JSON.parse(RUN), run_id: `${index}`, host: "äöü€😀" })}\n`;
@@ -1011,11 +1014,12 @@ Deno.test("the content of a file decides whether it is gzip; other compression i
   const compressed = { zstd: "28b52ffd00", xz: "fd377a585a", bzip2: "425a6839", zip: "504b030414", "7z": "377abcaf27" };
   for (const [format, start] of Object.entries(compressed)) {
     await inFolder(async (folder) => {
-      const path = join(folder, "events_20251210.ndjson.1");
-      await Deno.writeFile(path, bytesOf(Uint8Array.fromHex(start), RUN));
-      assert.deepEqual(brief(await scanned([path])), [
-        ["cannot be read", `it is compressed with ${format}: decompress it`],
-      ]);
+      for (const name of ["events_20251210.ndjson.1", "events_20251211.ndjson.gz"]) {
+        await Deno.writeFile(join(folder, name), bytesOf(Uint8Array.fromHex(start), RUN));
+        assert.deepEqual(brief(await scanned([join(folder, name)])), [
+          ["cannot be read", `it is compressed with ${format}: decompress it`],
+        ]);
+      }
     });
   }
 });

@@ -182,6 +182,8 @@ Deno.test("older lines are read with their metrics and custom metadata", async (
   assert.deepEqual(JSON.parse(object["metrics_json"] as string), { a: [1] });
   assert.equal((await readOne(line("x", { metrics: null })))["metrics_json"], null);
   assert.equal((await readOne(line("x", { metrics: "{}" })))["metrics_json"], "{}");
+  const booleans = await readOne(line("x", { output_summary: true, items_failed: true, product: 5 }));
+  assert.deepEqual([booleans["output_summary"], booleans["items_failed"], booleans["product"]], ["1", 1, "5"]);
   const defaults = await readOne('{"run_id": "x", "agent_name": "a", "start_time": "t", "record_type": "run"}');
   assert.deepEqual(
     ["schema_version", "status", "items_failed", "api_posted", "api_retry_count"].map((column) => defaults[column]),
