@@ -17,9 +17,12 @@ export const eventLoop: Part = async function* (folder) {
   // Otherwise the first checkpoint of the agent would wait for all of it.
   using file = Deno.openSync(database, { write: true });
   file.syncSync();
-  // An API that takes each request and never answers.
-  await using api = Deno.serve(
-    { port: 0, hostname: "127.0.0.1", onListen() {} },
+  using atEnd = new DisposableStack();
+  // An API that takes each request and never answers. Closing it in order would wait for its answers.
+  const abort = new AbortController();
+  atEnd.defer(() => abort.abort());
+  const api = Deno.serve(
+    { port: 0, hostname: "127.0.0.1", onListen() {}, signal: abort.signal },
     () => new Promise<Response>(() => {}),
   );
   using other = new DatabaseSync(database);
@@ -27,10 +30,10 @@ export const eventLoop: Part = async function* (folder) {
     other.exec("PRAGMA busy_timeout=1000; BEGIN IMMEDIATE");
     setTimeout(() => other.exec("COMMIT"), LOCKED_MS);
   }, PERIOD_MS);
+  atEnd.defer(() => clearInterval(lock));
   const driver = `${ROOT}tests/bench/event_loop_driver.ts`;
   const env = { METRICS_API_URL: `http://127.0.0.1:${api.addr.port}/runs`, METRICS_API_TOKEN: "t" };
   const { code, stdout, stderr } = await run(Deno.execPath(), ["run", "-A", driver, base, String(SECONDS)], { env });
-  clearInterval(lock);
   if (code !== 0) throw new Error(stderr);
   const { ours, idle, runs, events } = JSON.parse(stdout);
   yield {
