@@ -6,6 +6,7 @@ import { createStorage } from "../../lib/store/folders.ts";
 import {
   makeOldDatabase,
   type Output,
+  paste,
   pathWithDeno,
   ROOT,
   run,
@@ -98,9 +99,8 @@ function runWith(access: string[], name: string, args: string[], options: RunOpt
 }
 
 /** Runs a printed command in a shell. */
-function paste(printed: string, options: RunOptions = {}): Promise<Output> {
-  const line = printed.replace("deno run ", "deno run --no-prompt ");
-  return run("sh", ["-c", line], { ...options, env: { PATH: pathWithDeno(), ...options.env } });
+function pasteDeno(printed: string, options: RunOptions = {}): Promise<Output> {
+  return paste(printed.replace("deno run ", "deno run --no-prompt "), options);
 }
 
 /** The example that `--help` prints, on one line. */
@@ -154,12 +154,14 @@ for (const [name, flags] of SCRIPTS) {
     assert.match(exampleIn(stdout), new RegExp(`^deno run --allow-read=\\S+ ${writes}scripts/\\w+\\.ts --base `));
   });
 
-  testWith(["shell"], `the example of ${name} --help works as printed`, async () => {
+  testWith(["anyShell"], `the example of ${name} --help works as printed`, async () => {
     using temp = new TempFolder();
     const base = newStore(temp);
     if (!name.startsWith("setup")) await setUp(base);
     const { stdout } = await runWith([], name, ["--help"]);
-    const { code, stderr } = await paste(exampleIn(stdout).replaceAll("/srv/telemetry", base), { cwd: ROOT });
+    const { code, stderr } = await pasteDeno(exampleIn(stdout).replaceAll(/\/srv\/telemetry|C:[\\/]telemetry/g, base), {
+      cwd: ROOT,
+    });
     assert.deepEqual([code, stderr], [0, ""]);
     assert.ok("db/telemetry.sqlite" in treeOf(base));
   });
@@ -232,18 +234,20 @@ for (const [name, flags] of SCRIPTS) {
   });
 
   testWith(
-    ["shell"],
+    ["anyShell"],
     `without permissions, ${name} prints a complete command that works when pasted`,
     async () => {
       using temp = new TempFolder();
-      const folders = [`it's "my" $HOME & store`, "ünï—日本 100%25"];
+      // Windows has no quote in names.
+      const quoted = Deno.build.os === "windows" ? `it's (my) $HOME & store` : `it's "my" $HOME & store`;
+      const folders = [quoted, "ünï—日本 100%25"];
       for (const folder of folders) {
         const base = newStore(temp, folder);
         const refused = await runWith([], name, ["--base", base, "--quiet"]);
         assert.deepEqual([refused.code, refused.stdout], [1, ""]);
         assert.match(refused.stderr, new RegExp(`^${name}: [^\n]+\n  -> run: [^\n]+\n$`));
         assert.deepEqual(treeOf(base), { db: "folder" }, "nothing was created");
-        const pasted = await paste(commandIn(refused.stderr), { cwd: temp.path });
+        const pasted = await pasteDeno(commandIn(refused.stderr), { cwd: temp.path });
         assert.deepEqual(pasted, { code: 0, stdout: "", stderr: "" });
         assert.notDeepEqual(treeOf(base), { db: "folder" });
       }
@@ -255,7 +259,7 @@ for (const [name, flags] of SCRIPTS) {
     },
   );
 
-  testWith(["shell"], `${name} does not use a permission for one folder in another`, async () => {
+  testWith(["anyShell"], `${name} does not use a permission for one folder in another`, async () => {
     using temp = new TempFolder();
     const [here, elsewhere] = [newStore(temp, "here"), newStore(temp, "elsewhere")];
     const access = ["--allow-env", `--allow-read=${here}`, `--allow-write=${here}`];
@@ -273,20 +277,20 @@ for (const [name, flags] of SCRIPTS) {
       assert.deepEqual(treeOf(temp.path), tree, "nothing was created");
     }
     const refused = await runWith(access, name, ["--quiet"], { env });
-    const pasted = await paste(commandIn(refused.stderr), { env });
+    const pasted = await pasteDeno(commandIn(refused.stderr), { env });
     assert.deepEqual(pasted, { code: 0, stdout: "", stderr: "" });
     assert.deepEqual(treeOf(here), { db: "folder" });
     assert.notDeepEqual(treeOf(elsewhere), { db: "folder" });
   });
 
-  testWith(["shell"], `without permissions and --base, ${name} prints commands that work when pasted`, async () => {
+  testWith(["anyShell"], `without permissions and --base, ${name} prints commands that work when pasted`, async () => {
     using temp = new TempFolder();
     const base = newStore(temp);
     const env = { TELEMETRY_BASE_DIR: base, HOME: temp.path };
     // The first command grants the variables. The store that they name may need a second one.
     let result = await runWith([], name, ["--quiet"], { env });
     for (let pastes = 0; result.code === 1 && pastes < 2; pastes++) {
-      result = await paste(commandIn(result.stderr), { env });
+      result = await pasteDeno(commandIn(result.stderr), { env });
     }
     assert.deepEqual(result, { code: 0, stdout: "", stderr: "" });
     assert.notDeepEqual(treeOf(base), { db: "folder" });
@@ -368,7 +372,7 @@ Deno.test("a flag that writes fewer folders needs fewer permissions", async () =
 });
 
 testWith(
-  ["shell"],
+  ["anyShell"],
   "for a base with a comma, which ends a path in Deno's flags, the printed command works",
   async () => {
     using temp = new TempFolder();
@@ -376,7 +380,7 @@ testWith(
     const { code, stderr } = await runWith([], "setup_storage", ["--base", base, "--quiet"]);
     assert.equal(code, 1);
     assert.match(stderr, /^setup_storage: [^\n]+\n {2}-> [^\n]+\n$/);
-    assert.deepEqual(await paste(commandIn(stderr)), { code: 0, stdout: "", stderr: "" });
+    assert.deepEqual(await pasteDeno(commandIn(stderr)), { code: 0, stdout: "", stderr: "" });
   },
 );
 

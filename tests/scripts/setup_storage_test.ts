@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import {
   NOBODY,
   type Output,
+  paste,
   pathWithDeno,
   pathWithoutStores,
   ROOT,
@@ -174,16 +175,14 @@ Deno.test("TELEMETRY_NDJSON_DIR moves raw/, and is ignored with --base", async (
 });
 
 testWith(
-  ["shell"],
+  ["anyShell"],
   "without permission for TELEMETRY_NDJSON_DIR nothing is created, and the printed command works",
   async () => {
     using temp = new TempFolder();
     const env = { TELEMETRY_BASE_DIR: `${temp.path}/store`, TELEMETRY_NDJSON_DIR: `${temp.path}/store_log` };
     const stderr = assertRefused(await runByEnvironment("setup_storage", [env.TELEMETRY_BASE_DIR], { env }));
     assert.deepEqual(shape(temp.path), []);
-    const pasted = await run("sh", ["-c", stderr.split("-> run: ")[1] ?? ""], {
-      env: { ...env, PATH: pathWithDeno() },
-    });
+    const pasted = await paste((stderr.split("-> run: ")[1] ?? "").trim(), { env });
     assert.deepEqual([pasted.code, pasted.stderr], [0, ""]);
     assert.ok(shape(temp.path).includes("store_log/"));
   },

@@ -3,6 +3,7 @@ import { DatabaseSync } from "node:sqlite";
 import { type ClientOptions, TelemetryClient } from "../../../lib/writer/client.ts";
 import { createDatabase, setUpDatabase } from "../../../lib/store/database.ts";
 import { pathExists } from "../../../lib/fs/locate.ts";
+import { quoteForShell } from "../../../lib/fs/permissions.ts";
 import { candidateFolders, type Layout, layoutOf } from "../../../lib/layout.ts";
 import type { RunRecord } from "../../../lib/records.ts";
 import { createStorage } from "../../../lib/store/folders.ts";
@@ -11,7 +12,7 @@ import {
   Holder,
   makeOldDatabase,
   type Output,
-  pathWithDeno,
+  paste,
   ROOT_URL,
   run,
   SmallDisk,
@@ -155,7 +156,7 @@ Deno.test("an empty base and a base with ~ are refused with a warning", async ()
   assert.ok(!pathExists("~"));
 });
 
-testWith(["shell"], "the hint about a store in the home folder works when it is pasted into a shell", async () => {
+testWith(["anyShell"], "the hint about a store in the home folder works when it is pasted into a shell", async () => {
   using folder = new TempFolder();
   const home = `${folder.path}/my home`;
   for (const path of ["raw", "db"]) Deno.mkdirSync(`${home}/.telemetry/${path}`, { recursive: true });
@@ -167,12 +168,16 @@ testWith(["shell"], "the hint about a store in the home folder works when it is 
      await telemetry.trackRun("tester", "job", () => {});`,
   );
   const start = (flags: string) => {
-    const preload = withoutStores().map((flag) => `'${flag}'`);
-    const words = ["deno run --no-prompt --quiet", ...preload, flags, `'${program}'`];
-    return run("sh", ["-c", words.join(" ")], { env: { HOME: home, PATH: pathWithDeno() } });
+    const words = [
+      "deno run --no-prompt --quiet",
+      ...withoutStores().map(quoteForShell),
+      flags,
+      quoteForShell(program),
+    ];
+    return paste(words.join(" "), { env: { HOME: home } });
   };
   const flags = /or run the program with (.*)\)\n/.exec((await start("")).stderr)?.[1];
-  assert.match(flags ?? "", /--allow-env=\S*HOME .*\$HOME\/.telemetry"/);
+  assert.match(flags ?? "", /--allow-env=\S*(?:HOME|USERPROFILE) .*\$HOME[\\/].telemetry"/);
   assert.deepEqual(await start(flags!), { code: 0, stdout: "", stderr: "" });
   assert.equal(linesOf(layoutOf(`${home}/.telemetry`)).length, 2);
 });
