@@ -3,7 +3,7 @@
  * @module
  */
 import { fileError } from "../errors.ts";
-import { writeAll } from "../fs/atomic_file.ts";
+import { sleepSync } from "../fs/atomic_file.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
 
 /** A pipe takes this much whole or not at all (POSIX, PIPE_BUF). */
@@ -12,31 +12,47 @@ const PIPE_BYTES = 4096;
 const PIPE_PAUSE_MS = 5;
 
 /**
- * Stdout as the destination of an export. A parent process or ssh may have set it to non-blocking: then Deno fails in the
- * middle of a large write and does not tell how much was written. So each write is one that a pipe takes whole, and that
- * Rust does not buffer: it ends with a line, or has none.
+ * Writes the start of some bytes. Returns how many they are, 0 when that has to wait. A parent process or ssh may have set a
+ * pipe to non-blocking: then Deno fails in the middle of a large write and does not tell how much was written. So each write
+ * is one that a pipe takes whole, and that Rust does not buffer: it ends with a line, or has none.
  */
+function writePiece(to: Output, bytes: Uint8Array): number {
+  const first = bytes.subarray(0, PIPE_BYTES);
+  try {
+    return to.writeSync(first.subarray(0, first.lastIndexOf(0x0a) + 1 || first.length));
+  } catch (error) {
+    if (error instanceof Deno.errors.WouldBlock || (error as { code?: string }).code === "EAGAIN") return 0;
+    throw error;
+  }
+}
+
+/** Stdout as the destination of an export. Ctrl-C can end a wait. */
 export const stdoutSink = {
   async write(bytes: Uint8Array): Promise<number> {
     clearBar();
-    const first = bytes.subarray(0, PIPE_BYTES);
-    const piece = first.subarray(0, first.lastIndexOf(0x0a) + 1 || first.length);
     for (;;) {
-      try {
-        return Deno.stdout.writeSync(piece);
-      } catch (error) {
-        if (!(error instanceof Deno.errors.WouldBlock) && (error as { code?: string }).code !== "EAGAIN") throw error;
-        await new Promise((resolve) => setTimeout(resolve, PIPE_PAUSE_MS));
-      }
+      const written = writePiece(Deno.stdout, bytes);
+      if (written > 0) return written;
+      await new Promise((resolve) => setTimeout(resolve, PIPE_PAUSE_MS));
     }
   },
 };
 
+type Output = typeof Deno.stdout | typeof Deno.stderr;
+
+function writeText(to: Output, text: string): void {
+  const bytes = new TextEncoder().encode(text);
+  for (let done = 0, written; done < bytes.length; done += written) {
+    written = writePiece(to, bytes.subarray(done));
+    if (written === 0) sleepSync(PIPE_PAUSE_MS);
+  }
+}
+
 /** Prints a line at once. Returns false when the reader has closed the pipe (`| head`), which is not an error. */
-export function print(to: typeof Deno.stdout | typeof Deno.stderr, line: string): boolean {
+export function print(to: Output, line: string): boolean {
   clearBar();
   try {
-    writeAll(to, new TextEncoder().encode(`${line}\n`));
+    writeText(to, `${line}\n`);
     return true;
   } catch (error) {
     // A failure to print an error cannot be reported.
@@ -57,12 +73,8 @@ let isBarDrawn = false;
 
 /** Removes what was drawn. Everything that prints does this first. */
 export function clearBar(): void {
-  if (isBarDrawn) printRaw("\r\x1b[K");
+  if (isBarDrawn) writeText(Deno.stderr, "\r\x1b[K");
   isBarDrawn = false;
-}
-
-function printRaw(text: string): void {
-  Deno.stderr.writeSync(new TextEncoder().encode(text));
 }
 
 /** How often a progress bar is drawn, in milliseconds. */
@@ -76,7 +88,7 @@ const BAR_WIDTH = 30;
 export function progressBar(label: string): OnProgress {
   const draw = (progress: string) => {
     isBarDrawn = true;
-    printRaw(`\r${label} ${progress}\x1b[K`);
+    writeText(Deno.stderr, `\r${label} ${progress}\x1b[K`);
   };
   draw("…");
   // The first step starts the clock: other work may come before it.

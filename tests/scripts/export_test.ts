@@ -392,7 +392,7 @@ Deno.test("wrong usage is exit 2, and nothing is made", async () => {
   assert.deepEqual(exportsIn(base), []);
 });
 
-testWith(["python"], "an export is complete on a stdout that does not block", async () => {
+testWith(["python"], "output is complete on a stdout that does not block", async () => {
   using temp = new TempFolder();
   const base = `${temp.path}/store`;
   for (const folder of ["raw", "db"]) Deno.mkdirSync(`${base}/${folder}`, { recursive: true });
@@ -402,11 +402,25 @@ testWith(["python"], "an export is complete on a stdout that does not block", as
     INSERT INTO agent_runs (run_id, agent_name, start_time, output_summary)
     SELECT printf('r%06d', i), 'a', 't', hex(zeroblob(i % 1000 * 5)) FROM n;`,
   );
-  const args = scriptArgs("export_csv", base, ["--output", "-"]);
-  const counted = await python(READ_SLOWLY, Deno.execPath(), ...args);
-  const plain = await runScript("export_csv", base, ["--output", "-"]);
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(plain.stdout))).toHex();
-  assert.equal(counted.trim(), `0 ${digest}`);
+  const run = { agent_name: "a", start_time: "t", status: "success", record_type: "run" };
+  const lines = Array.from(
+    { length: 9000 },
+    (_, i) => `${JSON.stringify({ run_id: `only in the log ${i}`, ...run })}\n`,
+  );
+  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, lines.join(""));
+  // Lines, and one long line.
+  for (
+    const [script, ...args] of [["export_csv", "--output", "-"], [
+      "recover_database",
+      "--check-only",
+      "--json",
+    ]] as const
+  ) {
+    const counted = await python(READ_SLOWLY, Deno.execPath(), ...scriptArgs(script, base, args));
+    const { stdout } = await runScript(script, base, args);
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(stdout))).toHex();
+    assert.equal(counted.trim(), `0 ${digest}`);
+  }
 });
 
 const READ_SLOWLY = `
