@@ -161,40 +161,51 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
  * @throws {TelemetryError} `usage`
  */
 export function parseFlags(command: Command, args: string[]): FlagValues {
+  const flags: Record<string, Flag> = { ...command.flags, ...SHARED_FLAGS };
   const options = Object.fromEntries(
-    Object.entries({ ...command.flags, ...SHARED_FLAGS })
-      .map(([name, flag]) => [name, {
-        type: flag.value ? "string" as const : "boolean" as const,
-        ...name === "help" ? { short: "h" } : {},
-      }]),
+    Object.entries(flags).map(([name, { value }]) => [name, {
+      type: value ? "string" as const : "boolean" as const,
+      ...name === "help" ? { short: "h" } : {},
+    }]),
   );
-  try {
-    const { values, tokens } = parseArgs({ args, options, strict: true, allowPositionals: false, tokens: true });
-    const given = tokens.flatMap((token) => token.kind === "option" && token.value !== undefined ? [token.name] : []);
-    const repeated = given.find((name, i) => given.indexOf(name) < i);
-    if (repeated !== undefined) throw new Error(`--${repeated} is given twice`);
-    for (const [name, { excludes = [], needs = [name] }] of Object.entries(command.flags)) {
-      if (values[name] === undefined) continue;
-      const other = excludes.find((flag) => values[flag] !== undefined);
-      if (other !== undefined) throw new Error(`--${other} cannot be used with --${name}`);
-      if (needs.every((flag) => values[flag] === undefined)) {
-        throw new Error(`--${name} needs --${needs.join(" or --")}`);
-      }
+  // Not strict: its errors are in the words of a library.
+  const { values, tokens } = parseArgs({ args, options, strict: false, tokens: true });
+  const seen = new Set<string>();
+  for (const token of tokens) {
+    if (token.kind !== "option") {
+      const text = "value" in token ? token.value : "--";
+      throw wrongFlag(command, `${text} is neither a flag nor the value of one`);
     }
-    const empty = Object.keys(values).find((name) => values[name] === "");
-    if (empty !== undefined) throw new Error(`--${empty} needs a value`);
-    const { base } = values;
-    // A shell does not expand --base=~/store, and a folder named "~" would be created.
-    if (/^~/.test(String(base))) throw new Error(`--base ${base}: the shell did not expand "~", use "$HOME"`);
-    return values as FlagValues;
-  } catch (error) {
-    const [, misspelt = ""] = /^Unknown option '--([^']+)/.exec(errorMessage(error)) ?? [];
-    const meant = misspelt && Object.keys(options).find((name) => isSimilar(name, misspelt));
-    const owner = Object.keys(FLAGS_OF).find((script) => FLAGS_OF[script]!.includes(misspelt));
-    const first = owner ? `--${misspelt} is a flag of ${owner}; ` : meant ? `did you mean --${meant}? ` : "";
-    const hint = `${first}see ${command.name} --help`;
-    throw new TelemetryError("usage", errorMessage(error), { hint });
+    const { name, rawName, value, inlineValue } = token;
+    if (!Object.hasOwn(flags, name)) throw wrongFlag(command, `there is no flag ${rawName}`, name);
+    if (!flags[name]!.value) {
+      if (value !== undefined) throw wrongFlag(command, `--${name} takes no value`);
+      continue;
+    }
+    if (!value || !inlineValue && /^-./.test(value)) throw wrongFlag(command, `--${name} needs a value`);
+    if (seen.size === seen.add(name).size) throw wrongFlag(command, `--${name} is given twice`);
   }
+  for (const [name, { excludes = [], needs = [name] }] of Object.entries(command.flags)) {
+    if (values[name] === undefined) continue;
+    const other = excludes.find((flag) => values[flag] !== undefined);
+    if (other !== undefined) throw wrongFlag(command, `--${other} cannot be used with --${name}`);
+    if (needs.every((flag) => values[flag] === undefined)) {
+      throw wrongFlag(command, `--${name} needs --${needs.join(" or --")}`);
+    }
+  }
+  const { base } = values;
+  // A shell does not expand --base=~/store, and a folder named "~" would be created.
+  if (/^~/.test(String(base))) throw wrongFlag(command, `--base ${base}: the shell did not expand "~", use "$HOME"`);
+  return values as FlagValues;
+}
+
+/** @param unknown the name of a flag that there is not */
+function wrongFlag(command: Command, message: string, unknown = ""): TelemetryError {
+  const names = Object.keys({ ...command.flags, ...SHARED_FLAGS });
+  const meant = unknown && names.find((name) => isSimilar(name, unknown));
+  const owner = Object.keys(FLAGS_OF).find((script) => FLAGS_OF[script]!.includes(unknown));
+  const first = owner ? `--${unknown} is a flag of ${owner}; ` : meant ? `did you mean --${meant}? ` : "";
+  return new TelemetryError("usage", message, { hint: `${first}see ${command.name} --help` });
 }
 
 /** Whether one name is the start of the other, or they differ in one letter, or in the order of two. */

@@ -1,4 +1,4 @@
-/** What a report says of the store beside its runs: sizes, backups, and whether log and database agree. */
+/** What a report says of the store beside its runs: sizes, backups, and whether log and database agree. @module */
 import { sizeOf } from "../fs/locate.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import { isLive, logFiles, sizeOfLog, unreadableLogs } from "../log/read.ts";

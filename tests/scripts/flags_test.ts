@@ -187,7 +187,12 @@ for (const [name, flags] of SCRIPTS) {
       assert.equal(code, 2, `${args}`);
       assert.match(stderr, new RegExp(`^${name}: [^\n]+\n  -> [^\n]*--help[^\n]*\n$`), `${args}`);
     }
-    if (name === "setup_storage") assert.match(all, /--base is given twice[^]*the shell did not expand "~"/);
+    if (name === "setup_storage") {
+      assert.match(all, /--base is given twice[^]*the shell did not expand "~"/);
+      assert.match(all, /there is no flag --nope\n[^]*positional is neither a flag nor the value of one/);
+      assert.equal(all.match(/--base needs a value/g)?.length, 4);
+      assert.match(all, /--json takes no value/);
+    }
     if (name === "backup_database") assert.equal(all.match(/did you mean --keep\? see/g)?.length, 3);
     else assert.doesNotMatch(all, /did you mean/);
     if (name === "backup_database") {
