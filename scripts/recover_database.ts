@@ -3,7 +3,7 @@
  * Rebuilds a damaged or lost database from the log and from the readable data of the old one.
  * @module
  */
-import { inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
+import { countRuns, inspectBackup, newestBackup, resolveBackup } from "../lib/backup/backup.ts";
 import { pathExists } from "../lib/fs/locate.ts";
 import { findUnusedCopies, type UnusedCopy } from "../lib/recovery/copies.ts";
 import { checkHealth, type Health } from "../lib/recovery/health.ts";
@@ -191,7 +191,7 @@ async function recover(terminal: Terminal, layout: Layout, since: Date | undefin
     terminal.warn(`there is no log in ${layout.raw}${what}`);
   }
   const latest = newestBackup(layout);
-  if (runs === 0 && backup === undefined && latest) {
+  if (runs === 0 && backup === undefined && latest && countRuns(latest.path)) {
     terminal.warn(`no run was recovered, but ${latest.path} exists: run this again with --force --with-backup latest`);
   }
   if (isNothing || rejected["cannot be read"]) terminal.exitCode = 1;

@@ -913,6 +913,16 @@ Deno.test("an intact database is left alone, and says that --with-backup was not
   assert.deepEqual([code, stderr], [0, "warning: --with-backup was not used: add --force to use it\n"]);
 });
 
+Deno.test("where nothing else has a run, a recovery names the newest backup if it has some", async () => {
+  for (const [rows, expected] of [["", 0], [insertOf("in the backup"), 1]] as const) {
+    using store = new Store();
+    Deno.mkdirSync(`${store.base}/backups`);
+    sqlite(`${store.base}/backups/telemetry_backup_20251201_030000.sqlite`, schemaSql() + rows);
+    const { stderr } = await recover(store.base);
+    assert.equal(stderr.match(/no run was recovered, but \S+ exists: .* --with-backup latest/g)?.length ?? 0, expected);
+  }
+});
+
 Deno.test("--with-backup refuses a damaged or missing backup before anything changes", async () => {
   using store = new Store();
   const backups = `${store.base}/backups`;
