@@ -40,7 +40,9 @@ const MAX_REDIRECTS = 10;
 const MAX_RETRY_AFTER_MS = 60_000;
 /** How much of a response is read, in characters. */
 const MAX_BODY_TEXT = 64 * 1024;
-const HTML_TAGS = "html|head|body|title|meta|link|script|style|h\\d|p|br|b|div|span|center|font|form|table|iframe";
+const HTML_TAGS =
+  "html|head|body|title|meta|link|base|script|noscript|style|h\\d|p|br|b|i|a|em|strong|pre|div|span|center|" +
+  "font|form|table|ul|ol|img|iframe|main|nav|header|section|article";
 /** The start of an HTML page. */
 const HTML = new RegExp(`^\\s*(?:<\\?xml[^>]*>\\s*)?<(?:!--|(?:!doctype\\s+html|${HTML_TAGS})\\b)`, "i");
 

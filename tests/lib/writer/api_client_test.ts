@@ -185,6 +185,8 @@ Deno.test("a 200 with HTML is not success, and is retried", async (t) => {
     "XHTML": '<?xml version="1.0"?>\n<html xmlns="x">',
     "an error of PHP": "<br />\n<b>Fatal error</b>",
     "a part of a page": "<form action=/login><span>Sign in</span></form>",
+    "a page of parts": "<main><nav>Sign in</nav></main>",
+    "an error of Python": "<pre>Traceback</pre>",
     "a heading": "<h1>502 Bad Gateway</h1>",
   };
   await t.step("three times", async () => {
