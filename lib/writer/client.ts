@@ -136,7 +136,7 @@ export class TelemetryClient implements AsyncDisposable {
   logEvent(runId: string, eventType: string, payload?: unknown): Promise<void> {
     return this.#enter("event", () =>
       this.#store.append({
-        run_id: toText(runId),
+        run_id: toColumnText("run_id", runId, this.#warnings),
         event_type: toColumnText("event_type", eventType, this.#warnings),
         timestamp: timestamp(),
         payload_json: payload === undefined || payload === null ? null : jsonOf(payload, "payload", this.#warnings),

@@ -122,10 +122,16 @@ function toInteger(name: string, value: unknown, warnings: Warnings): number | n
   return integer;
 }
 
-/**
- * A text column takes text. What has a text as its JSON form, such as a URL, is that text without quotes. Never throws.
- */
+/** A text column takes text, without NUL, which PostgreSQL cannot store. Never throws. */
 export function toColumnText(name: string, value: unknown, warnings: Warnings): string {
+  const text = textOf(name, value, warnings);
+  if (!text.includes("\0")) return text;
+  warnings.warn(`json:${name}:nul`, `${name} contains NUL: it is recorded as ␀`);
+  return text.replaceAll("\0", "␀");
+}
+
+/** What has a text as its JSON form, such as a URL, is that text without quotes. */
+function textOf(name: string, value: unknown, warnings: Warnings): string {
   if (typeof value !== "object" || value === null) return toText(value);
   try {
     if (value instanceof Error) return errorSummary(value, warnings);

@@ -360,6 +360,24 @@ Deno.test("values that readers refuse are converted, with a warning", async () =
   assert.equal(stage.warnings.length, 6);
 });
 
+Deno.test("no line of the log has a NUL, which PostgreSQL accepts in no jsonb", async () => {
+  await using stage = new Stage();
+  const id = await stage.client.startRun("a\0b", "job\0", { host: "\0" });
+  await stage.client.logEvent(id, "type\0", "\0");
+  await stage.client.logEvent("r\0", "type");
+  await stage.client.endRun(id, { output_summary: ["\0"] as never, error_summary: new Error("\0") as never });
+  const [row] = stage.rows();
+  assert.ok(id.includes("-a␀b-"), id);
+  assert.deepEqual([row!["run_id"], row!["host"], row!["output_summary"], row!["error_summary"]], [
+    id,
+    "␀",
+    '["␀"]',
+    "Error: ␀",
+  ]);
+  for (const line of stage.lines()) assert.doesNotMatch(JSON.stringify(line), /u0000/);
+  assert.ok(stage.warnings.includes("host contains NUL: it is recorded as ␀"), String(stage.warnings));
+});
+
 Deno.test("a value without a JSON form costs only that value, in every text column", async () => {
   await using stage = new Stage();
   const revoked = Proxy.revocable([], {});
