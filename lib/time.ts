@@ -88,6 +88,10 @@ export function parseDurationFlag(flag: string, text: string): number {
   throw new TelemetryError("usage", `--${flag} takes a length of time, not "${text}"`, { hint: "use 7d, 24h or 30m" });
 }
 
+const DAY = /^\d{4}-\d\d-\d\d$/;
+/** A time with a zone, or in seconds since 1970. */
+const ZONE = /^@?\d{9}|^.{10}.*(?:Z|UTC|GMT|[+-])/i;
+
 /**
  * Parses the value of a flag: an ISO date or time, a date as Git writes it, or `7d`, `24h`, `30m` for that long before `now`.
  *
@@ -98,7 +102,7 @@ export function parseTimeFlag(flag: string, text: string, now: Date, dayIs: "sta
   const [, count, unit] = /^(\d{1,6})([mhd])$/.exec(text) ?? [];
   if (unit !== undefined) return now.getTime() * 1000 - Number(count) * UNITS[unit]!;
   const instant = parseCommitDate(text);
-  if (instant !== undefined) return dayIs === "end" && text.length === 10 ? instant + UNITS["d"]! : instant;
+  if (instant !== undefined) return dayIs === "end" && DAY.test(text) ? instant + UNITS["d"]! : instant;
   throw new TelemetryError("usage", `--${flag} takes a date or a time, not "${text}"`, {
     hint: "use a day (2025-12-10), a time (2025-12-10T12:05:30Z), or an age (7d, 24h, 30m)",
   });
@@ -106,9 +110,9 @@ export function parseTimeFlag(flag: string, text: string, now: Date, dayIs: "sta
 
 /** As {@linkcode parseTimeFlag}, where a date is a local day, and a time without a zone is local. */
 export function parseLocalTimeFlag(flag: string, text: string, now: Date, dayIs: "start" | "end" = "start"): Instant {
-  const instant = parseTimestamp(text);
-  if (instant === undefined || /Z|UTC|GMT|[+-]/i.test(text.slice(10))) return parseTimeFlag(flag, text, now, dayIs);
+  const instant = parseCommitDate(text);
+  if (instant === undefined || ZONE.test(text)) return parseTimeFlag(flag, text, now, dayIs);
   const [year, month, day, ...time] = new Date(instant / 1000).toISOString().split(/\D/).slice(0, 7).map(Number);
-  const days = dayIs === "end" && text.length === 10 ? 1 : 0;
+  const days = dayIs === "end" && DAY.test(text) ? 1 : 0;
   return new Date(year!, month! - 1, day! + days, ...time as [number, number, number, number]).getTime() * 1000;
 }
