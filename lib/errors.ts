@@ -106,6 +106,16 @@ export function assertNonNegative(options: Record<string, number>): void {
   }
 }
 
+/** Refuses options that are not times. Throws `usage`. */
+export function assertTimes(options: Record<string, Date | null | undefined>): void {
+  for (const [name, value] of Object.entries(options)) {
+    if (value === undefined || value === null || value instanceof Date && !isNaN(value.getTime())) continue;
+    throw new TelemetryError("usage", `${name} takes a Date, not ${String(value)}`, {
+      hint: "correct the option, or leave it out",
+    });
+  }
+}
+
 /** Converts what a `Deno.*` file function threw. `doing` starts the message: `cannot write /x/y`. */
 export function fileError(thrown: unknown, doing: string): TelemetryError {
   if (thrown instanceof TelemetryError) return thrown;

@@ -82,7 +82,7 @@ if (import.meta.main) {
     const format = readFormat(flags);
     const layout = terminal.locate();
     const { output, failed, running, run } = flags;
-    if (output !== undefined) assertUsable(String(output), flags["overwrite"] === true);
+    if (output !== undefined) assertUsable(layout, String(output), flags["overwrite"] === true);
     if (flags["follow"]) return await follow(terminal, layout, options);
     if (run !== undefined) return await showRun(terminal, layout, String(run));
     if (failed || running) return await list(terminal, layout, { ...options, status: failed ? "failed" : "running" });

@@ -59,6 +59,11 @@ export interface TakenBackup extends BackupContent {
  * ```
  */
 export async function takeBackup(layout: Layout, kind: BackupKind, onProgress?: OnProgress): Promise<TakenBackup> {
+  if (kind !== "daily_backup" && kind !== "full_backup") {
+    throw new TelemetryError("usage", `there is no backup of the kind ${String(kind)}`, {
+      hint: "the kinds are daily_backup and full_backup",
+    });
+  }
   assertNotEmpty(layout.database);
   let content: BackupContent | undefined;
   const previous = listBackups(layout).filter(isNotInFuture);

@@ -5,8 +5,8 @@
 import { isUtf8 } from "node:buffer";
 import { fileError, hasCode, TelemetryError } from "../errors.ts";
 import { ensureFolder, PartialFile, removeStalePartials } from "../fs/atomic_file.ts";
-import { isFolder, isGranted, pathExists, statIfExists } from "../fs/locate.ts";
-import { folderOf, type Layout, newPaths, parseFileName, partialOf } from "../layout.ts";
+import { isFolder, isGranted, pathExists, realPath, statIfExists } from "../fs/locate.ts";
+import { folderOf, isInFolder, type Layout, newPaths, parseFileName, partialOf } from "../layout.ts";
 import { sourceOf } from "../log/json_source.ts";
 import { logFiles, readLogs, sizeOfLog } from "../log/read.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
@@ -191,7 +191,7 @@ export async function exportToFile(
   if (path === undefined) {
     ensureFolder(layout.base, layout.exports);
     removeStalePartials(layout.exports, (name) => parseFileName(name)?.kind === kind);
-  } else assertUsable(path, overwrite);
+  } else assertUsable(layout, path, overwrite);
   const paths = () => path === undefined ? newPaths(layout.exports, kind) : [path];
   // Who may not read the source may not read its copy.
   using partial = claimFirst(paths(), request.table === "events" ? logFiles(layout.raw).at(-1) : layout.database);
@@ -206,15 +206,25 @@ export async function exportToFile(
   return { ...exported, path: published };
 }
 
-/** Checks a path that was given for a file: its folder exists, and it is free unless it may be overwritten. */
-export function assertUsable(path: string, overwrite: boolean): void {
+/**
+ * Checks a path that was given for a file: its folder exists, and it is free unless it may be overwritten. A log, the database
+ * or a backup may not.
+ */
+export function assertUsable({ raw, db, backups }: Layout, path: string, overwrite: boolean): void {
   const folder = folderOf(path);
   if (isGranted({ name: "read", path: folder }) && !statIfExists(folder)?.isDirectory) {
     throw new TelemetryError("no_storage", `the folder ${folder} does not exist`, {
       hint: "create it, or name another file",
     });
   }
-  if (pathExists(path) && !overwrite) throw isTaken(path);
+  if (!pathExists(path)) return;
+  if (!overwrite) throw isTaken(path);
+  const isStored = [raw, db, backups].some((folder) => isInFolder(realPath(path), realPath(folder)));
+  if (isStored && !/\.(csv|html|json|md)$/i.test(path)) {
+    throw new TelemetryError("usage", `${path} belongs to the store, and is not replaced`, {
+      hint: "name another file",
+    });
+  }
 }
 
 function isTaken(path: string): TelemetryError {

@@ -2,7 +2,7 @@
  * Checks the database, and compares it with the log, without changing either.
  * @module
  */
-import { errorMessage, TelemetryError } from "../errors.ts";
+import { assertTimes, errorMessage, TelemetryError } from "../errors.ts";
 import type { Layout } from "../layout.ts";
 import { logFiles } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
@@ -47,7 +47,7 @@ export interface HealthOptions {
  * @param layout from `locate()`
  * @param options what to check
  * @throws {TelemetryError} `newer_schema` for the database of a later product; `locked`, `permission`, `io` when it could not
- * be checked, which is never a reason to recover it
+ * be checked, which is never a reason to recover it; `usage` for an option that is not valid
  *
  * @example
  * ```ts no-eval
@@ -60,6 +60,7 @@ export interface HealthOptions {
  */
 export async function checkHealth(layout: Layout, options: HealthOptions = {}): Promise<Health> {
   const { database } = layout;
+  assertTimes({ since: options.since });
   if (!options.mayRollBack && hasHotJournal(database)) {
     throw new TelemetryError("locked", `the database could not be checked: ${database} has an unfinished transaction`, {
       hint: "run setup_database, which opens it for writing, or run recover_database without --check-only",

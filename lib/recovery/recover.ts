@@ -2,13 +2,14 @@
  * Rebuilds the database from the log and from the readable data of the old one.
  * @module
  */
+import { assertTimes } from "../errors.ts";
 import { ensureFolder, PartialFile } from "../fs/atomic_file.ts";
-import { pathExists, statIfExists } from "../fs/locate.ts";
+import { pathExists, sizeOf, statIfExists } from "../fs/locate.ts";
 import type { Layout } from "../layout.ts";
 import { logFiles, type Rejection, sizeOfLog } from "../log/read.ts";
 import { SCHEMA_VERSION } from "../records.ts";
 import { recoverySchemaSql } from "../schema.ts";
-import { Connection, folderAtDatabasePath, type OnProgress } from "../sqlite/connection.ts";
+import { Connection, folderAtDatabasePath, noDatabase, type OnProgress } from "../sqlite/connection.ts";
 import { applySchema, dropSlowIndexes, newerSchema } from "../sqlite/migrate.ts";
 import { countRows, quotedName } from "../sqlite/rows.ts";
 import { assertIntact, listCopies, OpenableBackup } from "../sqlite/snapshot.ts";
@@ -102,7 +103,7 @@ export interface Recovery {
  * @param options what to read besides the log
  * @returns null when the database is intact and `onlyIfDamaged` is set
  * @throws {TelemetryError} `newer_schema` for the database of a later product; `locked`, `permission`, `disk_full`, `io`:
- * then the database is unchanged
+ * then the database is unchanged; `usage` for an option that is not valid
  *
  * @example
  * ```ts no-eval
@@ -116,6 +117,8 @@ export interface Recovery {
 export async function recoverDatabase(layout: Layout, options: RecoveryOptions = {}): Promise<Recovery | null> {
   const start = performance.now();
   const { base, db: folder, database, recovering } = layout;
+  assertTimes({ since: options.since });
+  if (options.backup !== undefined && sizeOf(options.backup) === undefined) throw noDatabase(options.backup);
   if (statIfExists(database)?.isDirectory) throw folderAtDatabasePath(database);
   ensureFolder(base, folder);
   // 1. Exclude other recoveries. A file that exists was left by one that was killed, maybe while it replaced the database.

@@ -1,4 +1,5 @@
 /** Summarizes the runs of a store: what ran, what failed, what hangs, and the state of the store. @module */
+import { assertNonNegative, assertTimes } from "../errors.ts";
 import type { Layout } from "../layout.ts";
 import { LATER_STATUSES } from "../records.ts";
 import { type Instant, timestamp } from "../time.ts";
@@ -153,7 +154,7 @@ export function sumCounts(all: Iterable<StatusCounts>): StatusCounts {
  *
  * @param layout from `locate()`
  * @throws {TelemetryError} `locked`, `io`, and `in_the_way` when a folder has the name of the database; `permission` when
- * the log cannot be listed either
+ * the log cannot be listed either; `usage` for an option that is not valid
  *
  * @example
  * ```ts no-eval
@@ -165,6 +166,9 @@ export function sumCounts(all: Iterable<StatusCounts>): StatusCounts {
  * ```
  */
 export async function summarizeRuns(layout: Layout, options: SummaryOptions = {}): Promise<RunSummary> {
+  const { since, until, now, staleAfterMs } = options;
+  assertTimes({ since, until, now });
+  if (staleAfterMs !== undefined) assertNonNegative({ staleAfterMs });
   return await readRuns(layout, (runs, origin) => summarize(layout, runs, origin, options));
 }
 

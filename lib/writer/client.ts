@@ -4,7 +4,7 @@
  */
 import { readEnv } from "../fs/locate.ts";
 import { newRun, runId, type RunRecord } from "../records.ts";
-import { parseDurationFlag, parseTimestamp, timestamp } from "../time.ts";
+import { parseTimestamp, timestamp } from "../time.ts";
 import { apiFromEnvironment } from "./api_client.ts";
 import { ClientStore } from "./client_store.ts";
 import type { RunStats } from "./database_writer.ts";
@@ -22,6 +22,7 @@ import { jsonOf } from "./json.ts";
 import {
   checkOptions,
   checkPending,
+  checkStale,
   type ClientOptions,
   type ClientStats,
   type EndStaleOptions,
@@ -259,7 +260,7 @@ export class TelemetryClient implements AsyncDisposable {
   async postPending(options: PostPendingOptions = {}): Promise<PostPendingResult> {
     let result: PostPendingResult = { posted: 0, failed: 0, refused: 0 };
     await this.#enter("api", async () => {
-      const { limit, since } = checkPending(options ?? {});
+      const { limit, since } = checkPending(options);
       if (this.#posts !== undefined) result = await this.#posts.addPending(limit, since);
     });
     return result;
@@ -283,9 +284,7 @@ export class TelemetryClient implements AsyncDisposable {
   async endStale(options: EndStaleOptions): Promise<RunRecord[]> {
     let ended: RunRecord[] = [];
     await this.#enter("stale", async () => {
-      const { olderThan, agent } = options;
-      const olderThanMs = parseDurationFlag("olderThan", toText(olderThan));
-      ended = await this.#store.endStale({ olderThanMs, agent, isLeftOut: (id) => this.#runs.has(id) });
+      ended = await this.#store.endStale({ ...checkStale(options), isLeftOut: (id) => this.#runs.has(id) });
       for (const run of ended) this.#posts?.add(run);
     });
     return ended;

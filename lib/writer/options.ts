@@ -1,6 +1,6 @@
 /** What callers give to a client and get from it. @module */
 import { TelemetryError } from "../errors.ts";
-import { parseTimestamp } from "../time.ts";
+import { parseDurationFlag, parseTimestamp } from "../time.ts";
 import type { RunStats } from "./database_writer.ts";
 import { copyOf, type EndFields } from "./fields.ts";
 import { toText, type Warnings } from "./warnings.ts";
@@ -81,8 +81,25 @@ export function checkOptions(given: unknown, warnings: Warnings): { base: string
   return { base: base as string | undefined, closeTimeoutMs: isTime ? Math.min(closeTimeoutMs, MAX_TIMER_MS) : 5000 };
 }
 
+/** Checks which runs to end. Throws `usage`. */
+export function checkStale(options: EndStaleOptions): { olderThanMs: number; agent: string | undefined } {
+  const { olderThan, agent, ...unknown } = options ?? {};
+  assertNone(unknown);
+  if (agent !== undefined && (typeof agent !== "string" || agent === "")) {
+    throw new TelemetryError("usage", `agent is not a name: ${toText(agent)}`, { hint: "leave it out for all agents" });
+  }
+  return { olderThanMs: parseDurationFlag("olderThan", toText(olderThan)), agent };
+}
+
+function assertNone(unknown: object): void {
+  const [name] = Object.keys(unknown);
+  if (name !== undefined) throw new TelemetryError("usage", `there is no option ${name}`, { hint: "correct its name" });
+}
+
 /** Checks which runs to post. Throws `usage`. */
-export function checkPending({ limit = 100, since }: PostPendingOptions): { limit: number; since: string | undefined } {
+export function checkPending(options: PostPendingOptions): { limit: number; since: string | undefined } {
+  const { limit = 100, since, ...unknown } = options ?? {};
+  assertNone(unknown);
   const isLimit = Number.isInteger(limit) && limit >= 1 && limit <= MAX_PENDING;
   const isTime = since === undefined || typeof since === "string" && parseTimestamp(since) !== undefined;
   if (isLimit && isTime) return { limit, since };

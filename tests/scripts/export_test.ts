@@ -188,6 +188,25 @@ Deno.test("--overwrite replaces a file, and a missing folder is named", async ()
   assert.ok(error.message.includes(`${base}/none does not exist`), error.message);
 });
 
+Deno.test("--overwrite does not replace the database, a log or a backup", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  Deno.mkdirSync(`${base}/backups`);
+  for (const file of ["raw/events_20251210.ndjson", "backups/telemetry.backup.20251210.sqlite"]) {
+    Deno.writeTextFileSync(`${base}/${file}`, "kept");
+  }
+  const before = treeOf(base);
+  for (
+    const file of ["db/telemetry.sqlite", "raw/events_20251210.ndjson", "backups/telemetry.backup.20251210.sqlite"]
+  ) {
+    for (const path of [`${base}/${file}`, `${base}/db/../${file}`]) {
+      const { code, error } = await exportJson(base, ["--output", path, "--overwrite"]);
+      assert.deepEqual([code, error.code], [2, "usage"], path);
+    }
+  }
+  assert.deepEqual(treeOf(base), before);
+});
+
 Deno.test("--output -: the table alone on stdout, and no file", async () => {
   using temp = new TempFolder();
   const base = newStore(temp, MANY);

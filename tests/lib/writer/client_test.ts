@@ -747,13 +747,21 @@ Deno.test("options of wrong kinds warn, and the client records with the others",
       { limit: "5" },
       { since: 5 },
       { since: "soon" },
+      { limits: 5 },
       5,
       null,
     ]
   ) {
     assert.deepEqual(await client.postPending(options as never), { posted: 0, failed: 0, refused: 0 });
   }
-  assert.equal((await client.getStats()).failures["api:usage"], 6);
+  assert.equal((await client.getStats()).failures["api:usage"], 7);
+  // A misspelt name must not end the runs of all agents.
+  await client.startRun("tester", "open");
+  await using other = new TelemetryClient({ base: `${folder.path}/base`, onWarning() {} });
+  for (const agent of [{ agnet: "x" }, { agent: 5 }, { agent: "" }, { agent: null }]) {
+    assert.deepEqual(await other.endStale({ olderThan: "0m", ...agent } as never), []);
+  }
+  assert.equal((await other.getStats()).failures["stale:usage"], 4);
   for (const base of [5, null, {}, Symbol("s"), []]) {
     const warnings: string[] = [];
     await using client = new TelemetryClient({ base, onWarning: (text: string) => void warnings.push(text) } as never);
