@@ -51,6 +51,15 @@ type Work<T> = (run: TrackedRun) => T | Promise<T>;
 
 /** What happens when the process ends by `Deno.exit`, by itself, or by an uncaught error, which skips `unload`. */
 const EXIT_EVENTS = ["unload", "error", "unhandledrejection"];
+/** Whether the process is ending. What is recorded now, in handlers of the agent, is written synchronously. */
+let isEnding = false;
+for (const event of EXIT_EVENTS) {
+  globalThis.addEventListener(event, () => {
+    isEnding = true;
+    // The agent may prevent the end by an error.
+    if (event !== "unload") queueMicrotask(() => isEnding = false);
+  });
+}
 /** How long `close()` waits for the log and the API after it has stopped them, in milliseconds. */
 const LAST_MOMENT_MS = 250;
 
@@ -357,7 +366,9 @@ export class TelemetryClient implements AsyncDisposable {
       for (const event of EXIT_EVENTS) globalThis.addEventListener(event, this.#atExit);
     }
     try {
-      await work();
+      const recording = work();
+      if (isEnding) this.#store.flushSync();
+      await recording;
     } catch (error) {
       this.#warnings.fail(area, error);
     }

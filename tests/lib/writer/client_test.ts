@@ -1277,6 +1277,41 @@ Deno.test("when the process ends, what all its clients have recorded is kept", a
   }
 });
 
+Deno.test("what the agent records in its own handlers of the end of the process is kept", async (t) => {
+  const ends: [handler: string, end: string][] = [
+    [`addEventListener("unload", last)`, ""],
+    [`addEventListener("unload", last)`, "Deno.exit()"],
+    [`process.on("exit", last)`, ""],
+    [`process.on("exit", last)`, "process.exit()"],
+    [`addEventListener("error", last)`, `throw new Error("outside")`],
+    [`addEventListener("unhandledrejection", last)`, `Promise.reject(new Error("outside"))`],
+  ];
+  for (const [handler, end] of ends) {
+    await t.step(`${handler}; ${end}`, async () => {
+      using folder = new TempFolder();
+      const layout = layoutOf(`${folder.path}/base`);
+      await agent(
+        folder,
+        `import process from "node:process";
+         const telemetry = new TelemetryClient({ base: "${layout.base}", onWarning() {} });
+         const id = await telemetry.startRun("tester", "job");
+         function last() {
+           telemetry.logEvent(id, "last");
+           telemetry.endRun(id, { status: "partial" });
+         }
+         ${handler};
+         telemetry.logEvent(id, "event");
+         setTimeout(() => { ${end} }, 20);`,
+        [`--allow-read=${layout.base}`, `--allow-write=${layout.base}`],
+      );
+      const lines = linesOf(layout).map((line) => line["event_type"] ?? line["status"]);
+      assert.deepEqual(lines, ["running", "event", "last", "partial"]);
+      using db = new DatabaseSync(layout.database, { readOnly: true });
+      assert.equal(db.prepare("SELECT status FROM agent_runs").get()!["status"], "partial");
+    });
+  }
+});
+
 Deno.test("an uncaught error that the agent prevents does not end the run", async () => {
   using folder = new TempFolder();
   const layout = layoutOf(`${folder.path}/base`);
