@@ -2,7 +2,7 @@
  * Consistent copies of a live database, checked before they are published; and the copies that exist.
  * @module
  */
-import { fileError, TelemetryError } from "../errors.ts";
+import { fileError } from "../errors.ts";
 import { copyContent, ensureFolder, PartialFile, removeIfExists, removeStalePartials } from "../fs/atomic_file.ts";
 import { isGranted, realPath, sizeOf, statIfExists } from "../fs/locate.ts";
 import {
@@ -43,23 +43,36 @@ export async function takeSnapshot(
   using partial = PartialFile.claim(partialPath, { forSqlite: true, like: database });
   {
     using source = Connection.openToRead(database);
-    await source.copyTo(partialPath, onProgress);
+    await copyAndSync(source, partialPath, onProgress);
   }
-  // The disk writes while the copy is checked.
-  const syncing = partial.file.sync().then(() => {}, (error) => fileError(error, `cannot sync ${partialPath}`));
-  let failure: TelemetryError | void;
-  try {
-    // A damaged database is copied without an error. The copy has the same pages, so its errors name the database.
-    if (check !== "none" || examine) {
-      using copy = Connection.open(partialPath, { shownAs: database });
-      if (check !== "none") assertIntact(copy, database, check);
-      examine?.(copy);
-    }
-  } finally {
-    failure = await syncing;
+  // A damaged database is copied without an error. The copy has the same pages, so its errors name the database.
+  if (check !== "none" || examine) {
+    using copy = Connection.open(partialPath, { shownAs: database });
+    if (check !== "none") assertIntact(copy, database, check);
+    examine?.(copy);
   }
-  if (failure) throw failure;
+  partial.sync();
   return partial.publish(base, newPaths(folder, kind))!;
+}
+
+/** Copies to a file that the disk writes meanwhile: SQLite syncs it at the end, and would wait for all of it. */
+async function copyAndSync(source: Connection, path: string, onProgress: OnProgress = () => {}): Promise<void> {
+  // Closed after the copy, because closing one drops SQLite's locks. A second sync of one file would not start: the copy
+  // blocks the event loop.
+  using opened = new DisposableStack();
+  try {
+    const due = [0.25, 0.5, 0.75].map((share) => ({ share, file: opened.use(Deno.openSync(path, { write: true })) }));
+    const syncs: Promise<unknown>[] = [];
+    await source.copyTo(path, (done, total) => {
+      const isDue = due.length > 0 && done / total >= due[0]!.share;
+      if (isDue) syncs.push(due.shift()!.file.sync().catch((error) => error));
+      onProgress(done, total);
+    });
+    const failure = (await Promise.all(syncs)).find(Boolean);
+    if (failure) throw failure;
+  } catch (error) {
+    throw fileError(error, `cannot write ${path}`);
+  }
 }
 
 /** Runs SQLite's check. `database` is the file that the error names. */

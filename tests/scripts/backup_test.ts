@@ -1144,6 +1144,31 @@ Deno.test("any page size and an empty table are backed up, and a file at the pat
   }
 });
 
+Deno.test("the disk writes a copy before it is complete, and a failed sync leaves no backup", async () => {
+  using temp = new TempFolder();
+  const { base, backups } = newStore(temp, 20_000);
+  const { prototype } = Deno.FsFile;
+  const { sync } = prototype;
+  let syncs = 0;
+  let refused = 0;
+  prototype.sync = function () {
+    return ++syncs === refused ? Promise.reject(new Error("EIO")) : sync.call(this);
+  };
+  try {
+    let early = 0;
+    await takeBackup(layoutOf(base), "daily_backup", (done, total) => early = done < total ? syncs : early);
+    assert.ok(early > 0);
+    Deno.removeSync(backups, { recursive: true });
+    for (refused = 1; refused <= early; refused++) {
+      syncs = 0;
+      await assert.rejects(takeBackup(layoutOf(base), "daily_backup"), { code: "io", message: /partial: EIO/ });
+      assert.deepEqual([...Deno.readDirSync(backups)], []);
+    }
+  } finally {
+    prototype.sync = sync;
+  }
+});
+
 Deno.test("a missing permission prints the whole command and changes nothing", async () => {
   using temp = new TempFolder();
   const { base } = newStore(temp);
