@@ -4,11 +4,12 @@
  */
 import { setTimeout as pause } from "node:timers/promises";
 import { chownToOwnerOf, ensureFolder, sleepSync, statIfSameFile, syncFolder, writeAll } from "../fs/atomic_file.ts";
+import { statIfExists } from "../fs/locate.ts";
 import { assertNonNegative, fileError, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
 import type { LogRecord } from "../records.ts";
 import { lineOf } from "./lines.ts";
-import { type LockedFile, SharedLock } from "./shared_lock.ts";
+import { ExitDeadline, type LockedFile, lockedTooLong, SharedLock } from "./shared_lock.ts";
 
 /** Options of an {@linkcode EventLog}. */
 export interface EventLogOptions {
@@ -203,7 +204,8 @@ export class EventLog {
   }
 
   /**
-   * Writes everything that waits, synchronously. For the end of the process, after which no promise continues.
+   * Writes everything that waits, synchronously. For the end of the process, after which no promise continues. Waits up to
+   * `lockTimeoutMs` for the lock, and up to ten times as long while the log grows.
    *
    * @throws {TelemetryError} as `append` rejects; with `locked` everything still waits
    */
@@ -211,7 +213,7 @@ export class EventLog {
     const batches = this.#current?.isTaken === false ? [this.#current, ...this.#waiting] : [...this.#waiting];
     if (batches.length === 0) return;
     using opened = new DisposableStack();
-    const locked = this.#lockSync(performance.now() + lockTimeoutMs, opened);
+    const locked = this.#lockSync(new ExitDeadline(lockTimeoutMs), opened);
     const { file, size } = locked;
     this.#waiting = [];
     for (const batch of batches) {
@@ -277,7 +279,7 @@ export class EventLog {
   }
 
   /** The same without a turn of the event loop. `opened` closes the file, unless it belongs to an append. */
-  #lockSync(deadline: number, opened: DisposableStack): LockedFile {
+  #lockSync(deadline: ExitDeadline, opened: DisposableStack): LockedFile {
     for (;;) {
       const { held, asking } = this.#shared;
       if (held) return held;
@@ -289,7 +291,7 @@ export class EventLog {
         opened.use(locked.file);
         return locked;
       }
-      if (performance.now() > deadline) throw lockedTooLong(this.#raw);
+      if (deadline.isOver(statIfExists(this.#pathNow())?.size ?? 0)) throw lockedTooLong(this.#raw);
       sleepSync(5);
     }
   }
@@ -368,13 +370,6 @@ function truncate(file: Deno.FsFile, size: number): void {
   try {
     file.truncateSync(size);
   } catch { /* half a line remains, and the next record starts on a new line */ }
-}
-
-function lockedTooLong(raw: string): TelemetryError {
-  const message = `another process holds the lock of the log in ${raw}; the record was not written`;
-  return new TelemetryError("locked", message, {
-    hint: "find the process that holds the lock (lsof or fuser show it) and stop it",
-  });
 }
 
 function queueFull(): TelemetryError {

@@ -1,7 +1,11 @@
 /** What the logs of one folder in this process know of the lock that they share. @module */
+import { TelemetryError } from "../errors.ts";
 
 /** How long a batch waits for a lock that the one before it did not get, where the log has grown since, in milliseconds. */
 const HELD_LOCK_WAIT_MS = 250;
+
+/** How often the end of a process waits again, because the log has grown. */
+const MAX_EXIT_WAITS = 10;
 
 /** A log whose lock this process holds. */
 export interface LockedFile {
@@ -68,4 +72,30 @@ export class SharedLock {
   isHeldTooLong(deadline: number, timeoutMs: number): boolean {
     return performance.now() > Math.max(deadline, this.#lockedAt + timeoutMs);
   }
+}
+
+/** How long the end of a process waits for the lock. A log that grows shows that its writers release it: the disk is slow. */
+export class ExitDeadline {
+  readonly #last: number;
+  #deadline = 0;
+  #size: number | undefined;
+
+  constructor(private readonly waitMs: number) {
+    this.#last = performance.now() + MAX_EXIT_WAITS * waitMs;
+  }
+
+  /** @param size that of the log now */
+  isOver(size: number): boolean {
+    const now = performance.now();
+    if (size !== this.#size) this.#deadline = Math.min(now + this.waitMs, this.#last);
+    this.#size = size;
+    return now > this.#deadline;
+  }
+}
+
+export function lockedTooLong(raw: string): TelemetryError {
+  const message = `another process holds the lock of the log in ${raw}; the record was not written`;
+  return new TelemetryError("locked", message, {
+    hint: "find the process that holds the lock (lsof or fuser show it) and stop it",
+  });
 }

@@ -628,7 +628,7 @@ Deno.test("--replay restores every run of the log in its last state, and every a
     await client.trackRun("before", "job", (run) => run.setMetrics({ items_discovered: i, i }));
   }
   assert.equal((await runScript("backup_telemetry_db", base)).code, 0);
-  await client.endRun(early, { status: "partial", error_summary: "é\0 🚀" });
+  await client.endRun(early, { status: "partial", error_summary: "é 🚀" });
   for (let i = 0; i < 5; i++) {
     await client.trackRun("after", "job", (run) => run.setMetrics({ product_family: "f", i }));
   }
@@ -660,7 +660,6 @@ Deno.test("--replay restores every run of the log in its last state, and every a
     for (const [column, value] of Object.entries(row)) {
       if (TIMES.includes(column)) assert.ok(value, `${id} ${column}`);
       else if (MARKS.includes(column)) assert.equal(value, before.get(id)![column], `${id} ${column}`);
-      else if (column === "error_summary") assert.equal(value, line[column] === null ? null : "é", id);
       else assert.equal(value, line[column], `${id} ${column}`);
     }
   }

@@ -625,6 +625,28 @@ Deno.test("flushSync takes over the batch that waits for the lock, and throws wh
   assert.equal(test.text, lines(event(1), event(2)));
 });
 
+const GROWING_HOLDER = `const file = Deno.openSync(Deno.args[0], { append: true, create: true });
+file.lockSync(true);
+const append = () => file.writeSync(new TextEncoder().encode("\\n"));
+append();
+console.log("held");
+let times = 0;
+setInterval(() => ++times < 6 ? append() : file.close(), 100);`;
+
+Deno.test("flushSync waits longer for a lock while the log grows", async () => {
+  using test = new TestLog();
+  let appended: Promise<void>[];
+  {
+    await using _ = await otherHolder(test.path, Deno.execPath(), ["eval", "--quiet", GROWING_HOLDER]);
+    appended = [test.append(event(1)), test.append(event(2))];
+    // It grows every 100 ms, and is held for 600.
+    assert.throws(() => test.log.flushSync(10), { code: "locked" });
+    test.log.flushSync(300);
+  }
+  assert.equal(test.text.trimStart(), lines(event(1), event(2)));
+  await Promise.all(appended);
+});
+
 Deno.test("options of wrong kinds are refused: a wait without an end is not possible", () => {
   const wrong = [{ lockTimeoutMs: NaN }, { lockTimeoutMs: "5" }, { maxQueued: -1 }, { maxQueued: NaN }];
   for (const options of wrong) {
