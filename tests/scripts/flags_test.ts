@@ -141,6 +141,9 @@ for (const [name, flags] of SCRIPTS) {
   Deno.test(`${name} --help explains every flag in 80 columns, without any permission`, async () => {
     const { code, stdout, stderr } = await runWith([], name, ["--help"]);
     assert.deepEqual([code, stderr], [0, ""]);
+    assert.deepEqual(await runWith([], name, ["-h"]), { code, stdout, stderr });
+    const { version } = JSON.parse(Deno.readTextFileSync(`${ROOT}deno.json`));
+    assert.equal((await runWith([], name, ["--version"])).stdout, `${name} ${version}\n`);
     assert.match(stdout, new RegExp(`^${name}: [^]+?\n\nusage: ${name} `));
     for (const line of stdout.split("\n")) assert.ok(line.length <= 80, `"${line}" is longer than 80 columns`);
     const options = stdout.slice(stdout.indexOf("\noptions:"), stdout.indexOf("\nwhere"));
@@ -178,7 +181,10 @@ for (const [name, flags] of SCRIPTS) {
     if (name === "backup_database") {
       wrong.push(["--keeep", "3"], ["--kepe", "3"], ["--keep-day", "3"], ["--restore", "latest"], ["--constructor"]);
     }
-    if (name === "backup_telemetry_db") wrong.push(["--replay"], ["--list", "--restore", "x"], ["--restore", ""]);
+    if (name === "backup_database") wrong.push(["--list", "--keep", "3"], ["--list", "--dry-run"]);
+    if (name === "backup_telemetry_db") {
+      wrong.push(["--replay"], ["--list", "--restore", "x"], ["--restore", ""], ["--list", "--keep-days", "3"]);
+    }
     const access = [`--allow-read=${temp.path}`, `--allow-write=${temp.path}`];
     let all = "";
     for (const args of wrong) {
