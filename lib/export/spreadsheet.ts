@@ -13,8 +13,8 @@ const MAX_DIGITS = 15;
  * full-width and small signs accepted.
  */
 const FORMULA = /^(?:[\p{C}\p{Z}\p{DI}]*[=+\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b]|[\t\r\n])/u;
-/** A number, or text that becomes one, and its digits. */
-const NUMBER = /^\s*-?(\d*\.?\d+)(?:e[+-]?\d+)?\s*$/i;
+/** A number, or text that becomes one (`$1,234`, `(5)`, `5%`), and its digits. */
+const NUMBER = /^[\s$€£¥(-]*([\d,]*\.?\d+)\.?(?:e[+-]?\d+)?[\s%)€]*$/i;
 
 /** Puts an apostrophe before formulas, and cuts long text. Numbers and rows beyond the limits are only counted. */
 export function spreadsheetRows(
@@ -47,5 +47,5 @@ export function spreadsheetRows(
 function isRounded(text: string): boolean {
   if (text.length <= MAX_DIGITS) return false;
   const [, digits = ""] = NUMBER.exec(text) ?? [];
-  return digits.replace(".", "").replace(/^0+|0+$/g, "").length > MAX_DIGITS;
+  return digits.replace(/[.,]/g, "").replace(/^0+|0+$/g, "").length > MAX_DIGITS;
 }

@@ -228,6 +228,11 @@ Deno.test("--for: numbers of over 15 digits and rows that a spreadsheet cannot s
   }
   // A minus before text is escaped, which keeps its digits.
   assert.equal(counts.long_numbers, 4);
+  for (const text of ["1,234,567,890,123,456", "$1234567890123456", "(1234567890123456)", "12.34567890123456%"]) {
+    csv.lines([[text]]);
+  }
+  for (const text of ["1,234,567,890,123", "$5", "1234567890 123456", "1234567890123456 €cents"]) csv.lines([[text]]);
+  assert.equal(counts.long_numbers, 8);
   for (const [program, columns, rows] of [["excel", 1, 1_048_575], ["sheets", 31, 322_579]] as const) {
     const counts = noCounts();
     const names = Array.from({ length: columns }, (_, i) => `c${i}`);
