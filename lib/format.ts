@@ -17,7 +17,7 @@ export function plural(count: number, noun: string): string {
 
 /** What a terminal may act on: control characters, and those that change the direction of text. */
 // deno-lint-ignore no-control-regex
-const UNSAFE = /[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]/g;
+export const UNSAFE = /[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]/g;
 
 /** Text on one line, with a visible character for each that a terminal may act on. */
 export function oneLine(text: string): string {

@@ -4,7 +4,7 @@
  * @module
  */
 import { type Command, type Result, runCommand, type Terminal } from "../lib/cli/command.ts";
-import { print } from "../lib/cli/output.ts";
+import { jsonLine, print } from "../lib/cli/output.ts";
 import { TelemetryError } from "../lib/errors.ts";
 import { assertUsable } from "../lib/export/export.ts";
 import { assertWindow } from "../lib/export/request.ts";
@@ -141,8 +141,10 @@ function readFormat({ output, html }: Terminal["flags"]): Format | undefined {
 /** The terminal, or what a pipe is written for. The lines of a warning are already on it. */
 function screenOf(warning = ""): Screen {
   if (!Deno.stdout.isTerminal()) return { width: Infinity, height: 50, colour: false };
-  const { columns, rows } = Deno.consoleSize();
-  return { width: columns, height: rows - Math.ceil(warning.length / columns), colour: !Deno.noColor };
+  const size = Deno.consoleSize();
+  // A terminal without a size, such as a serial line, has 0.
+  const [width, height] = [size.columns || 80, size.rows || 24];
+  return { width, height: height - Math.ceil(warning.length / width), colour: !Deno.noColor };
 }
 
 function show(terminal: Terminal, lines: string[]): void {
@@ -211,7 +213,7 @@ async function follow(terminal: Terminal, layout: Layout, { agents, jobTypes }: 
       const mayBe = () => !jobTypes && (!agents || agents.some((name) => id.includes(`-${name}-`)));
       if (!(isWanted.get(id) ?? mayBe()) || terminal.flags["quiet"]) continue;
       records++;
-      const line = terminal.flags["json"] ? JSON.stringify(record) : recordLine(found, screenOf());
+      const line = terminal.flags["json"] ? jsonLine(record) : recordLine(found, screenOf());
       if (!print(Deno.stdout, line)) return { records };
     }
   }

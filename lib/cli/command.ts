@@ -13,7 +13,7 @@ import { absolutePath, BASE_VARIABLES, candidateFolders, isInFolder, type Layout
 import type { OnProgress } from "../sqlite/connection.ts";
 import { removeStaleFiles } from "../store/stale_files.ts";
 import { accessOf, accessWithoutStore, type Command, type Flag, type FlagValues } from "./access.ts";
-import { clearBar, paint, print, progressBar, wrap } from "./output.ts";
+import { clearBar, jsonLine, paint, print, progressBar, wrap } from "./output.ts";
 
 export type { Command } from "./access.ts";
 
@@ -147,7 +147,7 @@ export async function runCommand(command: Command, task: (terminal: Terminal) =>
     const terminal = new Terminal(command, flags);
     Deno.addSignalListener("SIGINT", () => terminal.onInterrupt());
     const result = await task(terminal);
-    if (json) print(Deno.stdout, JSON.stringify({ ok: terminal.exitCode === 0, ...result }));
+    if (json) print(Deno.stdout, jsonLine({ ok: terminal.exitCode === 0, ...result }));
     clearBar();
     Deno.exit(terminal.exitCode);
   } catch (error) {
@@ -251,7 +251,7 @@ function reportFailure(command: Command, thrown: unknown, { json }: { json: bool
   printError(command, message, hint ? [hint] : []);
   if (code === "unexpected" && error instanceof Error) print(Deno.stderr, error.stack ?? "");
   try {
-    if (json) print(Deno.stdout, JSON.stringify({ ok: false, error: { code, message, hint: hint ?? null } }));
+    if (json) print(Deno.stdout, jsonLine({ ok: false, error: { code, message, hint: hint ?? null } }));
   } catch { /* this may be what failed */ }
   return code === "usage" ? 2 : 1;
 }

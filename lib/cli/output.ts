@@ -3,6 +3,7 @@
  * @module
  */
 import { fileError } from "../errors.ts";
+import { UNSAFE } from "../format.ts";
 import { sleepSync } from "../fs/atomic_file.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
 
@@ -30,13 +31,20 @@ function writePiece(to: Output, bytes: Uint8Array): number {
 export const stdoutSink = {
   async write(bytes: Uint8Array): Promise<number> {
     clearBar();
+    const shown = Deno.stdout.isTerminal() ? bytes.map(withoutControl) : bytes;
     for (;;) {
-      const written = writePiece(Deno.stdout, bytes);
+      const written = writePiece(Deno.stdout, shown);
       if (written > 0) return written;
       await new Promise((resolve) => setTimeout(resolve, PIPE_PAUSE_MS));
     }
   },
 };
+
+/** A question mark for each byte of a control character, which in UTF-8 is one below 0x20, DEL, or the byte after 0xc2. */
+function withoutControl(byte: number, i: number, bytes: Uint8Array): number {
+  const isC1 = bytes[i - 1] === 0xc2 && byte < 0xa0;
+  return isC1 || byte === 0x7f || byte < 0x20 && ![0x09, 0x0a, 0x0d].includes(byte) ? 0x3f : byte;
+}
 
 type Output = typeof Deno.stdout | typeof Deno.stderr;
 
@@ -61,6 +69,12 @@ export function print(to: Output, line: string): boolean {
     }
     return false;
   }
+}
+
+/** A value as JSON on one line, with an escape for each character that a terminal may act on. */
+export function jsonLine(value: unknown): string {
+  const escape = (character: string) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return JSON.stringify(value).replace(UNSAFE, escape);
 }
 
 /** Colours a word on a terminal, unless `NO_COLOR` is set. */

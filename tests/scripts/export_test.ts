@@ -411,6 +411,27 @@ Deno.test("wrong usage is exit 2, and nothing is made", async () => {
   assert.deepEqual(exportsIn(base), []);
 });
 
+testWith(["terminal"], "no control character reaches a terminal, in a table or in JSON", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  const evil = "\x1b[31mred\x07\x7f\x9b2J\u2028é";
+  using db = new DatabaseSync(`${base}/db/telemetry.sqlite`);
+  db.prepare("UPDATE agent_runs SET agent_name=?, status='failed', start_time=?").run(evil, new Date().toISOString());
+  for (
+    const [script, ...args] of [["export_csv", "--output", "-"], ["report_runs", "--json"], ["report_runs"]] as const
+  ) {
+    const line = [Deno.execPath(), ...scriptArgs(script, base, args)].join(" ");
+    const { stdout } = await run("script", ["-qec", line, "/dev/null"]);
+    assert.match(stdout, /red/, script);
+    // Without the bars of the report, which has its own colours.
+    // deno-lint-ignore no-control-regex
+    assert.doesNotMatch(stdout.replace(/\r?\x1b\[K/g, ""), /\x1b\[31mred|[\x07\x7f-\x9f]/, script);
+    const piped = await runScript(script, base, args);
+    if (script === "export_csv") assert.ok(piped.stdout.includes(evil));
+    else if (args.length > 0) assert.equal(JSON.parse(piped.stdout).groups[0].agent_name, evil);
+  }
+});
+
 testWith(["python"], "output is complete on a stdout that does not block", async () => {
   using temp = new TempFolder();
   const base = `${temp.path}/store`;
