@@ -80,3 +80,13 @@ Deno.test("the core is under 1,000 lines", () => {
   const core = [...SOURCES.keys()].filter((path) => layerOf(path) === 0);
   assert.ok(core.reduce((sum, path) => sum + lines(path), 0) < 1000);
 });
+
+Deno.test("mod.ts exports what programs import, and no internals", async () => {
+  // deno-fmt-ignore
+  assert.deepEqual(Object.keys(await import("../mod.ts")).sort(), [
+    "ApiClient", "CLIENT_COLUMNS", "DatabaseWriter", "EventLog", "RUN_COLUMNS", "RUN_STATUSES", "SCHEMA_VERSION",
+    "TRIGGER_TYPES", "TelemetryClient", "TelemetryError", "checkHealth", "createStorage", "exportTo", "exportToFile",
+    "layoutOf", "listBackups", "locate", "logFiles", "newRun", "recoverDatabase", "restoreBackup", "runId", "scan",
+    "schemaSql", "setUpDatabase", "summarizeRuns", "takeBackup", "timestamp",
+  ]);
+});
