@@ -1,4 +1,5 @@
 /** Ends runs whose agent died without ending them. @module */
+import { setTimeout as pause } from "node:timers/promises";
 import { TelemetryError } from "../errors.ts";
 import { statIfExists } from "../fs/locate.ts";
 import { fileNameOf, type Layout, parseFileName } from "../layout.ts";
@@ -7,22 +8,33 @@ import { logFiles, readLogs } from "../log/read.ts";
 import { newRun, RUN_COLUMNS, type RunRecord, SCHEMA_VERSION } from "../records.ts";
 import { Connection, waitWhileLocked } from "../sqlite/connection.ts";
 import { columnNames, inspect, newerSchema } from "../sqlite/migrate.ts";
-import { jsonObjectOf } from "../sqlite/rows.ts";
+import { jsonObjectOf, rowidOf } from "../sqlite/rows.ts";
 import { type Instant, parseTimestamp, timestamp } from "../time.ts";
 
 const DAY_US = 86_400_000_000;
 
+/** How many rows are read before other code of this process gets its turn. */
+const STEP_ROWS = 1000;
+
 /** The runs that are `running` in a database of schema v1 to v3, by default those of all agents. */
-function runningRuns(db: Connection, agent?: string): RunRecord[] {
+async function runningRuns(db: Connection, agent?: string): Promise<RunRecord[]> {
   const existing = columnNames(db, "agent_runs");
   const columns = RUN_COLUMNS.filter((column) => existing.has(column));
-  const rows = db.all(
-    `SELECT ${jsonObjectOf(columns)} AS run FROM agent_runs
-    WHERE status='running' AND typeof(run_id)='text' AND (?1 IS NULL OR agent_name=?1)`,
-    agent ?? null,
-  );
-  // The log has no times of rows.
-  return rows.map(({ run }) => newRun({ ...JSON.parse(run as string), created_at: null, updated_at: null }));
+  const rowid = rowidOf(db, "agent_runs");
+  const key = rowid ?? "run_id";
+  // As text, because row numbers can be larger than the integers of JavaScript.
+  const sql = `SELECT CAST(${key} AS TEXT) AS key, ${jsonObjectOf(columns)} AS run FROM agent_runs
+    WHERE status='running' AND typeof(run_id)='text' AND (?1 IS NULL OR agent_name=?1) AND ${key}>?2
+    ORDER BY ${key} LIMIT ${STEP_ROWS}`;
+  const runs: RunRecord[] = [];
+  for (let after = rowid ? "-1e19" : "";;) {
+    const rows = await waitWhileLocked(() => db.all(sql, agent ?? null, after));
+    // The log has no times of rows.
+    for (const { run } of rows) runs.push(newRun({ ...JSON.parse(run as string), created_at: null, updated_at: null }));
+    if (rows.length < STEP_ROWS) return runs;
+    after = rows.at(-1)!["key"] as string;
+    await pause(0);
+  }
 }
 
 /**
@@ -103,7 +115,7 @@ export async function endStaleRuns(
     : await waitWhileLocked(() => Connection.open(database, { busyTimeoutMs: 0 }));
   const { version } = await waitWhileLocked(() => inspect(db));
   if (version > SCHEMA_VERSION) throw newerSchema(database, version);
-  const running = await waitWhileLocked(() => runningRuns(db, agent));
+  const running = await runningRuns(db, agent);
   const found = await findStaleRuns(running.filter(({ run_id }) => !isLeftOut(run_id)), raw, olderThanMs);
   if (dryRun) return found;
   const log = new EventLog(layout);

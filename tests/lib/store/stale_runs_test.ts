@@ -109,6 +109,20 @@ Deno.test("stale runs of older schemas end, too", async () => {
   );
 });
 
+Deno.test("running runs are read in steps, so that the event loop of an agent gets its turn", async () => {
+  using store = new Store([]);
+  using db = new DatabaseSync(store.layout.database);
+  db.exec(`WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3500)
+    INSERT INTO agent_runs (rowid, run_id, agent_name, start_time, status)
+    SELECT i * 2000000000000000 - 3500000000000000000, i, 'a', '2025-12-10T00:00:00+00:00', 'running' FROM n`);
+  let turns = 0;
+  const timer = setInterval(() => turns++, 0);
+  const found = await endStaleRuns(store.layout, { olderThanMs: HOUR, dryRun: true });
+  clearInterval(timer);
+  assert.equal(new Set(found.map(({ run_id }) => run_id)).size, 3500);
+  assert.ok(turns >= 3, `${turns} turns`);
+});
+
 testWith(["links"], "a log that cannot be read ends no run", async () => {
   using store = new Store([start("silent", 50)]);
   Deno.writeTextFileSync(`${store.layout.raw}/events_20991231.ndjson.gz`, "no gzip");
