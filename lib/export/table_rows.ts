@@ -16,6 +16,8 @@ export interface JsonRows {
   json: Uint8Array;
   /** How many rows these are. */
   count: number;
+  /** Whether the text may have escapes above U+007F, which SQLite never writes. */
+  hasEscapes?: boolean;
   /** The share of the table that has been read. */
   share: number;
 }

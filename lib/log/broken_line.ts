@@ -17,19 +17,18 @@ export interface Part {
 }
 
 const STRICT = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+/** U+FFFD replaces what is not UTF-8. Takes half the time of `Buffer`, and a fifth of the strict one's. */
+export const LENIENT = new TextDecoder("utf-8", { ignoreBOM: true });
 
-/**
- * Bytes as text. In `latin1`, each byte is one character: a place in the text is a place in the bytes, and it is searched
- * faster. In `utf8`, U+FFFD replaces what is not UTF-8.
- */
-export function textOf({ buffer, byteOffset, byteLength }: Uint8Array, encoding: "latin1" | "utf8"): string {
-  return Buffer.from(buffer, byteOffset, byteLength).toString(encoding);
+/** Bytes as text with a character for each byte: a place in the text is a place in the bytes, and it is searched faster. */
+export function latin1Of({ buffer, byteOffset, byteLength }: Uint8Array): string {
+  return Buffer.from(buffer, byteOffset, byteLength).toString("latin1");
 }
 
 /** The text of these bytes; undefined when they are not UTF-8. */
 function decodeUtf8(bytes: Uint8Array): string | undefined {
-  // The strict decoder takes five times as long. It is needed because the log may contain U+FFFD.
-  const text = textOf(bytes, "utf8");
+  const text = LENIENT.decode(bytes);
+  // The log may contain U+FFFD.
   if (!text.includes("\ufffd")) return text;
   try {
     return STRICT.decode(bytes);
@@ -55,7 +54,7 @@ export function splitLine(bytes: Uint8Array): Part[] {
   let budget = 16 * bytes.length + 1024 * 1024;
   let refused: Part | undefined;
   let rest = first, done = first;
-  const line = textOf(bytes, "latin1");
+  const line = latin1Of(bytes);
   for (const { start, end } of findObjects(line)) {
     if (budget <= 0) break;
     if (start < done || isMember(line, start, end)) continue;

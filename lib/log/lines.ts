@@ -3,7 +3,7 @@
  * @module
  */
 import { isUtf8 } from "node:buffer";
-import { splitLine, textOf } from "./broken_line.ts";
+import { latin1Of, LENIENT, splitLine } from "./broken_line.ts";
 import { errorMessage, TelemetryError } from "../errors.ts";
 import { type InvalidRecordReason, type LogRecord, MAX_LINE_BYTES, toJson, validateRecord } from "../records.ts";
 
@@ -65,9 +65,11 @@ export interface ReadProgress {
 }
 
 /** What {@linkcode Lines} reads. */
-export interface LineOptions {
+export interface LineOptions<T extends string = never> {
   /** Skips lines of the other type without parsing them. @default both types */
   only?: LogRecord["record_type"];
+  /** With `only`: converts a line, from `start` to `end` of the text, if it can. Such a line is not parsed. */
+  convert?: ((text: string, start: number, end: number) => T | undefined) | undefined;
   /** Updated during the read. */
   progress?: ReadProgress;
 }
@@ -75,11 +77,12 @@ export interface LineOptions {
 const NEWLINE = 0x0a, CARRIAGE_RETURN = 0x0d, SPACE = 0x20, QUOTE = 0x22;
 
 /** Splits one file into lines and parses them. Holds at most the longest line. */
-export class Lines {
+export class Lines<T extends string = never> {
   readonly #file: string;
   readonly #only: LineOptions["only"];
+  readonly #convert: LineOptions<T>["convert"];
   readonly #progress: ReadProgress;
-  #found: Scanned[] = [];
+  #found: (Scanned | T)[] = [];
   /** The line, counted from 1. */
   #line = 1;
   #lineStart = 0;
@@ -89,15 +92,16 @@ export class Lines {
   /** How much of a line that is too long is not held. */
   #dropped = 0;
 
-  constructor(file: string, { only, progress }: LineOptions = {}) {
+  constructor(file: string, { only, convert, progress }: LineOptions<T> = {}) {
     this.#file = file;
     this.#only = only;
+    this.#convert = convert;
     this.#progress = progress ?? { files: 0, lines: 0, bytes: 0 };
     this.#progress.files++;
   }
 
   /** Parses the lines that end in this chunk. */
-  read(chunk: Uint8Array): Scanned[] {
+  read(chunk: Uint8Array): (Scanned | T)[] {
     this.#progress.bytes += chunk.length;
     const end = chunk.lastIndexOf(NEWLINE) + 1;
     if (end > 0) {
@@ -113,31 +117,31 @@ export class Lines {
   }
 
   /** Parses the last line, which has no newline. */
-  end(): Scanned[] {
+  end(): (Scanned | T)[] {
     if (this.#heldBytes > 0) this.#progress.lines++;
     this.#parse(this.#takeHeld());
     return this.#take();
   }
 
   /** As `end`, where gzip is damaged: half a line there is a part of the damage. */
-  endDamaged(): Scanned[] {
+  endDamaged(): (Scanned | T)[] {
     const rejected = "gzip is cut short or damaged";
     const end = this.#lineStart + this.#heldBytes;
     const found = this.end();
     const half = found.at(-1);
-    if (half && "rejected" in half) half.rejected = rejected;
+    if (typeof half === "object" && "rejected" in half) half.rejected = rejected;
     else found.push(this.#rejection(rejected, new Uint8Array(), end));
     return found;
   }
 
   /** As `end`, where the file could not be opened or not be read any further. */
-  endUnreadable(error: unknown): Scanned[] {
+  endUnreadable(error: unknown): (Scanned | T)[] {
     const end = this.#lineStart + this.#heldBytes;
     const rejection = this.#rejection("cannot be read", new Uint8Array(), end);
     return [...this.end(), { ...rejection, line: end > 0 ? this.#line : 0, text: errorMessage(error) }];
   }
 
-  #take(): Scanned[] {
+  #take(): (Scanned | T)[] {
     const found = this.#found;
     this.#found = [];
     return found;
@@ -164,11 +168,19 @@ export class Lines {
 
   /** Parses complete lines, the last newline included. */
   #parseLines(bytes: Uint8Array): void {
-    const text = textOf(bytes, "latin1");
-    const mayLeaveOut = this.#only !== undefined && isUtf8(bytes);
+    const text = latin1Of(bytes);
+    const isUnparsed = this.#only !== undefined && isUtf8(bytes);
+    const whole = isUnparsed && this.#convert ? LENIENT.decode(bytes) : "";
+    let at = 0;
     for (let start = 0, end; start < bytes.length; start = end + 1) {
       end = text.indexOf("\n", start);
-      if (!mayLeaveOut || !this.#isLeftOut(text, start, end)) this.#parse(bytes.subarray(start, end));
+      const to = whole.indexOf("\n", at);
+      if (!isUnparsed || !this.#isLeftOut(text, start, end)) {
+        const converted = isUnparsed && this.#dropped === 0 ? this.#convert?.(whole, at, to) : undefined;
+        if (converted === undefined) this.#parse(bytes.subarray(start, end));
+        else this.#found.push(converted);
+      }
+      at = to + 1;
       this.#progress.lines++;
       this.#line++;
       this.#lineStart += end + 1 - start + this.#dropped;
@@ -200,7 +212,7 @@ export class Lines {
   }
 
   #rejection(rejected: RejectionReason, bytes: Uint8Array, offset: number): Rejection {
-    const text = textOf(bytes.subarray(0, SHOWN_BYTES), "utf8");
+    const text = LENIENT.decode(bytes.subarray(0, SHOWN_BYTES));
     return { rejected, file: this.#file, line: this.#line, offset, length: bytes.length, text };
   }
 }

@@ -31,7 +31,7 @@ const BRACE = 0x7b;
 export type { ReadProgress, Rejection, RejectionReason, Scanned, ScannedRecord } from "./lines.ts";
 
 /** Options of {@linkcode readLogs}. */
-export interface ReadOptions extends LineOptions {
+export interface ReadOptions<T extends string = never> extends LineOptions<T> {
   /** How much of a file is read at a time, in bytes. @default 1_048_576 */
   readBytes?: number;
 }
@@ -138,7 +138,10 @@ export async function* scan(files: Iterable<string>): AsyncGenerator<Scanned, vo
 }
 
 /** As {@linkcode scan}, in one array for each chunk. */
-export async function* readLogs(files: Iterable<string>, options: ReadOptions = {}): AsyncGenerator<Scanned[], void> {
+export async function* readLogs<T extends string = never>(
+  files: Iterable<string>,
+  options: ReadOptions<T> = {},
+): AsyncGenerator<(Scanned | T)[], void> {
   const paths = [...files];
   const logs = paths.map(logOf);
   let copies: Copies | undefined;
@@ -147,7 +150,8 @@ export async function* readLogs(files: Iterable<string>, options: ReadOptions = 
     if (logs[i] !== logs[i - 1]) {
       copies = logs[i] === logs[i + 1] ? new Copies((await import("node:crypto")).hash) : undefined;
     }
-    for await (const batch of readLog(path, options)) {
+    // Copies are compared as records.
+    for await (const batch of readLog(path, copies ? { ...options, convert: undefined } : options)) {
       const found = copies ? batch.filter((item) => copies!.isNew(item)) : batch;
       if (found.length > 0) yield found;
     }
@@ -155,7 +159,10 @@ export async function* readLogs(files: Iterable<string>, options: ReadOptions = 
   }
 }
 
-async function* readLog(path: string, options: ReadOptions): AsyncGenerator<Scanned[], void> {
+async function* readLog<T extends string>(
+  path: string,
+  options: ReadOptions<T>,
+): AsyncGenerator<(Scanned | T)[], void> {
   const lines = new Lines(path, options);
   let chunks: AsyncGenerator<Uint8Array, boolean> | undefined;
   try {
@@ -183,8 +190,8 @@ class Copies {
 
   constructor(private readonly hash: (algorithm: "md5", text: string) => string) {}
 
-  isNew(found: Scanned): boolean {
-    if ("rejected" in found || found.record.record_type === "run") return true;
+  isNew(found: Scanned | string): boolean {
+    if (typeof found === "string" || "rejected" in found || found.record.record_type === "run") return true;
     const key = this.hash("md5", JSON.stringify(found.record));
     const count = (this.#now.get(key) ?? 0) + 1;
     this.#now.set(key, count);

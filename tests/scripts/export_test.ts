@@ -124,6 +124,68 @@ Deno.test("the flags reach the export; warnings say what the table does not show
   assert.equal(commits.rows, 0);
 });
 
+Deno.test("events: lines of every form and filters give the same cells", async () => {
+  using temp = new TempFolder();
+  const base = newStore(temp);
+  // Before the long text, nothing needs \u in JSON.
+  const payloads = [
+    "{}",
+    "",
+    "a,b",
+    String.raw`\.`,
+    'q"\\/\b\f\n\r\t',
+    "naïve €😀",
+    "x".repeat(70_000),
+    "\0\x7f",
+    "\ud800",
+    "é\\u00e9",
+  ];
+  const time = (i: number) => `2025-12-10T00:00:00.${String(i).padStart(6, "0")}+00:00`;
+  const records = payloads.map((payload_json, i) => ({
+    run_id: `r${i}`,
+    event_type: payload_json.slice(0, 20),
+    timestamp: time(i),
+    payload_json: i % 3 === 2 ? null : payload_json,
+    id: null,
+    record_type: "event",
+  }));
+  const forms = records.flatMap((record) => {
+    const plain = JSON.stringify(record);
+    const { id, ...rest } = record;
+    const asPython = plain.replaceAll(/"([:,])(?=["n])/g, '"$1 ').replaceAll(/[\x80-\uffff]/g, (unit) => {
+      return `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+    });
+    return [plain, asPython, `${plain}\r`, JSON.stringify({ id, ...rest }), plain.replace("/", "\\/")];
+  });
+  const bad = [
+    '{"run_id":"r","event_type":"\t","timestamp":"t","payload_json":null,"id":null,"record_type":"event"}',
+    '{"run_id":"r"',
+  ];
+  const log = [...bad, ...forms].map((line) => `${line}\n`).join("");
+  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, log);
+
+  const quote = (cell: string | null) =>
+    cell === null ? "" : /^$|[",\r\n]|^\\\.$/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell;
+  const expected = (columns: string[], from = 0) =>
+    [
+      columns.join(","),
+      ...records.slice(from).flatMap((record) => {
+        const cells = columns.map((column) => quote((record as Record<string, string | null>)[column] ?? null));
+        return Array<string>(5).fill(cells.join(",").toWellFormed());
+      }),
+    ].map((line) => `${line}\r\n`).join("");
+  const all = ["id", "run_id", "event_type", "timestamp", "payload_json"];
+  for (const columns of [all, ["payload_json", "event_type"]]) {
+    for (const from of [0, 3]) {
+      const flags = ["--columns", columns.join(","), ...from > 0 ? ["--since", time(from)] : []];
+      const { path, rows, rejected_lines, changed_cells } = await exportJson(base, ["--table", "events", ...flags]);
+      assert.equal(Deno.readTextFileSync(path), expected(columns, from));
+      assert.deepEqual([rows, rejected_lines, changed_cells], [5 * (records.length - from), bad.length, 5]);
+      Deno.removeSync(path);
+    }
+  }
+});
+
 Deno.test("events: a log in two copies counts once, and a log that cannot be read is named", async () => {
   using temp = new TempFolder();
   const base = newStore(temp);
