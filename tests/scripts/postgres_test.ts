@@ -211,6 +211,39 @@ testWith(["postgres"], "the sample in PostgreSQL, cell by cell", async () => {
   assert.deepEqual(await postgres.runs(), wanted.sort(inBytes as never));
 });
 
+testWith(["postgres"], "events and commits are loaded as they are exported", async () => {
+  await using postgres = await Postgres.start();
+  using temp = new TempFolder();
+  const base = `${temp.path}/store`;
+  await makeBase(base, []);
+  using db = new DatabaseSync(`${base}/db/telemetry.sqlite`);
+  db.exec("INSERT INTO commits (commit_hash, run_id, message) VALUES ('c1', NULL, char(0)), (NULL, NULL, 'no key')");
+  const event = {
+    run_id: "r",
+    event_type: "e",
+    timestamp: "t",
+    payload_json: '{"a":1}',
+    id: null,
+    record_type: "event",
+  };
+  Deno.writeTextFileSync(`${base}/raw/events_20251210.ndjson`, `${JSON.stringify(event)}\n`.repeat(2));
+  for (const [name, table, rows] of [["events", "run_events", 2], ["commits", "commits", 1]] as const) {
+    const path = `${temp.path}/${name}.csv`;
+    const { code, stderr } = await runScript("export_csv", base, [
+      "--table",
+      name,
+      "--for",
+      "postgres",
+      "--output",
+      path,
+    ]);
+    assert.equal(code, 0, stderr);
+    Deno.chmodSync(path, 0o644);
+    await postgres.load(path, table);
+    assert.equal((await postgres.runs(table)).length, rows);
+  }
+});
+
 /** How many ended runs the README's query finds in logs. */
 async function endedRunsByDuckDB(glob: string): Promise<number> {
   const { DuckDBInstance } = await import("npm:@duckdb/node-api@1.5.4-r.1");
