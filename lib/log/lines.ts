@@ -238,6 +238,12 @@ function isSingleObject(text: string, start: number, end: number): boolean {
 
 /** A record as a line of a log. Throws where readers would reject it. */
 export function lineOf(record: LogRecord): string {
+  // Converting more takes seconds, and V8 ends the process for an object with more text than a string can hold.
+  const characters = Object.values(record ?? {}).reduce(
+    (sum: number, value) => sum + ((value as string)?.length || 0),
+    0,
+  );
+  if (characters > MAX_LINE_BYTES) throw tooLong(characters);
   const line = toJson(record, "record") + "\n";
   const reason = validateRecord(record);
   if (reason !== undefined) {
@@ -247,9 +253,13 @@ export function lineOf(record: LogRecord): string {
   }
   // A character takes at most three bytes, so only long lines need to be encoded to count them.
   if (line.length * 3 > MAX_LINE_BYTES && new TextEncoder().encode(line).length > MAX_LINE_BYTES) {
-    const hint = `the limit is ${MAX_LINE_BYTES} bytes; write large data to a file and record its path`;
-    const message = `the record has ${line.length} characters, too many for the log`;
-    throw new TelemetryError("invalid_record", message, { hint });
+    throw tooLong(line.length);
   }
   return line;
+}
+
+function tooLong(characters: number): TelemetryError {
+  return new TelemetryError("invalid_record", `the record has ${characters} characters, too many for the log`, {
+    hint: `the limit is ${MAX_LINE_BYTES} bytes; write large data to a file and record its path`,
+  });
 }

@@ -893,6 +893,9 @@ Deno.test("the longest accepted record can be read, and a longer one is rejected
   await rejectsWith("invalid_record", test.log.append(event(1, "x".repeat(room + 1))));
   // Fewer characters than the bound, more bytes.
   await rejectsWith("invalid_record", test.log.append(event(1, "é".repeat(room / 2 + 1))));
+  // V8 ends the process when it converts an object with more text than a string can hold.
+  const [much, escaped] = ["x".repeat(300_000_000), '"'.repeat(150_000_000)];
+  await rejectsWith("invalid_record", test.log.append({ ...event(1, escaped), event_type: much } as LogRecord));
   assert.deepEqual(logFiles(test.layout.raw), []);
   const records = [event(1, "x".repeat(room)), event(2, "日".repeat(20_000_000 / 3)), event(3)];
   await Promise.all(records.map((record) => test.log.append(record)));
