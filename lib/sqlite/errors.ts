@@ -35,7 +35,7 @@ const KINDS: [code: ErrorCode, errcodes: number[], text: RegExp, meaning?: strin
   // 4874, SQLITE_IOERR_SHMSIZE: the -shm file cannot grow. A full disk shows first like this in WAL mode.
   ["disk_full", [13, 4874], /is full/],
   ["permission", [3, 8, 14], /readonly database|unable to open|^Requires \w+ access/, "cannot be opened"],
-  ["invalid_record", [19, 20], /constraint failed|cannot be bound|out of range|BigInt value is too large/],
+  ["invalid_record", [18, 19, 20], /too big|constraint failed|cannot be bound|out of range|BigInt value is too large/],
   ["io", [10], /I\/O error/],
 ];
 

@@ -77,3 +77,8 @@ Deno.test("an upgrade sorts its indexes in memory, also in a transaction", () =>
   db.transaction(() => applySchema(db));
   assert.equal(db.get("PRAGMA temp_store")!["temp_store"], 2);
 });
+
+Deno.test("a row that is too big for SQLite is an invalid record, which no queue tries again", () => {
+  using db = Connection.open(":memory:");
+  assert.throws(() => db.get("SELECT zeroblob(1000000001)"), { code: "invalid_record" });
+});
