@@ -61,7 +61,10 @@ async function copyAndSync(source: Connection, path: string, onProgress: OnProgr
   // blocks the event loop.
   using opened = new DisposableStack();
   try {
-    const due = [0.25, 0.5, 0.75].map((share) => ({ share, file: opened.use(Deno.openSync(path, { write: true })) }));
+    const due = [0.2, 0.4, 0.6, 0.8, 0.95].map((share) => ({
+      share,
+      file: opened.use(Deno.openSync(path, { write: true })),
+    }));
     const syncs: Promise<unknown>[] = [];
     await source.copyTo(path, (done, total) => {
       const isDue = due.length > 0 && done / total >= due[0]!.share;
