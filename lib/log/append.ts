@@ -326,7 +326,7 @@ export class EventLog {
     try {
       return Deno.openSync(path, options);
     } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
+      if (!(error instanceof Deno.errors.NotFound)) throw fileError(error, `cannot write to the log in ${this.#raw}`);
       if (ensureFolder(this.#base, this.#raw)) this.#onFolderCreated(this.#raw);
       return Deno.openSync(path, options);
     }

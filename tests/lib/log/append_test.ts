@@ -911,7 +911,9 @@ Deno.test("append reports a file where the folder should be", async () => {
   using test = new TestLog();
   Deno.removeSync(test.layout.raw);
   Deno.writeTextFileSync(test.layout.raw, "a file");
-  await rejectsWith("in_the_way", test.log.append(event(1)));
+  const rejected = rejectsWith("in_the_way", test.log.append(event(1)));
+  assert.throws(() => test.log.flushSync(0), { code: "in_the_way" });
+  await rejected;
   assert.equal(Deno.readTextFileSync(test.layout.raw), "a file");
   Deno.removeSync(test.layout.raw);
   await test.log.append(event(2));
