@@ -53,7 +53,7 @@ testWith(
           ROOT,
         ).replaceAll("scripts\\", "scripts/")
         .replaceAll("/srv/telemetry", base).replaceAll("/opt/toolkit/", ROOT);
-      const done = await run("sh", ["-c", here], { env: { PATH: pathWithDeno() }, cwd: temp.path });
+      const done = await run("env", ["-i", `PATH=${pathWithDeno()}`, "sh", "-c", here], { cwd: temp.path });
       assert.deepEqual(done, { code: 0, stdout: "", stderr: "" }, here);
     }
     assert.equal([...Deno.readDirSync(`${base}/backups`)].length, 4);

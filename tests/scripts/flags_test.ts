@@ -183,7 +183,10 @@ for (const [name, flags] of SCRIPTS) {
     }
     if (name === "backup_database") wrong.push(["--list", "--keep", "3"], ["--list", "--dry-run"]);
     if (name === "backup_telemetry_db") {
-      wrong.push(["--replay"], ["--list", "--restore", "x"], ["--restore", ""], ["--list", "--keep-days", "3"]);
+      wrong.push(["--replay"], ["--yes"], ["--list", "--dry-run"], ["--list", "--yes"], ["--list", "--restore", "x"], [
+        "--restore",
+        "",
+      ], ["--list", "--keep-days", "3"]);
     }
     const access = [`--allow-read=${temp.path}`, `--allow-write=${temp.path}`];
     let all = "";

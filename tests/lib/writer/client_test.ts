@@ -8,6 +8,7 @@ import { candidateFolders, type Layout, layoutOf } from "../../../lib/layout.ts"
 import type { RunRecord } from "../../../lib/records.ts";
 import { createStorage } from "../../../lib/store/folders.ts";
 import {
+  codeBlocks,
   FAST_FOLDER,
   Holder,
   makeOldDatabase,
@@ -1206,16 +1207,17 @@ Deno.test("when the process ends, open runs of trackRun end as failed, and all t
     ["an uncaught error", 1, `setTimeout(() => { throw new Error("outside"); }, 50); setInterval(() => {}, 1000);`],
     ["an unhandled rejection", 1, `Promise.reject(new Error("outside")); setInterval(() => {}, 1000);`],
     ["nothing left to do", 0, ""],
-    [
-      "SIGTERM",
-      143,
-      `Deno.addSignalListener("SIGTERM", () => Deno.exit(143));
-       setTimeout(() => Deno.kill(Deno.pid, "SIGTERM"), 20); setInterval(() => {}, 1000);`,
-    ],
+    // By the two lines of the README.
+    ...([["SIGTERM", 143], ["SIGINT", 130]] as const).map(([signal, code]): [string, number, string] => [
+      signal,
+      code,
+      `${codeBlocks("ts").find((block) => block.includes("SIGTERM"))}
+       setTimeout(() => Deno.kill(Deno.pid, "${signal}"), 20); setInterval(() => {}, 1000);`,
+    ]),
   ];
   for (const [name, expected, end] of ends) {
-    // Windows has no such signal.
-    if (name === "SIGTERM" && Deno.build.os === "windows") continue;
+    // Windows has no such signals.
+    if (name.startsWith("SIG") && Deno.build.os === "windows") continue;
     await t.step(name, async () => {
       using folder = new TempFolder();
       const layout = layoutOf(`${folder.path}/base`);
