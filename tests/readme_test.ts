@@ -31,8 +31,7 @@ class NewUser implements Disposable {
 
   /** Runs lines of the README, which must succeed. */
   async paste(lines: string, cwd = ROOT): Promise<Output> {
-    const here = lines.replaceAll("/opt/toolkit/", ROOT).replaceAll("/opt/toolkit", ROOT)
-      .replaceAll("/srv/telemetry", this.base);
+    const here = lines.replaceAll(/\/opt\/toolkit\/?/g, `'${ROOT}'`).replaceAll("/srv/telemetry", this.base);
     // Without the variable, root would create a store of the machine.
     const PATH = `${this.home}/bin:${pathWithDeno()}`;
     const env = { HOME: this.home, TELEMETRY_BASE_DIR: this.base, store: this.base, PATH };
@@ -102,10 +101,16 @@ const BLOCKS: [
       ]);
       const counts = codeBlocks("sql")[0]!.trim().split(/;\n?/).slice(0, -1).map((sql) => db.prepare(sql).all().length);
       assert.deepEqual(counts, [2, 0, 0, 2, 1]);
+      // The last example, with an API.
+      await using server = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen() {} }, () => Response.json({}));
+      const command = block("sh", "agent.ts").replace("--allow-env ", `--allow-env --allow-net=127.0.0.1 `);
+      const api = `export METRICS_API_URL=http://127.0.0.1:${server.addr.port} METRICS_API_TOKEN=t`;
+      const { stdout } = await user.paste(`${api}\n${command}`, user.home);
+      assert.equal(stdout, "{ posted: 2, failed: 0, refused: 0 }\n");
     },
   }],
   ["sh", "| jq", {
-    needs: ["shell", "jq", "sqlite3"],
+    needs: ["shell", "jq", "sqliteBox"],
     title: "the commands that look at log and database show the runs",
     async test(user, code) {
       await user.recordRuns();
