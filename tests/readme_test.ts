@@ -268,3 +268,17 @@ Deno.test("README: it names the version of Deno that the checks use, and every s
     assert.ok(task === "NAME" || task in tasks, `there is no task ${task}`);
   }
 });
+
+Deno.test("README: the messages that it explains are those of the scripts", () => {
+  const section = README.slice(README.indexOf("### When something is wrong"), README.indexOf("### Beside the Python"));
+  const quotes = [...section.matchAll(/"([^"]+)"(?=[^|]*\|[^|]*\|\n)/g)].map(([, message]) => message!);
+  assert.equal(quotes.length, 8);
+  const sources = ["lib", "scripts"].flatMap((folder) =>
+    Object.keys(treeOf(ROOT + folder)).filter((path) => path.endsWith(".ts")).map((path) => `${ROOT}${folder}/${path}`)
+  );
+  const code = sources.map((path) => Deno.readTextFileSync(path)).join();
+  for (const message of quotes) {
+    // Not what depends on the case: the version, and the number of the verb.
+    assert.ok(code.includes(message.replace(/\d+$/, "").replace("violates ", "")), `no message says "${message}"`);
+  }
+});
