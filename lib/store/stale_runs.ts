@@ -14,7 +14,7 @@ import { type Instant, parseTimestamp, timestamp } from "../time.ts";
 const DAY_US = 86_400_000_000;
 
 /** How many rows are read before other code of this process gets its turn. */
-const STEP_ROWS = 1000;
+const STEP_ROWS = 250;
 
 /** The runs that are `running` in a database of schema v1 to v3, by default those of all agents. */
 async function runningRuns(db: Connection, agent?: string): Promise<RunRecord[]> {
@@ -37,15 +37,22 @@ async function runningRuns(db: Connection, agent?: string): Promise<RunRecord[]>
   }
 }
 
+/** A run with the times of its start and of its last record. */
+interface StaleRun {
+  run: RunRecord;
+  start: Instant;
+  last: Instant;
+}
+
 /**
  * Finds the runs whose last record in the log is older than `olderThanMs`; where no log has a record, the start of the run
- * counts. Returns each as it ends: `failed`, at the time of that record. Runs whose end is in the log are left out.
+ * counts. Runs whose end is in the log are left out.
  * Throws when a log cannot be read: the run may have a record there.
  */
-async function findStaleRuns(running: RunRecord[], raw: string, olderThanMs: number): Promise<RunRecord[]> {
+async function findStaleRuns(running: RunRecord[], raw: string, olderThanMs: number): Promise<StaleRun[]> {
   const limit = (Date.now() - olderThanMs) * 1000;
   // 1. Runs that started before.
-  const silent = new Map<string, { run: RunRecord; start: Instant; last: Instant }>();
+  const silent = new Map<string, StaleRun>();
   for (const run of running) {
     const start = parseTimestamp(run.start_time);
     if (start !== undefined && start < limit) silent.set(run.run_id, { run, start, last: start });
@@ -71,11 +78,11 @@ async function findStaleRuns(running: RunRecord[], raw: string, olderThanMs: num
     }
   }
   // 3. Those without a newer one.
-  return silent.values().filter(({ last }) => last < limit).map(({ run, start, last }) => endedAt(run, start, last))
-    .toArray();
+  return silent.values().filter(({ last }) => last < limit).toArray();
 }
 
-function endedAt(run: RunRecord, start: Instant, last: Instant): RunRecord {
+/** The run as it ends, `failed`, at the time of its last record. */
+function ended({ run, start, last }: StaleRun): RunRecord {
   const end_time = timestamp(new Date(last / 1000));
   const duration_ms = Math.round((last - start) / 1000);
   const error_summary = run.error_summary ?? `stale: nothing in the log after ${end_time}`;
@@ -117,10 +124,10 @@ export async function endStaleRuns(
   if (version > SCHEMA_VERSION) throw newerSchema(database, version);
   const running = await runningRuns(db, agent);
   const found = await findStaleRuns(running.filter(({ run_id }) => !isLeftOut(run_id)), raw, olderThanMs);
-  if (dryRun) return found;
+  if (dryRun) return found.map(ended);
   const log = new EventLog(layout);
-  const ended: RunRecord[] = [];
-  for (const run of found) {
+  const all: RunRecord[] = [];
+  for (const run of found.values().map(ended)) {
     // Reading the log takes its time. An agent that ends the run in this very moment is still overridden in the log.
     const now = await waitWhileLocked(() => db.get("SELECT status FROM agent_runs WHERE run_id=?", run.run_id));
     if (now?.["status"] !== "running") continue;
@@ -132,7 +139,7 @@ export async function endStaleRuns(
         ...[run.end_time, run.duration_ms, run.error_summary, run.run_id],
       )
     );
-    ended.push(run);
+    all.push(run);
   }
-  return ended;
+  return all;
 }
