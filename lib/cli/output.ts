@@ -31,7 +31,9 @@ function writePiece(to: Output, bytes: Uint8Array): number {
 export const stdoutSink = {
   async write(bytes: Uint8Array): Promise<number> {
     clearBar();
-    const shown = Deno.stdout.isTerminal() ? bytes.map(withoutControl) : bytes;
+    // No more than is written, since the rest comes again.
+    const first = bytes.subarray(0, PIPE_BYTES);
+    const shown = Deno.stdout.isTerminal() ? first.map(withoutControl) : first;
     for (;;) {
       const written = writePiece(Deno.stdout, shown);
       if (written > 0) return written;
