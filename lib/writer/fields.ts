@@ -4,7 +4,7 @@ import { LATER_STATUSES, RUN_COLUMNS, RUN_STATUSES, TRIGGER_TYPES } from "../rec
 import type { RunRecord, RunStatus, TriggerType } from "../records.ts";
 import { parseWithSources, sourceOf } from "../log/json_source.ts";
 import { parseTimestamp, timestamp } from "../time.ts";
-import { jsonOf, newKey, withoutBadEscapes } from "./json.ts";
+import { jsonOf, newKey, warnOfNul, withoutBadEscapes } from "./json.ts";
 import { toText, type Warnings } from "./warnings.ts";
 
 // deno-fmt-ignore
@@ -126,7 +126,7 @@ function toInteger(name: string, value: unknown, warnings: Warnings): number | n
 export function toColumnText(name: string, value: unknown, warnings: Warnings): string {
   const text = textOf(name, value, warnings);
   if (!text.includes("\0")) return text;
-  warnings.warn(`json:${name}:nul`, `${name} contains NUL: it is recorded as ␀`);
+  warnOfNul(name, warnings);
   return text.replaceAll("\0", "␀");
 }
 

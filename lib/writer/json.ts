@@ -117,9 +117,13 @@ export function newKey(members: object, key: Key, name: string, warnings: Warnin
 export function withoutBadEscapes(json: string, name: string, warnings: Warnings): string {
   if (!/\\u(?:d[89a-f]|0000)/i.test(json)) return json;
   return json.replace(/\\(?:ud[89ab]..\\ud[c-f]..|u....|.)/gi, (escape) => {
-    if (escape === "\\u0000") warnings.warn(`json:${name}:nul`, `${name} contains NUL: it is recorded as ␀`);
+    if (escape === "\\u0000") warnOfNul(name, warnings);
     return escape === "\\u0000" ? "␀" : /^\\ud[89a-f]..$/i.test(escape) ? "\ufffd" : escape;
   });
+}
+
+export function warnOfNul(name: string, warnings: Warnings): void {
+  warnings.warn(`json:${name}:nul`, `${name} contains NUL: it is recorded as ␀`);
 }
 
 type Key = string | number | symbol;
