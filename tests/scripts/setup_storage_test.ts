@@ -117,7 +117,7 @@ testWith(["links", "shell"], "a base that is a link works, or the missing permis
     // Deno requires permissions for real paths. The printed command has them.
     const stderr = assertRefused(first);
     assert.deepEqual(shape(`${temp.path}/real`), []);
-    const pasted = await run("sh", ["-c", stderr.split("-> run: ")[1] ?? ""], { env: { PATH: pathWithDeno() } });
+    const pasted = await paste(stderr.split("-> run: ")[1] ?? "");
     assert.deepEqual([pasted.code, pasted.stderr], [0, ""]);
   }
   assert.deepEqual(shape(`${temp.path}/real`), [...STORAGE, "config/schema.sql", "db/telemetry.sqlite"].toSorted());
@@ -135,9 +135,7 @@ testWith(["links", "shell"], "a new base below a link works, if needed after the
     assert.ok(stderr.includes(`${temp.path}/real/store`), stderr);
     assert.deepEqual(shape(temp.path).filter((path) => path.includes("partial")), [], "no partial is left");
     const printed = stderr.split("-> run: ")[1];
-    result = printed
-      ? await run("sh", ["-c", printed], { env: { PATH: pathWithDeno() } })
-      : await runScript("setup_storage", base);
+    result = printed ? await paste(printed) : await runScript("setup_storage", base);
   }
   assert.deepEqual([result.code, result.stderr], [0, ""]);
   assert.deepEqual(shape(`${temp.path}/real/store`), STORAGE);
