@@ -4,7 +4,7 @@
  */
 import { errorMessage, fileError } from "../errors.ts";
 import { removeIfExists, syncFolder } from "../fs/atomic_file.ts";
-import { pathExists } from "../fs/locate.ts";
+import { statIfExists } from "../fs/locate.ts";
 import { type Layout, sidecarsOf } from "../layout.ts";
 import type { DatabaseCopy } from "../sqlite/snapshot.ts";
 import { NO_DATABASE } from "../store/replace_database.ts";
@@ -50,8 +50,7 @@ export function applyRetention(
     }
     const runs = countRuns(backup.path);
     if (runs !== undefined) counted.push({ ...backup, runs });
-    // Another process may have removed it.
-    else if (pathExists(backup.path)) ignored.push({ name: backup.name, why: "is incomplete, or cannot be read" });
+    else if (isAsListed(backup)) ignored.push({ name: backup.name, why: "is incomplete, or cannot be read" });
   }
   // 2. Find what the rule no longer keeps. Another process may have taken a newer one, and the clock may have been set back.
   const old = "count" in rule
@@ -67,24 +66,30 @@ export function applyRetention(
   return { expired: expired.filter((backup) => backup !== fullest), fullest, ignored };
 }
 
+/** Whether a file is still there. Another process may have removed it, and a third one given its name to a new backup. */
+function isAsListed({ path, written }: DatabaseCopy): boolean {
+  const stat = statIfExists(path);
+  return stat !== undefined && (stat.mtime ?? written).getTime() === written.getTime();
+}
+
 /** Removes backups, and makes the removal durable. A backup that cannot be removed is a warning. */
 export function removeBackups(
   { backups }: Layout,
   expired: DatabaseCopy[],
 ): { removed: DatabaseCopy[]; warnings: string[] } {
   const warnings: string[] = [];
-  const removed = expired.filter(({ path }) => {
+  const removed = expired.filter((backup) => {
+    if (!isAsListed(backup)) return true;
+    const { path } = backup;
     try {
       Deno.removeSync(path);
+      Object.values(sidecarsOf(path)).forEach(removeIfExists);
+      return true;
     } catch (error) {
-      // Another process may have removed it.
-      if (pathExists(path)) {
-        warnings.push(fileError(error, `cannot remove ${path}`).message);
-        return false;
-      }
+      if (!isAsListed(backup)) return true;
+      warnings.push(fileError(error, `cannot remove ${path}`).message);
+      return false;
     }
-    Object.values(sidecarsOf(path)).forEach(removeIfExists);
-    return true;
   });
   try {
     if (removed.length > 0) syncFolder(backups);

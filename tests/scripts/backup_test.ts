@@ -687,6 +687,21 @@ Deno.test("two concurrent prunings keep the newest, and ignore what is already d
   }
 });
 
+Deno.test("a new backup is not removed under the name of one that another process has removed", async () => {
+  using temp = new TempFolder();
+  const { base, backups } = newStore(temp);
+  const layout = layoutOf(base);
+  const old = `${backups}/telemetry.backup.20200101.sqlite`;
+  const now = await takeBackup(layout, "daily_backup");
+  Deno.copyFileSync(now.path, old);
+  Deno.utimeSync(old, 1, 1);
+  const { expired } = applyRetention(layout, "daily_backup", { count: 1 }, now);
+  assert.deepEqual(expired.map(({ path }) => path), [old]);
+  Deno.copyFileSync(now.path, old);
+  assert.deepEqual(removeBackups(layout, expired).warnings, []);
+  assert.ok(names(backups).includes("telemetry.backup.20200101.sqlite"));
+});
+
 Deno.test("of several backups in one second, --keep 1 and latest take the one that was finished last", () => {
   using temp = new TempFolder();
   const { base, file, backups } = newStore(temp);
