@@ -13,8 +13,8 @@ const LAYERS = [
   ["scripts", "."],
 ];
 
-/** The only importer of node:sqlite. */
-const SQLITE_IMPORTERS = ["lib/sqlite/connection.ts"];
+/** The importers of node:sqlite. The program of the other thread cannot import the connection. */
+const SQLITE_IMPORTERS = ["lib/sqlite/connection.ts", "lib/sqlite/writer_thread.ts"];
 
 /** Violations that are still in the code. Delete an entry together with its cause; never add one. */
 const KNOWN: string[] = [];

@@ -27,13 +27,10 @@ import {
   removeMovedSidecars,
   removeStaleCopies,
 } from "../store/replace_database.ts";
-import { loadLog } from "./load_log.ts";
+import { loadLog, SCRAP_PRAGMAS } from "./load_log.ts";
 import { RecoveryReport, removeStaleReports, type WrittenReport } from "./report.ts";
 import { Salvage } from "./salvage.ts";
 import { readThroughSqlite } from "./source_schema.ts";
-
-/** For a database that is discarded unless it is completed. */
-const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-16000;";
 
 /** Options of {@linkcode recoverDatabase}. */
 export interface RecoveryOptions {
@@ -215,20 +212,18 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
   if (!isWanted && from.kept !== null) salvage.takeSchemaFrom(from.kept, from.current.state === "intact");
   const salvaged = countRows(db, "agent_runs");
   const salvagedBehind = from.since ? countRows(db, "left_behind") : 0;
-  if (from.since) db.exec("DELETE FROM left_behind");
   // 3. Load the log.
   const rejectLine = (found: Rejection) => {
     report.reject(found);
     if (found.rejected !== "cannot be read") return;
     from.warnings.push(`${found.file} cannot be read (${found.text}): fix that, then run recover_database --force`);
   };
-  const { inBoth, sizes, justStarted, laterStatuses, laterVersion: _, ...progress } = await loadLog(
+  const { inBoth, sizes, justStarted, leftBehind, laterStatuses, laterVersion: _, ...progress } = await loadLog(
     db,
     layout,
     rejectLine,
     { ...from, isVersionUnknown: !salvage.hasRunsTable && salvaged === 0 },
   );
-  const loggedBehind = from.since ? countRows(db, "left_behind") : 0;
   // 4. Upgrade it to v3, and create user-defined indexes, triggers and views.
   db.transaction(() => applySchema(db));
   salvage.finish();
@@ -241,7 +236,7 @@ async function build(layout: Layout, report: RecoveryReport, from: Sources): Pro
     sizes,
     runs,
     runs_from: { log: runs - salvaged, log_and_salvaged: inBoth, salvaged: salvaged - inBoth },
-    left_behind: { log: loggedBehind, salvaged: salvagedBehind },
+    left_behind: { log: leftBehind, salvaged: salvagedBehind },
     just_started:
       justStarted.values().filter((id) => !db.get("SELECT 1 FROM agent_runs WHERE run_id=?", id)).toArray().length,
     read_as_failed: laterStatuses,

@@ -1,5 +1,5 @@
 /**
- * Connections to SQLite, opened as the contract requires. The only module that imports `node:sqlite`.
+ * Connections to SQLite, opened as the contract requires. Only this module and `writer_thread.ts` import `node:sqlite`.
  *
  * Rows are read with `get` and `all`: the binding's `iterate` ends without an error at a damaged page.
  * @module
@@ -33,7 +33,7 @@ export interface OpenOptions {
 }
 
 /** Python's SQLite and the sqlite3 program accept text in double quotes, so schemas in the field have it. */
-const DIALECT = { enableForeignKeyConstraints: false, enableDoubleQuotedStringLiterals: true };
+export const DIALECT = { enableForeignKeyConstraints: false, enableDoubleQuotedStringLiterals: true };
 
 /** The pragmas of every writing connection (contract, "Pragmas"); the busy timeout is set on opening. */
 const PRAGMAS = ["PRAGMA synchronous=NORMAL", "PRAGMA wal_autocheckpoint=1000"];

@@ -126,6 +126,11 @@ const NOT_ALWAYS: readonly string[] = ["insight_id", "product_family", "subdomai
 export const MARK_POSTED_SQL = "UPDATE agent_runs SET api_posted=1, api_posted_at=coalesce(api_posted_at, ?) " +
   "WHERE run_id=? AND coalesce(api_posted, 0)=0";
 
+/** The parameters of {@linkcode MARK_POSTED_SQL} for the states that have a marker. */
+export function markersOf(rows: SqlValue[][]): SqlValue[][] {
+  return rows.filter((row) => row[POSTED] === 1).map((row) => [row[POSTED + 1]!, row[0]!]);
+}
+
 /** Merges states of runs from the log into a database. */
 export class StateWriter {
   readonly #columns: readonly string[];
@@ -147,11 +152,12 @@ export class StateWriter {
 
   /** Marks the run as posted, if it was. */
   writeMarker(row: SqlValue[]): void {
-    if (row[POSTED] === 1) this.#mark.get(row[POSTED + 1]!, row[0]!);
+    for (const marker of markersOf([row])) this.#mark.get(...marker);
   }
 }
 
-function upsertSql(columns: readonly string[]): string {
+/** Merges a state. `columns` are those of `LOG_COLUMNS`, from the first one on, that the table has. */
+export function upsertSql(columns: readonly string[]): string {
   const parameter = (column: string) => `?${columns.indexOf(column) + 1}`;
   // Logs have neither time of a row. These are what the database would have set.
   const otherwise: Record<string, string> = {
