@@ -22,7 +22,7 @@ import {
 } from "../store/merge.ts";
 
 /** For a database that is discarded unless it is completed. */
-export const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; PRAGMA cache_size=-16000;";
+export const SCRAP_PRAGMAS = "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF;";
 /** How many states are written in one transaction. SQLite holds the changed pages in memory until it ends. */
 const TRANSACTION_STATES = 6400;
 

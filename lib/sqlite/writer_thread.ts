@@ -7,7 +7,7 @@ import { DIALECT, type Row, type SqlValue } from "./connection.ts";
 import { sqliteError } from "./errors.ts";
 
 /** How many requests may wait for the thread before `write` waits, too. Each has the rows of 64 KiB of the log, or of one line. */
-const MAX_WAITING = 16;
+const MAX_WAITING = 8;
 
 /**
  * The program of the thread. It is a `data:` URL, because a worker needs read permission for the file of its module, and
