@@ -187,7 +187,7 @@ export class Connection implements Disposable {
       // two steps are needed. More are slower.
       const pages = Number(this.get("PRAGMA page_count")!["page_count"]);
       await backup(this.#db, path, {
-        rate: Math.max(1, Math.min(5000, pages >> 1)),
+        rate: Math.max(1, Math.min(2500, pages >> 1)),
         progress: ({ totalPages, remainingPages }: { totalPages: number; remainingPages: number }) =>
           onProgress(totalPages - remainingPages, totalPages),
       });

@@ -61,14 +61,14 @@ async function copyAndSync(source: Connection, path: string, onProgress: OnProgr
   // blocks the event loop.
   using opened = new DisposableStack();
   try {
-    const due = [0.2, 0.4, 0.6, 0.8, 0.95].map((share) => ({
+    const due = Array.from({ length: 10 }, (_, i) => (i + 1) / 11).map((share) => ({
       share,
       file: opened.use(Deno.openSync(path, { write: true })),
     }));
     const syncs: Promise<unknown>[] = [];
     await source.copyTo(path, (done, total) => {
       const isDue = due.length > 0 && done / total >= due[0]!.share;
-      if (isDue) syncs.push(due.shift()!.file.sync().catch((error) => error));
+      if (isDue) syncs.push(due.shift()!.file.syncData().catch((error) => error));
       onProgress(done, total);
     });
     const failure = (await Promise.all(syncs)).find(Boolean);
