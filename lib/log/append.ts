@@ -34,9 +34,11 @@ const TRUSTED_AFTER = 4;
 
 /** Lines that share one open, lock, write and fsync. */
 interface Batch {
-  lines: { text: string; type: LogRecord["record_type"] }[];
+  lines: string[];
+  /** The places of runs in `lines`. The others are events, which can be dropped. */
+  runs: number[];
   characters: number;
-  /** What `append` returned for each type: events can be dropped. */
+  /** What `append` returned for each type. */
   written: { [type in LogRecord["record_type"]]?: PromiseWithResolvers<void> };
   /** Whether it is written, or `flushSync` has taken it over. */
   isTaken: boolean;
@@ -136,10 +138,11 @@ export class EventLog {
     }
     let batch = this.#waiting.at(-1);
     if (batch === undefined || batch.characters >= BATCH_CHARACTERS) {
-      batch = { lines: [], characters: 0, written: {}, isTaken: false };
+      batch = { lines: [], runs: [], characters: 0, written: {}, isTaken: false };
       this.#waiting.push(batch);
     }
-    batch.lines.push({ text, type });
+    if (type === "run") batch.runs.push(batch.lines.length);
+    batch.lines.push(text);
     batch.characters += text.length;
     this.#queued += text.length;
     // In a microtask, so that all appends of this turn of the event loop share the batch.
@@ -151,12 +154,11 @@ export class EventLog {
   #dropOldestEvents(): boolean {
     const batch = this.#waiting.find(({ written }) => written.event);
     if (batch === undefined) return false;
-    const events = batch.lines.filter(({ type }) => type === "event");
-    const characters = events.reduce((sum, { text }) => sum + text.length, 0);
-    batch.lines = batch.lines.filter(({ type }) => type === "run");
-    batch.characters -= characters;
-    this.#queued -= characters;
-    this.dropped += events.length;
+    const runs = batch.runs.map((at) => batch.lines[at]!);
+    const characters = runs.reduce((sum, { length }) => sum + length, 0);
+    this.#queued -= batch.characters - characters;
+    this.dropped += batch.lines.length - runs.length;
+    Object.assign(batch, { lines: runs, runs: [...runs.keys()], characters });
     batch.written.event!.reject(queueFull());
     delete batch.written.event;
     return true;
@@ -235,7 +237,7 @@ export class EventLog {
   /** Writes lines to the end of a locked file. */
   #writeLines(locked: LockedFile, batches: Batch[]): void {
     const { file, path, size, ino } = locked;
-    const text = batches.flatMap(({ lines }) => lines.map(({ text }) => text)).join("");
+    const text = batches.flatMap(({ lines }) => lines).join("");
     if (size === 0) chownToOwnerOf(this.#base, path);
     const isOurEnd = this.#end?.ino === ino && this.#end.size === size;
     const bytes = this.#encoder.encode(!isOurEnd && endsInHalfLine(file, size) ? `\n${text}` : text);
