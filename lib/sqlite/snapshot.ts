@@ -68,7 +68,7 @@ async function copyAndSync(source: Connection, path: string, onProgress: OnProgr
     const syncs: Promise<unknown>[] = [];
     await source.copyTo(path, (done, total) => {
       const isDue = due.length > 0 && done / total >= due[0]!.share;
-      if (isDue) syncs.push(due.shift()!.file.syncData().catch((error) => error));
+      if (isDue) syncs.push(due.shift()!.file.sync().catch((error) => error));
       onProgress(done, total);
     });
     const failure = (await Promise.all(syncs)).find(Boolean);
