@@ -25,7 +25,9 @@ if (import.meta.main) {
     assertWritable(layout);
     terminal.say(`the store is ready in ${layout.base}${created.length ? "" : " (nothing to create)"}`);
     // The normal case of an ordinary user, so not a warning.
-    for (const reason of refused) terminal.say(`  (${reason.replace(/ \(os error.*/, "")})`);
+    for (const reason of refused) {
+      terminal.say(`  here, not in the usual folder: ${reason.replace(/ \(os error.*/, "")}`);
+    }
     for (const path of created) terminal.say(`  created ${path}`);
 
     const database = terminal.flags["with-database"] ? await setUpDatabase(layout) : undefined;
