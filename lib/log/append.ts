@@ -158,7 +158,9 @@ export class EventLog {
     const characters = runs.reduce((sum, { length }) => sum + length, 0);
     this.#queued -= batch.characters - characters;
     this.dropped += batch.lines.length - runs.length;
-    Object.assign(batch, { lines: runs, runs: [...runs.keys()], characters });
+    batch.lines = runs;
+    batch.runs = [...runs.keys()];
+    batch.characters = characters;
     batch.written.event!.reject(queueFull());
     delete batch.written.event;
     return true;

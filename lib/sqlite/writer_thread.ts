@@ -6,7 +6,7 @@ import { TelemetryError } from "../errors.ts";
 import { DIALECT, type Row, type SqlValue } from "./connection.ts";
 import { sqliteError } from "./errors.ts";
 
-/** How many requests may wait for the thread before `write` waits, too. Each has the rows of 64 KiB of the log, or of one line. */
+/** How many requests may wait for the thread before `write` waits, too. Each holds its rows in memory. */
 const MAX_WAITING = 8;
 
 /**

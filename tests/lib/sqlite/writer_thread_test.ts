@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { type ErrorCode, hasCode } from "../../../lib/errors.ts";
 import { Connection } from "../../../lib/sqlite/connection.ts";
 import { WriterThread } from "../../../lib/sqlite/writer_thread.ts";
-import { TempFolder } from "../../fixtures/mod.ts";
+import { run, TempFolder } from "../../fixtures/mod.ts";
 
 const isCode = (code: ErrorCode) => (error: unknown) => hasCode(error, code);
 
@@ -63,8 +63,7 @@ Deno.test("the writer thread needs permission for its database only", async () =
     }`,
   );
   const access = [`--allow-read=${temp.path}`, `--allow-write=${temp.path}`];
-  const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "--no-prompt", "-q", ...access, `${temp.path}/program.ts`, temp.path],
-  }).output();
-  assert.equal(new TextDecoder().decode(stdout), "1\npermission\n", new TextDecoder().decode(stderr));
+  const args = ["run", "--no-prompt", "-q", ...access, `${temp.path}/program.ts`, temp.path];
+  const { stdout, stderr } = await run(Deno.execPath(), args);
+  assert.equal(stdout, "1\npermission\n", stderr);
 });
