@@ -4,7 +4,7 @@
  */
 import { fileError } from "../errors.ts";
 import { UNSAFE } from "../format.ts";
-import { sleepSync } from "../fs/atomic_file.ts";
+import { sleepSync } from "../fs/wait.ts";
 import type { OnProgress } from "../sqlite/connection.ts";
 
 /** A pipe takes this much whole or not at all (POSIX, PIPE_BUF). */

@@ -5,6 +5,7 @@
 import { fileError, isInUse, TelemetryError } from "../errors.ts";
 import { folderOf, lockOf, partialOf, pathIn, sidecarsOf } from "../layout.ts";
 import { isGranted, isSameFile, pathExists, statIfExists } from "./locate.ts";
+import { sleepSync } from "./wait.ts";
 
 /** System errors of file systems that lack an operation, which is then skipped (CIFS, WSL, some NFS and FUSE). */
 const UNSUPPORTED = ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"];
@@ -71,11 +72,6 @@ export function readFull(file: Deno.FsFile, bytes: Uint8Array): number {
       sleepSync(RETRY_PAUSE_MS);
     }
   }
-}
-
-/** Blocks this thread. */
-export function sleepSync(milliseconds: number): void {
-  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
 }
 
 /** How much is copied or compared at a time. */

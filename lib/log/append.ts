@@ -3,8 +3,9 @@
  * @module
  */
 import { setTimeout as pause } from "node:timers/promises";
-import { chownToOwnerOf, ensureFolder, sleepSync, statIfSameFile, syncFolder, writeAll } from "../fs/atomic_file.ts";
+import { chownToOwnerOf, ensureFolder, statIfSameFile, syncFolder, writeAll } from "../fs/atomic_file.ts";
 import { statIfExists } from "../fs/locate.ts";
+import { sleepSync, within } from "../fs/wait.ts";
 import { assertNonNegative, fileError, TelemetryError } from "../errors.ts";
 import { fileName, type Layout, pathIn } from "../layout.ts";
 import type { LogRecord } from "../records.ts";
@@ -353,7 +354,7 @@ export class EventLog {
         this.#shared.heldSize = size;
         throw lockedTooLong(this.#raw);
       }
-      await Promise.race([pause(pauseMs), ...queued ? [queued] : []]);
+      await (queued ? within(pauseMs, queued) : pause(pauseMs));
       if (queued) continue;
       if (file.statSync().size === size) isLocked = file.tryLockSync(true);
       else {

@@ -8,8 +8,9 @@ import { backup, DatabaseSync, type SQLInputValue, type StatementSync } from "no
 import { setTimeout as pause } from "node:timers/promises";
 import { errorMessage, hasCode } from "../errors.ts";
 import { sidecarsOf } from "../layout.ts";
-import { readFull, sleepSync } from "../fs/atomic_file.ts";
+import { readFull } from "../fs/atomic_file.ts";
 import { isGranted, sizeOf, statIfExists } from "../fs/locate.ts";
+import { sleepSync } from "../fs/wait.ts";
 import { folderAtDatabasePath, isRefused, noDatabase, sqliteError } from "./errors.ts";
 
 export { damagedDatabase, folderAtDatabasePath, isRefused, noDatabase } from "./errors.ts";

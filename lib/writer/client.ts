@@ -3,6 +3,7 @@
  * @module
  */
 import { readEnv } from "../fs/locate.ts";
+import { within } from "../fs/wait.ts";
 import { newRun, runId, type RunRecord } from "../records.ts";
 import { parseTimestamp, timestamp } from "../time.ts";
 import { apiFromEnvironment } from "./api_client.ts";
@@ -32,7 +33,7 @@ import {
 } from "./options.ts";
 import { PostQueue } from "./post_queue.ts";
 import { toText, Warnings } from "./warnings.ts";
-import { inTurns, within } from "./write_queue.ts";
+import { inTurns } from "./write_queue.ts";
 
 export { CLIENT_COLUMNS, type EndFields, type RunFields } from "./fields.ts";
 export type * from "./options.ts";

@@ -1,7 +1,7 @@
 /** The writes that wait for the database of a client. @module */
 import { setTimeout as pause } from "node:timers/promises";
 import { hasCode } from "../errors.ts";
-import { sleepSync } from "../fs/atomic_file.ts";
+import { sleepSync } from "../fs/wait.ts";
 import { LOCKED_FOR_MS, LOCKED_PAUSE_MS, waitWhileLocked } from "../sqlite/connection.ts";
 
 /** How many writes are made before the agent's own code gets its turn. */
@@ -172,11 +172,4 @@ export async function inTurns<T>(steps: Generator<void, T>): Promise<T> {
     if (step.done) return step.value;
     await pause(0);
   }
-}
-
-/** Waits for work, but no longer than `ms`. */
-export async function within(ms: number, work: Promise<void>): Promise<void> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  await Promise.race([work, new Promise((resolve) => timer = setTimeout(resolve, ms))]);
-  clearTimeout(timer);
 }

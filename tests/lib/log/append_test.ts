@@ -978,3 +978,21 @@ testWith(
     assert.deepEqual(owner(test.path), [12_345, 54_321]);
   },
 );
+
+Deno.test({
+  name: "no timer is left when a request in the queue has got the lock",
+  sanitizeOps: true,
+  sanitizeResources: true,
+  async fn() {
+    using test = new TestLog();
+    using holder = test.hold();
+    const appended = test.append(event(1));
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    // Growth shows that the writers of the file release the lock: the append queues for it.
+    holder.writeSync(new Uint8Array([0x0a]));
+    // Its pauses grow to 20 ms.
+    await new Promise((resolve) => setTimeout(resolve, 400));
+    holder.unlockSync();
+    await appended;
+  },
+});
